@@ -1,0 +1,1 @@
+"""seed-pack: token shards mixed, templated and packed into training sequences."""

@@ -1,0 +1,1 @@
+"""A packed-sequence LLaMA trainer on PyTorch's own parallelism. Needs no vision model."""
