@@ -8,7 +8,7 @@ from trainer.loss import IGNORED_LABEL, cross_entropy_by_id
 
 
 @pytest.mark.parametrize(
-    ("dtype", "atol", "gradient_rtol"), [(torch.float32, 2e-6, 1e-6), (torch.bfloat16, 0.02, 5e-3)]
+    ("dtype", "atol", "gradient_rtol"), [(torch.float32, 1e-5, 1e-6), (torch.bfloat16, 0.07, 1e-2)]
 )
 @pytest.mark.parametrize("chunk_ids", [7, 64, 1000])
 def test_equals_float64_cross_entropy(
