@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -50,7 +50,7 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         if self.every_steps < 1 or self.keep < 0:
             raise ValueError(
-                f"checkpoint.every_steps must be at least 1 and keep at least 0, got {self.every_steps}, {self.keep}"
+                f"checkpoint.every_steps must be above 0 and keep at least 0, got {self.every_steps} {self.keep}"
             )
 
 
@@ -220,11 +220,9 @@ def read_description(checkpoint: Path) -> dict[str, Any]:
     return document
 
 
-def load_full_model(checkpoint: Path, model: nn.Module) -> None:
-    """Read the model of a checkpoint into one process without any process group."""
-    state = {"model": model.state_dict()}
-    dcp.load(state, checkpoint_id=checkpoint, no_dist=True)
-    model.load_state_dict(state["model"])
+def load_full_model(checkpoint: Path, weights: dict[str, Tensor]) -> None:
+    """Read tensors of a checkpoint's model in place, in one process without any process group."""
+    dcp.load({"model": weights}, checkpoint_id=checkpoint, no_dist=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -15,7 +15,7 @@ from schemas.vocabulary import VocabularyLayout
 from trainer.llama import LlamaConfig, RopeScaling
 from trainer.weights import grow_table
 
-_TABLES = ("embed_tokens.weight", "lm_head.weight")
+TABLES = ("embed_tokens.weight", "lm_head.weight")
 
 
 def read_config(folder: Path) -> LlamaConfig:
@@ -94,7 +94,7 @@ class HuggingFaceWeights:
             ValueError: when the folder has no such tensor or another shape.
         """
         value = self._read(huggingface_name(name))
-        if name in _TABLES:
+        if name in TABLES:
             value = grow_table(value, self.layout, name, self.seed)
         if value.shape != shape:
             raise ValueError(
@@ -195,7 +195,7 @@ def export_model(
     for name, value in weights:
         if config.is_tied and name == "lm_head.weight":
             continue
-        kept = value[: layout.size] if name in _TABLES else value
+        kept = value[: layout.size] if name in TABLES else value
         tensors[huggingface_name(name)] = kept.detach().to("cpu", dtype).contiguous()
     plan = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
     for file, names in plan.filename_to_tensors.items():

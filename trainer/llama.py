@@ -65,12 +65,18 @@ class LlamaConfig:
         if self.head_width % 2:
             raise ValueError(f"model.head_width must be even for rotary positions, got {self.head_width}")
 
+    @property
+    def num_projection_parameters(self) -> int:
+        """Parameters in the matrices of the layers."""
+        attention_width = self.head_width * (self.num_heads + self.num_kv_heads)
+        return self.num_layers * (2 * self.width * attention_width + 3 * self.width * self.mlp_width)
+
+    @property
     def num_parameters(self) -> int:
         """Parameters, the embedding table counted once when tied."""
-        attention_width = self.num_heads + self.num_kv_heads
-        layer = 2 * self.width * self.head_width * attention_width + 3 * self.width * self.mlp_width
         tables = self.vocab_size * self.width * (1 if self.is_tied else 2)
-        return self.num_layers * (layer + 2 * self.width) + tables + self.width
+        norms = (2 * self.num_layers + 1) * self.width
+        return self.num_projection_parameters + tables + norms
 
 
 @dataclass
@@ -257,7 +263,11 @@ class Llama(nn.Module):
         self.layers = nn.ModuleDict({str(layer): Block(config, layer) for layer in chosen})
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps) if has_head else None
         self.lm_head = LanguageHead(config.width, config.vocab_size, bias=False) if has_head else None
-        if config.is_tied:
+        self.tie()
+
+    def tie(self) -> None:
+        """Make the head share the embedding table where the configuration says so; needed after moves."""
+        if self.config.is_tied:
             assert self.lm_head is not None
             assert self.embed_tokens is not None
             self.lm_head.weight = self.embed_tokens.weight

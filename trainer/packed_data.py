@@ -1,8 +1,8 @@
 """Packed rows to batches: the global batch is a pure function of (seed, consumed sequences), on any ranks.
 
-Step after step the run takes the next ``global_batch`` sequences of an endless order: each epoch a
-permutation of all rows that depends on (seed, epoch) alone. A data-parallel rank takes its contiguous
-share. The whole state of the data is one integer, ``consumed_sequences``.
+Step after step the run takes the next ``global_batch`` sequences of the endless order of
+``schemas.packed_stream``; a data-parallel rank takes its contiguous share. The whole state of the data is
+one integer, ``consumed_sequences``.
 
 Dimensions: B sequences, T ids of a sequence, N documents of the row that has most.
 """
@@ -10,54 +10,22 @@ Dimensions: B sequences, T ids of a sequence, N documents of the row that has mo
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from schemas.packed_folder import PackedFolder
+from schemas.packed_shard import PackedSequence
+from schemas.packed_stream import stored_index
 from trainer.loss import IGNORED_LABEL
 
 _PREFETCHED_STEPS = 2
 _DOCUMENTS_MULTIPLE = 16
 """Rows of ``cu_seqlens`` are filled up to a multiple, so that compiled kernels see few shapes."""
-
-
-class Row(Protocol):
-    """One packed sequence."""
-
-    @property
-    def ids(self) -> NDArray[np.integer]:
-        """(T,) ids, padding at the end included."""
-
-    @property
-    def cu_seqlens(self) -> NDArray[np.integer]:
-        """(num_documents + 1,) bounds of the documents, from 0 to the number of ids without padding."""
-
-    @property
-    def loss_mask(self) -> NDArray[np.bool_]:
-        """(T,) True where the id is learned, that is, predicted by the id before it."""
-
-    @property
-    def sources(self) -> NDArray[np.integer]:
-        """(num_documents,) index of each document's source."""
-
-
-class PackedRows(Protocol):
-    """Rows that can be read in any order."""
-
-    seq_length: int
-    source_names: Sequence[str]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Row: ...
-
-    def describe(self, index: int) -> str:
-        """Where a row stands (file and row), for messages."""
 
 
 @dataclass
@@ -67,7 +35,7 @@ class PackedBatch:
     ids_BT: Tensor
     """int64."""
     labels_BT: Tensor
-    """int64: the next id of the same document where it is learned, else ``IGNORED_LABEL``."""
+    """int64: the next id of the same document where it is learned, else -100."""
     positions_BT: Tensor
     """int64, from 0 in each document; the padding is one more document."""
     cu_seqlens_BN: Tensor
@@ -78,6 +46,8 @@ class PackedBatch:
     """Rows of the packed set, for messages."""
     num_padding: int
     """Ids that belong to no document."""
+    num_attended: int
+    """Pairs of ids that causal attention within documents computes, padding left out."""
 
     @property
     def num_valid(self) -> int:
@@ -86,25 +56,20 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> "PackedBatch":
         """The same batch on a device, copied without waiting."""
-        moved = (
-            tensor.to(device, non_blocking=True)
-            for tensor in (
-                self.ids_BT,
-                self.labels_BT,
-                self.positions_BT,
-                self.cu_seqlens_BN,
-                self.sources_BT,
-            )
-        )
-        return PackedBatch(*moved, self.row_indices, self.num_padding)
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self) -> "PackedBatch":
         """The same batch in page-locked memory, from which copies to a GPU overlap with its work."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "PackedBatch":
         tensors = (self.ids_BT, self.labels_BT, self.positions_BT, self.cu_seqlens_BN, self.sources_BT)
-        return PackedBatch(*(tensor.pin_memory() for tensor in tensors), self.row_indices, self.num_padding)
+        return PackedBatch(
+            *(change(tensor) for tensor in tensors), self.row_indices, self.num_padding, self.num_attended
+        )
 
 
-def collate(rows: Sequence[Row], row_indices: list[int]) -> PackedBatch:
+def collate(rows: Sequence[PackedSequence], row_indices: list[int]) -> PackedBatch:
     """Rows of one length to one batch."""
     length = len(rows[0].ids)
     ids = np.stack([row.ids for row in rows]).astype(np.int64)
@@ -112,46 +77,24 @@ def collate(rows: Sequence[Row], row_indices: list[int]) -> PackedBatch:
     width = max(len(bound) for bound in bounds)
     width = -(-(width - 1) // _DOCUMENTS_MULTIPLE) * _DOCUMENTS_MULTIPLE + 1
     cu_seqlens = np.full((len(rows), width), length, np.int32)
-    labels = np.full_like(ids, IGNORED_LABEL)
+    labels = np.stack([row.labels for row in rows])
     positions = np.empty_like(ids)
     sources = np.zeros_like(ids)
     for index, (row, bound) in enumerate(zip(rows, bounds, strict=True)):
         cu_seqlens[index, : len(bound)] = bound
-        starts, lengths = bound[:-1], np.diff(bound)
-        positions[index] = np.arange(length) - np.repeat(starts, lengths)
-        is_learned = row.loss_mask[1:] & (positions[index, 1:] > 0)
-        is_learned[max(int(row.cu_seqlens[-1]) - 1, 0) :] = False
-        labels[index, :-1][is_learned] = ids[index, 1:][is_learned]
-        used = int(row.cu_seqlens[-1])
-        sources[index, :used] = np.repeat(row.sources, np.diff(row.cu_seqlens))
+        positions[index] = np.arange(length) - np.repeat(bound[:-1], np.diff(bound))
+        sources[index, : row.num_ids] = np.repeat(row.sources, np.diff(row.cu_seqlens))
     tensors = (torch.from_numpy(array) for array in (ids, labels, positions, cu_seqlens, sources))
-    num_padding = sum(length - int(row.cu_seqlens[-1]) for row in rows)
-    return PackedBatch(*tensors, row_indices, num_padding)
+    num_padding = sum(length - row.num_ids for row in rows)
+    lengths = np.concatenate([np.diff(row.cu_seqlens) for row in rows]).astype(np.int64)
+    num_attended = int((lengths * (lengths + 1) // 2).sum())
+    return PackedBatch(*tensors, row_indices, num_padding, num_attended)
 
 
 def _closed_bounds(cu_seqlens: NDArray[np.integer], length: int) -> NDArray[np.int32]:
     """Document bounds that end at ``length``: the padding, if any, becomes a document of its own."""
     bounds = cu_seqlens.astype(np.int32)
     return bounds if bounds[-1] == length else np.append(bounds, np.int32(length))
-
-
-class EpochOrder:
-    """Which row the i-th sequence of the run is: epoch after epoch a permutation by (seed, epoch)."""
-
-    def __init__(self, num_rows: int, seed: int) -> None:
-        if num_rows <= 0:
-            raise ValueError("the packed set holds no rows; look at `seed-pack validate`")
-        self.num_rows = num_rows
-        self.seed = seed
-        self._epoch = -1
-        self._order: NDArray[np.int64] = np.empty(0, np.int64)
-
-    def __getitem__(self, sequence: int) -> int:
-        epoch, index = divmod(sequence, self.num_rows)
-        if epoch != self._epoch:
-            self._order = np.random.default_rng((self.seed, epoch)).permutation(self.num_rows)
-            self._epoch = epoch
-        return int(self._order[index])
 
 
 @dataclass(frozen=True)
@@ -179,8 +122,8 @@ class BatchShape:
         """Sequences of one optimizer step on this rank."""
         return self.global_sequences // self.num_ranks
 
-    def sequences(self, consumed: int) -> range:
-        """Sequences of this rank in the step that begins after ``consumed``."""
+    def positions(self, consumed: int) -> range:
+        """Positions in the endless order of this rank's share of the step that begins after ``consumed``."""
         first = consumed + self.rank * self.rank_sequences
         return range(first, first + self.rank_sequences)
 
@@ -196,13 +139,13 @@ class StepData:
     """Seconds that the loop waited for it."""
 
 
-def read_step(rows: PackedRows, order: EpochOrder, shape: BatchShape, consumed: int) -> StepData:
+def read_step(folder: PackedFolder, seed: int, shape: BatchShape, consumed: int) -> StepData:
     """This rank's micro-batches of the step that begins after ``consumed`` sequences."""
-    indices = [order[sequence] for sequence in shape.sequences(consumed)]
+    indices = [stored_index(position, len(folder), seed) for position in shape.positions(consumed)]
     batches = []
     for start in range(0, len(indices), shape.micro_sequences):
         part = indices[start : start + shape.micro_sequences]
-        batches.append(collate([rows[index] for index in part], part))
+        batches.append(collate([folder[index] for index in part], part))
     return StepData(batches, consumed + shape.global_sequences)
 
 
@@ -210,10 +153,15 @@ class PackedLoader:
     """Endless steps of one rank, read ahead by a thread."""
 
     def __init__(
-        self, rows: PackedRows, seed: int, shape: BatchShape, consumed_sequences: int, device: torch.device
+        self,
+        folder: PackedFolder,
+        seed: int,
+        shape: BatchShape,
+        consumed_sequences: int,
+        device: torch.device,
     ) -> None:
-        self._rows = rows
-        self._order = EpochOrder(len(rows), seed)
+        self._folder = folder
+        self._seed = seed
         self._shape = shape
         self._device = device
         self._consumed = consumed_sequences
@@ -245,10 +193,24 @@ class PackedLoader:
     def _read_ahead(self) -> None:
         try:
             while not self._is_closed.is_set():
-                step = read_step(self._rows, self._order, self._shape, self._consumed)
+                step = read_step(self._folder, self._seed, self._shape, self._consumed)
                 if self._device.type == "cuda":
                     step.micro_batches = [batch.pin() for batch in step.micro_batches]
                 self._consumed = step.consumed_sequences
                 self._queue.put(step)
         except BaseException as error:  # raised again in the loop, which alone can end the run
             self._queue.put(error)
+
+
+def describe_rows(folder: PackedFolder, row_indices: Sequence[int]) -> str:
+    """Where rows stand and what they were made of, for messages about bad data."""
+    lines = []
+    for index in row_indices:
+        shard, row = folder.locate(index)
+        origins = folder.with_origins(index).origins
+        assert origins is not None
+        places = ", ".join(
+            f"{path}:{place}" for path, place in zip(origins.shards, origins.rows, strict=True)
+        )
+        lines.append(f"{folder.paths[shard]} row {row} (from {places})")
+    return "\n".join(lines)

@@ -52,7 +52,7 @@ class ParallelConfig:
     precision: str = "fp32"
     """``bf16`` computes in bf16 on fp32 weights; gradients are reduced in fp32."""
     activation_checkpointing: str = "none"
-    """``selective`` keeps attention and every second matrix product, ``full`` only the input of each layer."""
+    """``selective`` keeps attention and every second matrix product, ``full`` only the input of a layer."""
     is_compiled: bool = False
     """``torch.compile`` each layer."""
     is_fp8: bool = False
@@ -76,8 +76,9 @@ class ParallelConfig:
         shard = self.shard if self.shard > 0 else max(1, world_size // others)
         if shard * others != world_size:
             raise ValueError(
-                f"parallel.replicate x shard x tensor x pipeline = {self.replicate} x {shard} x {self.tensor} x "
-                f"{self.pipeline} does not make the {world_size} processes of this run"
+                "parallel.replicate x shard x tensor x pipeline = "
+                f"{self.replicate} x {shard} x {self.tensor} x {self.pipeline} "
+                f"does not make the {world_size} processes of this run"
             )
         return shard
 
@@ -244,6 +245,7 @@ def _shard(model: Llama, meshes: Meshes) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
 
 
 def set_gradient_sync(model: nn.Module, is_last: bool) -> None:

@@ -87,7 +87,7 @@ class PipelineRunner:
         parallel = meshes.config
         check_schedule(parallel)
         self._num_stages = parallel.pipeline * parallel.stages_per_rank
-        self._normaliser = 1.0
+        self._normaliser = torch.ones(())
         group = meshes.world["pipeline"].get_group()
         stages = []
         for index, model in models.items():
@@ -124,7 +124,7 @@ class PipelineRunner:
     def _loss(self, losses_BT: Tensor, _labels_BT: Tensor) -> Tensor:
         return losses_BT.sum() / self._normaliser
 
-    def step(self, batch: PackedBatch, normaliser: float) -> Tensor | None:
+    def step(self, batch: PackedBatch, normaliser: Tensor) -> Tensor | None:
         """Forward and backward of all micro-batches; (B, T) detached losses where the last stage is."""
         self._normaliser = normaliser
         outputs = self._schedule.step(

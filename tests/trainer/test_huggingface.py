@@ -134,7 +134,7 @@ def test_presets_have_their_size(preset: str, billions: float) -> None:
     config = replace(PRESETS[preset], vocab_size=VocabularyLayout().size)
     with torch.device("meta"):
         counted = sum(parameter.numel() for parameter in Llama(config).parameters())
-    assert config.num_parameters() == counted
+    assert config.num_parameters == counted
     assert counted / 1e9 == pytest.approx(billions, abs=0.03)
 
 
