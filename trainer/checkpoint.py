@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
@@ -48,10 +49,10 @@ class CheckpointConfig:
     """Write while training goes on; memory for one copy of the state is needed."""
 
     def __post_init__(self) -> None:
-        if self.every_steps < 1 or self.keep < 0:
-            raise ValueError(
-                f"checkpoint.every_steps must be above 0 and keep at least 0, got {self.every_steps} {self.keep}"
-            )
+        if self.every_steps < 1:
+            raise ValueError(f"checkpoint.every_steps must be at least 1, got {self.every_steps}")
+        if self.keep < 0:
+            raise ValueError(f"checkpoint.keep must be at least 0, got {self.keep}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +223,9 @@ def read_description(checkpoint: Path) -> dict[str, Any]:
 
 def load_full_model(checkpoint: Path, weights: dict[str, Tensor]) -> None:
     """Read tensors of a checkpoint's model in place, in one process without any process group."""
-    dcp.load({"model": weights}, checkpoint_id=checkpoint, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.load({"model": weights}, checkpoint_id=checkpoint, no_dist=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -117,7 +117,7 @@ class SpeedMeter:
             self._num_attended += batch.num_attended
 
     def flush(self) -> dict[str, float]:
-        """Ids a second over all ranks (padding left out), share of peak, waiting for data, memory; start again."""
+        """Ids a second without padding over all ranks, share of peak, waiting, memory; start again."""
         elapsed_s = time.perf_counter() - self._started
         ids_per_s = self._num_ids * self._data_ranks / elapsed_s
         record = {

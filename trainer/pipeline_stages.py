@@ -115,11 +115,12 @@ class PipelineRunner:
         """Examples, without data, of what a stage takes and gives: ids or hidden states, hidden or losses."""
         rows, length = micro_shape
         hidden_shape = (rows, length // parallel.tensor, config.width)
-        hidden = torch.empty(hidden_shape, dtype=PRECISIONS[parallel.precision], device="meta")
+        precision = PRECISIONS[parallel.precision]
+        hidden = torch.empty(hidden_shape, dtype=precision, device="meta", requires_grad=True)
         inputs = torch.empty(micro_shape, dtype=torch.int64, device="meta") if stage == 0 else hidden
         is_last = stage == self._num_stages - 1
-        outputs = torch.empty(micro_shape, dtype=torch.float32, device="meta") if is_last else hidden
-        return inputs, outputs
+        losses = torch.empty(micro_shape, dtype=torch.float32, device="meta", requires_grad=True)
+        return inputs, losses if is_last else hidden
 
     def _loss(self, losses_BT: Tensor, _labels_BT: Tensor) -> Tensor:
         return losses_BT.sum() / self._normaliser

@@ -4,12 +4,13 @@ Loss of a step = sum over the learned ids of the global batch / their number; so
 sequences are packed nor on micro-batches and ranks.
 """
 
+import json
 import logging
 import math
 import signal
 import threading
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -121,6 +122,8 @@ class Trainer:
         writer = None
         if dist.get_rank() == 0:
             writer = MetricsWriter(self._output, self.progress.step, self.config.metrics)
+            resolved = json.dumps(asdict(self.config), indent=1)
+            (self._output / "config.json").write_text(resolved + "\n", encoding="utf-8")
         loader = PackedLoader(
             self._folder, self.config.seed, self._parts.shape, self.progress.consumed_sequences, self.device
         )

@@ -85,7 +85,9 @@ def run_in_processes(function: Callable[..., Any], num_processes: int, *argument
 def _enter(function: Callable[..., Any], rank: int, world_size: int, folder: str, arguments: Any) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
+    )
     result = function(*arguments)
     (Path(folder) / f"{rank}.json").write_text(json.dumps(result))
     dist.barrier()
