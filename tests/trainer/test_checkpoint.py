@@ -84,7 +84,8 @@ def start_job(config: TrainConfig) -> subprocess.Popen[bytes]:
     arguments = [
         "--output", config.output, "--data.packed", config.data.packed, "--data.global_batch", "8",
         "--num_steps", str(config.num_steps), "--model.preset", "tiny", "--checkpoint.every_steps", "2",
-        "--metrics.every_steps", "1", "--device", "cpu", "--optimizer.warmup_steps", "2", "--no-exports-model",
+        "--metrics.every_steps", "1", "--device", "cpu", "--optimizer.warmup_steps", "2",
+        "--no-exports-model",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "jobs" / "pretrain.py"), *arguments]
