@@ -1,14 +1,17 @@
 """Best-fit-decreasing: documents, longest first, each into the fullest row that still has room for it.
 
-With numba a few million documents a second (``benchmarks/packing.py``); without it the same algorithm in
-plain Python gives the same rows, a tenth as fast. Both keep rows in stacks by free space; numba finds the
-tightest non-empty stack by a bitmap of 64-bit words, Python by bisection.
+Where that needs more rows than the ids alone would, ``exact_fill`` tries to do with fewer. With numba eight
+million documents a second (``benchmarks/packing.py``); without it the same algorithm in plain Python gives
+the same rows, a tenth as fast. Both keep rows in stacks by free space; numba finds the tightest non-empty
+stack by a bitmap of 64-bit words, Python by bisection.
 """
 
 from bisect import bisect_left, insort
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.packing.exact_fill import fill_rows
 
 try:
     import numba
@@ -17,7 +20,7 @@ except ImportError:  # a platform without numba packs more slowly
 
 
 def assign_rows(lengths: NDArray[np.int32], capacity: int, *, use_numba: bool = True) -> NDArray[np.int32]:
-    """Row of each document: (num_documents,) int32, rows numbered 0.. in the order they were opened.
+    """Row of each document: (num_documents,) int32, in as few rows as best fit or exact filling find.
 
     Args:
         lengths: (num_documents,) int32, each in 1..capacity.
@@ -26,6 +29,22 @@ def assign_rows(lengths: NDArray[np.int32], capacity: int, *, use_numba: bool = 
     Raises:
         ValueError: if a document is empty or longer than a row.
     """
+    rows = best_fit_decreasing(lengths, capacity, use_numba=use_numba)
+    fewest = -(-int(lengths.sum(dtype=np.int64)) // capacity)
+    if count_rows(rows) == fewest:
+        return rows
+    exact = fill_rows(lengths, capacity)
+    return exact if count_rows(exact) < count_rows(rows) else rows
+
+
+def count_rows(rows: NDArray[np.int32]) -> int:
+    return int(rows.max()) + 1 if len(rows) else 0
+
+
+def best_fit_decreasing(
+    lengths: NDArray[np.int32], capacity: int, *, use_numba: bool = True
+) -> NDArray[np.int32]:
+    """Row of each document: (num_documents,) int32, rows numbered 0.. in the order they were opened."""
     if not len(lengths):
         return np.empty(0, np.int32)
     if int(lengths.min()) < 1 or int(lengths.max()) > capacity:
