@@ -283,6 +283,7 @@ class Llama(nn.Module):
         cu_seqlens_BN: Tensor | None = None,
         labels_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        take_B: Tensor | None = None,
     ) -> Tensor:
         """One pass over packed sequences.
 
@@ -292,6 +293,7 @@ class Llama(nn.Module):
             cu_seqlens_BN: (B, N + 1) int32 document bounds of each row; needed without a cache.
             labels_BT: (B, T) int64, -100 where nothing is learned.
             cache: of a generation; ids then continue what it holds.
+            take_B: (B,) place in each row of the only id whose logits are wanted (T is then 1).
 
         Returns:
             (B, T, V) logits; with labels (B, T) fp32 losses, 0 where nothing is learned; a stage without a
@@ -303,4 +305,6 @@ class Llama(nn.Module):
             x = block(x, context)
         if self.lm_head is None or self.norm is None:
             return x
+        if take_B is not None:
+            x = x[torch.arange(len(x), device=x.device), take_B][:, None]
         return self.lm_head(self.norm(x), labels_BT)

@@ -62,6 +62,11 @@ class LoraLinear(nn.Linear):
         narrow = F.linear(F.dropout(input, self.dropout, self.training), self.lora_A)
         return super().forward(input) + self.scale * F.linear(narrow, self.lora_B)
 
+    @torch.no_grad()
+    def merged_weight(self) -> Tensor:
+        """The matrix with its adapter added."""
+        return self.weight + self.scale * (self.lora_B @ self.lora_A)
+
 
 def add_adapters(model: Llama, config: LoraConfig) -> None:
     """Put an adapter on every projection and freeze their matrices; all else stays trained."""
@@ -102,6 +107,17 @@ def merged(weights: Mapping[str, Tensor], config: LoraConfig) -> Iterator[tuple[
             yield name, (value.float() + config.scale * product).to(value.dtype)
         else:
             yield name, value
+
+
+def merge_adapters(model: Llama) -> None:
+    """Replace adapters by plain matrices that hold their sum, in place."""
+    for block in model.blocks():
+        for module in (block.self_attn, block.mlp):
+            for name, child in list(module.named_children()):
+                if isinstance(child, LoraLinear):
+                    plain = nn.Linear(child.in_features, child.out_features, bias=False, device="meta")
+                    plain.weight = nn.Parameter(child.merged_weight(), requires_grad=True)
+                    setattr(module, name, plain)
 
 
 def save_adapter(

@@ -130,7 +130,9 @@ def test_killed_and_stopped_jobs_resume_bit_identically(num_kills: int, tmp_path
     run_alone(whole)
     torch.set_num_threads(num_threads)
     expected = [(record["step"], record["loss"], record["grad_norm"]) for record in metrics_of(whole)]
-    assert [(record["step"], record["loss"], record["grad_norm"]) for record in metrics_of(config)] == expected
+    assert [
+        (record["step"], record["loss"], record["grad_norm"]) for record in metrics_of(config)
+    ] == expected
     assert len(expected) == num_steps
 
 
