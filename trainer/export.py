@@ -11,16 +11,19 @@ from schemas.vocabulary import VocabularyLayout
 from trainer.checkpoint import load_full_model, read_description
 from trainer.huggingface import HuggingFaceWeights, export_model
 from trainer.llama import Llama, LlamaConfig, RopeScaling
-from trainer.lora import LoraConfig, adapter_weights, add_adapters, merged, save_adapter
+from trainer.lora import LoraConfig, adapter_weights, add_adapters, merged, read_adapter, save_adapter
 from trainer.weights import WeightSource, fill_parameters, random_weights
 
 
-def first_weights(init_from: str, seed: int, shape: LlamaConfig, layout: VocabularyLayout) -> WeightSource:
-    """Weights that a run starts from: drawn, or of a Hugging Face folder; adapters are always drawn."""
+def first_weights(
+    init_from: str, adapter: str, seed: int, shape: LlamaConfig, layout: VocabularyLayout
+) -> WeightSource:
+    """Weights that a run starts from: drawn, or of a Hugging Face folder, or of an adapter on top of it."""
     source: WeightSource = random_weights(shape, seed)
     if init_from:
         source = HuggingFaceWeights(Path(init_from), layout, seed)
-    return adapter_weights(source, seed)
+    loaded = read_adapter(Path(adapter), layout) if adapter else {}
+    return adapter_weights(source, loaded, seed)
 
 
 def describe_model(
@@ -54,7 +57,7 @@ def load_checkpoint(checkpoint: Path) -> tuple[Llama, VocabularyLayout, LoraConf
     if lora.rank:
         seed = description["progress"]["seed"]
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        source = first_weights(description["init_from"], seed, shape, layout)
+        source = first_weights(description["init_from"], "", seed, shape, layout)
         fill_parameters(model, source, skip=trained.__contains__)
     load_full_model(checkpoint, _trained_only(model) if lora.rank else model.state_dict())
     return model.eval(), layout, lora

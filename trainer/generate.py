@@ -139,9 +139,8 @@ class _Rows:
         left = torch.full_like(self._state, self._config.max_new_ids - number)
         allowed = self._grammar.allowed(self._state, left, logits_BV.shape[1])
         if number == 0 and self._config.forces_image:
-            is_start = (
-                torch.arange(logits_BV.shape[1], device=self._device) == self._grammar.layout.img_start_id
-            )
+            start_id = self._grammar.layout.img_start_id
+            is_start = torch.arange(logits_BV.shape[1], device=self._device) == start_id
             allowed = torch.where((self._state == TEXT)[:, None], is_start, allowed)
         logits_BV = logits_BV.masked_fill(~allowed, float("-inf"))
         if self._config.temperature == 0:
@@ -158,9 +157,8 @@ def draw(logits_BV: Tensor, top_p: float, uniform_B: Tensor) -> Tensor:
         top_p: share of probability, in (0, 1].
         uniform_B: one number of [0, 1) for each row, which decides the draw.
     """
-    probabilities, ids = logits_BV.softmax(dim=-1, dtype=torch.float64).sort(
-        dim=-1, descending=True, stable=True
-    )
+    probabilities = logits_BV.softmax(dim=-1, dtype=torch.float64)
+    probabilities, ids = probabilities.sort(dim=-1, descending=True, stable=True)
     cumulative = probabilities.cumsum(dim=-1)
     is_kept = cumulative - probabilities < top_p
     mass = (probabilities * is_kept).cumsum(dim=-1)

@@ -31,9 +31,7 @@ def load_model(folder: Path) -> tuple[Llama, VocabularyLayout]:
     shape = read_config(folder)
     layout = exported_layout(folder)
     if layout is None:
-        raise ValueError(
-            f"{folder}/config.json names no seed_vocabulary: this model was not trained on images"
-        )
+        raise ValueError(f"{folder}/config.json names no seed_vocabulary: the model never saw images")
     with torch.device("meta"):
         model = Llama(replace(shape, vocab_size=layout.padded_size))
     model.to_empty(device="cpu")

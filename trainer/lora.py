@@ -77,10 +77,22 @@ def add_adapters(model: Llama, config: LoraConfig) -> None:
                 setattr(module, name, LoraLinear(child, config))
 
 
-def adapter_weights(base: WeightSource, seed: int) -> WeightSource:
-    """First values of adapters (A uniform as peft does, B zero), and of all else from ``base``."""
+def adapter_weights(base: WeightSource, loaded: Mapping[str, Tensor], seed: int) -> WeightSource:
+    """First values of adapters (A uniform as peft does, B zero), and of all else from ``base``.
+
+    Args:
+        base: source of weights that are no adapters.
+        loaded: of an adapter file; these go first.
+        seed: of the draws.
+    """
 
     def draw(name: str, shape: torch.Size) -> Tensor:
+        if name in loaded:
+            if loaded[name].shape != shape:
+                raise ValueError(
+                    f"adapter: {name} is {tuple(loaded[name].shape)}, the run has {tuple(shape)}"
+                )
+            return loaded[name]
         if name.endswith("lora_B"):
             return torch.zeros(shape)
         if name.endswith("lora_A"):

@@ -44,6 +44,8 @@ class ModelConfig:
     """Shape of a model that starts from random weights; not used with ``init_from``."""
     init_from: str = ""
     """Folder of a Hugging Face LLaMA: a text model, whose vocabulary is grown, or an export of ours."""
+    adapter: str = ""
+    """Folder of a peft adapter to go on from; needs ``lora`` of its rank."""
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -82,5 +84,7 @@ class TrainConfig:
             raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device must be auto, cpu or cuda, got {self.device!r}")
+        if self.model.adapter and not self.lora.rank:
+            raise ValueError("model.adapter needs lora.rank, the rank of that adapter")
         if self.lora.rank and self.parallel.tensor > 1:
             raise ValueError("lora does not run with parallel.tensor > 1; use parallel.shard instead")
