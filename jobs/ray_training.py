@@ -1,7 +1,8 @@
 """A training run in workers of Ray Train: restarted, after a failure, from the newest complete checkpoint.
 
-Ray starts the processes and joins them to one group; everything else is ``trainer.train``, which finds its own
-checkpoints. Ray's are not used: after a kill just behind ``report`` it was seen to restart from nothing.
+Ray starts the processes and joins them to one group; everything else is ``trainer.train``, which finds its
+own checkpoints. Ray's are not used: after a kill just behind ``report`` it was seen to restart from
+nothing.
 """
 
 import logging

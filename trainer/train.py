@@ -22,6 +22,7 @@ from torch import Tensor
 from schemas.packed_folder import PackedFolder
 from trainer.checkpoint import CheckpointStore, Progress, TrainingState, read_progress, seed_step
 from trainer.export import describe_model, export_checkpoint
+from trainer.huggingface_tokenizer import export_tokenizer
 from trainer.metrics import LossTable, MetricsWriter, SpeedMeter
 from trainer.model_parts import ModelParts
 from trainer.optimizer import build_optimizers, clip_gradients, rate_fraction, set_learning_rate
@@ -145,6 +146,8 @@ class Trainer:
         assert newest is not None
         if dist.get_rank() == 0:
             export_checkpoint(newest, self._output / "model")
+            if self.config.text_tokenizer:
+                export_tokenizer(Path(self.config.text_tokenizer), self._output / "model", self._layout)
         dist.barrier()
 
     def _loop(self, loader: PackedLoader, writer: MetricsWriter | None) -> bool:

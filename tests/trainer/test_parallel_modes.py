@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 
 from tests.trainer.runs import (
     losses_of,
@@ -18,9 +20,10 @@ from tests.trainer.runs import (
     run_config,
     run_in_processes,
 )
-from trainer.checkpoint import complete_checkpoints
+from trainer.checkpoint import CheckpointConfig, complete_checkpoints
 from trainer.parallelize import ParallelConfig
 from trainer.run_config import TrainConfig
+from trainer.train import StopSignal, Trainer
 
 NUM_STEPS = 6
 MODES: dict[str, dict[str, Any]] = {
@@ -35,17 +38,23 @@ MODES: dict[str, dict[str, Any]] = {
 }
 RESHARDED = ["1F1B x fsdp", "fsdp x tensor, full checkpointing", "replicated"]
 """One run, handed from mode to mode every second step."""
+EXPORTED = "interleaved x tensor"
 
 
 def run_modes(packed: str, output: str) -> dict[str, dict[str, list[float]]]:
     """In each of four processes: every mode from the start, then one run through several of them."""
     for name, fields in MODES.items():
-        run_alone(
-            run_config(Path(packed), Path(output) / name, num_steps=3, parallel=ParallelConfig(**fields))
-        )
+        parallel = ParallelConfig(**fields)
+        run_alone(three_steps(packed, output, name, parallel=parallel, exports_model=name == EXPORTED))
     for index, name in enumerate(RESHARDED):
         run_until(handed_on(packed, output, name), 2 * index + 2)
     return {}
+
+
+def three_steps(packed: str, output: str, name: str, **changes: Any) -> TrainConfig:
+    """A run whose last step is also one of those that save in the background."""
+    checkpoint = CheckpointConfig(every_steps=3)
+    return run_config(Path(packed), Path(output) / name, num_steps=3, checkpoint=checkpoint, **changes)
 
 
 def handed_on(packed: str, output: str, mode: str) -> TrainConfig:
@@ -55,10 +64,6 @@ def handed_on(packed: str, output: str, mode: str) -> TrainConfig:
 
 def run_until(config: TrainConfig, last: int) -> None:
     """Steps of the same curve up to ``last``, as a run that is asked to stop in each of them."""
-    import torch
-
-    from trainer.train import StopSignal, Trainer
-
     for _ in range(2):
         stop = StopSignal()
         stop.is_set = True
@@ -70,7 +75,7 @@ def run_until(config: TrainConfig, last: int) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     packed = packed_folder(folder / "packed")
-    run_alone(run_config(packed, folder / "alone", num_steps=3))
+    run_alone(three_steps(str(packed), str(folder), "alone", exports_model=True))
     run_alone(run_config(packed, folder / "alone for longer", num_steps=NUM_STEPS))
     run_in_processes(run_modes, 4, str(packed), str(folder))
     return folder
@@ -107,6 +112,15 @@ def test_one_process_goes_on_from_four(runs: Path) -> None:
     run_alone(alone)
     assert losses_of(first) == pytest.approx(losses_of(alone), abs=1e-6)
     assert not dist.is_initialized()
+
+
+def test_stages_and_shards_export_one_model(runs: Path) -> None:
+    """Names, shapes and, up to rounding, values of the folder that one process exported."""
+    alone, parallel = (load_file(runs / name / "model" / "model.safetensors") for name in ("alone", EXPORTED))
+    assert alone.keys() == parallel.keys()
+    for name, value in alone.items():
+        assert value.shape == parallel[name].shape
+        assert (value.float() - parallel[name].float()).abs().max() < 1e-2, name
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ NUM_STEPS = 30
 
 def arguments(packed: Path, output: Path) -> list[str]:
     return [
-        "--output", str(output), "--data.packed", str(packed), "--num-steps", str(NUM_STEPS), "--device", "cpu",
-        "--checkpoint.every-steps", "2", "--metrics.every-steps", "1", "--no-exports-model",
+        "--output", str(output), "--data.packed", str(packed), "--num-steps", str(NUM_STEPS),
+        "--device", "cpu", "--checkpoint.every-steps", "2", "--metrics.every-steps", "1",
+        "--no-exports-model",
     ]  # fmt: skip
 
 
