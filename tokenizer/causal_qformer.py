@@ -76,13 +76,16 @@ class CausalQFormer(nn.Module):
         self.cross_kv = nn.Linear(image_width, 2 * len(cross_layers) * width)
         """Rows: for each layer that reads the image, keys then values."""
         self.layers = nn.ModuleList(
-            QFormerLayer(width, num_heads, mlp_hidden, eps, index in cross_layers) for index in range(num_layers)
+            QFormerLayer(width, num_heads, mlp_hidden, eps, index in cross_layers)
+            for index in range(num_layers)
         )
 
     def forward(self, image_BTD: Tensor) -> Tensor:
         """Image features (B, T, image_width) of any float dtype -> (B, N, D) fp32."""
         kv_BT = self.cross_kv(image_BTD.to(self.cross_kv.weight.dtype))
-        kv_CBHTK = kv_BT.unflatten(-1, (len(self.cross_layers), 2, self.num_heads, -1)).permute(2, 3, 0, 4, 1, 5)
+        kv_CBHTK = kv_BT.unflatten(-1, (len(self.cross_layers), 2, self.num_heads, -1)).permute(
+            2, 3, 0, 4, 1, 5
+        )
         image_kv = {layer: (kv[0], kv[1]) for layer, kv in zip(self.cross_layers, kv_CBHTK, strict=True)}
         x_BND: Tensor = self.embed_norm(self.queries).expand(len(image_BTD), -1, -1)
         for index, layer in enumerate(self.layers):

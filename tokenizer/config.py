@@ -75,7 +75,9 @@ class SeedTokenizerConfig:
         self._check_divides("bert_hidden", "bert_heads")
         self._check_divides("bert_hidden", "block_heads")
         if self.n_embed > 65_536:
-            raise ValueError(f"tokenizer config: n_embed {self.n_embed} does not fit uint16 codes (at most 65536)")
+            raise ValueError(
+                f"tokenizer config: n_embed {self.n_embed} does not fit uint16 codes (at most 65536)"
+            )
 
     def _check_divides(self, whole: str, part: str) -> None:
         if getattr(self, whole) % getattr(self, part):
@@ -146,7 +148,9 @@ class SeedTokenizerConfig:
                     "correct it or leave it out"
                 )
         if unknown := sorted(rest.keys() - derived.keys()):
-            raise ValueError(f"{source}: unknown entries {unknown}; known are {sorted(names | derived.keys())}")
+            raise ValueError(
+                f"{source}: unknown entries {unknown}; known are {sorted(names | derived.keys())}"
+            )
         return config
 
     @classmethod

@@ -44,7 +44,9 @@ def official_layout(config: SeedTokenizerConfig) -> Layout:
 
 def fuse(official: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     """Our tensors from official ones; a tensor that is not fused is passed on without a copy."""
-    return {ours: _join([official[part] if part else None for part in parts]) for ours, parts in layout.items()}
+    return {
+        ours: _join([official[part] if part else None for part in parts]) for ours, parts in layout.items()
+    }
 
 
 def split(ours: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
@@ -59,7 +61,9 @@ def split(ours: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
             if part is not None:
                 official[part] = tensor
             elif tensor.count_nonzero():
-                raise ValueError(f"{name}: the key bias is not zero and has no place in an official checkpoint")
+                raise ValueError(
+                    f"{name}: the key bias is not zero and has no place in an official checkpoint"
+                )
     return official
 
 
@@ -117,7 +121,9 @@ def _qformer(
             ),
         )
     for index in range(num_layers):
-        yield from _qformer_layer(f"{ours}.layers.{index}", f"{bert}.encoder.layer.{index}", index in cross_layers)
+        yield from _qformer_layer(
+            f"{ours}.layers.{index}", f"{bert}.encoder.layer.{index}", index in cross_layers
+        )
 
 
 def _qformer_layer(ours: str, official: str, has_cross: bool) -> Iterator[tuple[str, tuple[str | None, ...]]]:

@@ -49,7 +49,9 @@ class SeedModel(nn.Module):
             cross_layers=config.cross_layers,
             is_causal=config.causal,
         )
-        self.encode_task_layer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, code_width))
+        self.encode_task_layer = nn.Sequential(
+            nn.Linear(width, width), nn.Tanh(), nn.Linear(width, code_width)
+        )
         self.codebook = Codebook(config.n_embed, code_width)
         self.decode_task_layer = nn.Sequential(
             nn.Linear(code_width, code_width), nn.Tanh(), nn.Linear(code_width, width)
@@ -155,7 +157,9 @@ class SeedTokenizer:
         """
         codes_BN = torch.as_tensor(np.asarray(codes).astype(np.int64))
         if codes_BN.ndim != 2 or codes_BN.shape[1] != self.config.num_query_token:
-            raise ValueError(f"codes have shape {tuple(codes_BN.shape)}, expected (B, {self.config.num_query_token})")
+            raise ValueError(
+                f"codes have shape {tuple(codes_BN.shape)}, expected (B, {self.config.num_query_token})"
+            )
         if codes_BN.numel() and not 0 <= int(codes_BN.min()) <= int(codes_BN.max()) < self.config.n_embed:
             raise ValueError(
                 f"codes span {int(codes_BN.min())}..{int(codes_BN.max())}, but the codebook has {self.config.n_embed} "
@@ -173,7 +177,9 @@ class SeedTokenizer:
             )
         results = [run(batch.to(self.device)) for batch in self._full_batches(images_B)]
         if not results:
-            return torch.empty(0, self.config.num_query_token, self.config.codebook_embed_dim, device=self.device)
+            return torch.empty(
+                0, self.config.num_query_token, self.config.codebook_embed_dim, device=self.device
+            )
         return torch.cat(results)[: len(images_B)]
 
     def _full_batches(self, images_B: Tensor) -> Iterator[Tensor]:
