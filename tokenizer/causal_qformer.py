@@ -1,9 +1,10 @@
 """The causal Q-Former: learned queries read the image features, each seeing only the queries before it.
 
-A post-norm BERT (exact GELU) whose even layers also attend to the image. Keys and values of all those layers depend on
-the image features alone and come from one product at the start.
+A post-norm BERT (exact GELU) whose even layers also attend to the image. Keys and values of all those layers
+depend on the image features alone and come from one product at the start.
 
-Dimensions: B images, N queries, D width, T image tokens, C layers with cross-attention, H heads, K head width.
+Dimensions: B images, N queries, D width, T image tokens, C layers with cross-attention, H heads, K head
+width.
 """
 
 import torch
@@ -42,7 +43,9 @@ class QFormerLayer(nn.Module):
         self.mlp_norm = nn.LayerNorm(width, eps=eps)
 
     def forward(self, x_BND: Tensor, kv_BHTK: tuple[Tensor, Tensor] | None, is_causal: bool) -> Tensor:
-        """(B, N, D) fp32 -> the same; ``kv_BHTK`` are this layer's image keys and values, if it reads the image."""
+        """(B, N, D) fp32 -> the same; ``kv_BHTK`` are this layer's image keys and values, if it reads the
+        image.
+        """
         x_BND = self.attention_norm(x_BND + self.attention(x_BND, is_causal))
         if self.cross is not None and self.cross_norm is not None:
             assert kv_BHTK is not None
@@ -52,7 +55,7 @@ class QFormerLayer(nn.Module):
 
 
 class CausalQFormer(nn.Module):
-    """Queries -> LayerNorm -> layers. Also the Reverse_Qformer of the training code (one query, not causal)."""
+    """Queries -> LayerNorm -> layers. The Reverse_Qformer of the training code is one with a single query."""
 
     def __init__(
         self,

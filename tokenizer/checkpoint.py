@@ -1,4 +1,6 @@
-"""Loading and saving whole tokenizers. Every tensor must be there, none may be left over, every shape must fit."""
+"""Loading and saving whole tokenizers. Every tensor must be there, none may be left over, every shape must
+fit.
+"""
 
 import dataclasses
 import json
@@ -44,7 +46,8 @@ def load_tokenizer(
         local_files_only: never use the network.
 
     Raises:
-        FileNotFoundError, ValueError: the source is not there, not sound or does not fit; the message says what to do.
+        FileNotFoundError, ValueError: the source is not there, not sound or does not fit; the message says
+        what to do.
     """
     start = time.perf_counter()
     model, digest = load_model(source, causal=causal, config=config, local_files_only=local_files_only)
@@ -65,7 +68,7 @@ def load_model(
     config: SeedTokenizerConfig | None = None,
     local_files_only: bool = False,
 ) -> tuple[SeedModel, str]:
-    """The network in fp32 on the CPU, and its ``weights_sha256``. Arguments and errors as ``load_tokenizer``."""
+    """The fp32 network on the CPU and its ``weights_sha256``. Arguments and errors as ``load_tokenizer``."""
     files = locate(source, local_files_only=local_files_only)
     official = read_tensors(files.weights)
     if config is None and files.config is not None:
@@ -85,7 +88,9 @@ def load_model(
 
 
 def save_model(model: SeedModel, directory: Path) -> None:
-    """Write ``model.safetensors`` (official names, position ids included) and ``config.json`` into a directory."""
+    """Write ``model.safetensors`` (official names, position ids included) and ``config.json`` into a
+    directory.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     write_tensors(official_tensors(model) | position_ids(model.config), directory / WEIGHTS_NAME)
     text = json.dumps(model.config.to_dict(), indent=1) + "\n"
@@ -156,12 +161,15 @@ def _listed(title: str, names: list[str]) -> str:
 
 def _remedy(missing: list[str], unexpected: list[str], wrong: list[str]) -> str:
     if any(name.startswith(("text_proj", "vision_proj", "Qformer.cls")) for name in unexpected):
-        return "  This is a checkpoint of training stage 1 (it has the text branch): give the finished tokenizer instead."
+        return (
+            "  This is a checkpoint of training stage 1 (it has a text branch): give the finished tokenizer."
+        )
     if any(name.startswith("visual_encoder") for name in missing):
         return (
-            "  A training checkpoint holds only what its stage trained: merge it with the image encoder and the "
+            "  A training checkpoint holds only what its stage trained: merge it with the image encoder and "
+            "the "
             "Q-Former of the earlier stage, then load the merged file."
         )
     if wrong:
-        return "  The weights and the configuration belong to different tokenizers: give the config.json of these weights."
-    return "  Load the file with the whole state dict and official names; nothing is filled in or left out silently."
+        return "  Weights and configuration do not belong together: give the config.json of these weights."
+    return "  Load the file with the whole state dict and official names; nothing is filled in silently."

@@ -55,7 +55,8 @@ def locate(source: str | Path, *, local_files_only: bool = False) -> TokenizerFi
     """Local files of a tokenizer, downloaded if need be.
 
     Args:
-        source: a preset, a directory (``model.safetensors`` + ``config.json``), a ``.safetensors`` or ``.pt`` file,
+        source: a preset, a directory (``model.safetensors`` + ``config.json``), a ``.safetensors`` or ``.pt``
+        file,
             or a hub id ``owner/name[@revision][:file]``.
         local_files_only: use the hub's local cache, never the network.
 
@@ -80,7 +81,8 @@ def locate(source: str | Path, *, local_files_only: bool = False) -> TokenizerFi
     close = difflib.get_close_matches(text, PRESETS, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise FileNotFoundError(
-        f"tokenizer {text!r} not found: {hint}Presets are {', '.join(PRESETS)}; anything else must be an existing file "
+        f"tokenizer {text!r} not found: {hint}Presets are {', '.join(PRESETS)}; anything else must be an "
+        "existing file "
         "or directory, or a Hugging Face id such as AILab-CVC/seed-tokenizer-2"
     )
 
@@ -91,7 +93,8 @@ def _preset_files(name: str, local_files_only: bool) -> TokenizerFiles:
         return _directory_files(Path(str(importlib.resources.files("tokenizer") / preset.directory)))
     if preset.hub_id is None:
         raise ValueError(
-            f"preset {name!r} is {preset.summary}: train it (jobs/train_tokenizer.py) and give its directory instead"
+            f"preset {name!r} is {preset.summary}: train it (jobs/train_tokenizer.py) and give its "
+            "directory instead"
         )
     return locate(preset.hub_id, local_files_only=local_files_only)
 
@@ -121,7 +124,9 @@ def _hub_files(repo: str, revision: str | None, file: str | None, local_files_on
 
 
 def _download(repo: str, revision: str | None, file: str, local_files_only: bool) -> Path:
-    """One file through the hub's client and its cache (``HF_HOME``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE`` hold)."""
+    """One file through the hub's client and its cache (``HF_HOME``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``
+    hold).
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -129,11 +134,13 @@ def _download(repo: str, revision: str | None, file: str, local_files_only: bool
         return Path(hf_hub_download(repo, file, revision=revision, local_files_only=local_files_only))
     except LocalEntryNotFoundError as error:
         raise FileNotFoundError(
-            f"{repo}: {file} is not in the local Hugging Face cache and the hub was not reached (offline mode, or no "
+            f"{repo}: {file} is not in the local Hugging Face cache and the hub was not reached (offline "
+            "mode, or no "
             f"connection). Download it where there is a network (hf download {repo} {file}) and give its path"
         ) from error
     except HfHubHTTPError as error:
         raise FileNotFoundError(
-            f"{repo}: the hub did not give {file}: {str(error).strip().splitlines()[-1]}. Check the id, the revision "
+            f"{repo}: the hub did not give {file}: {str(error).strip().splitlines()[-1]}. Check the id, the "
+            "revision "
             "and, for a gated repository, your login"
         ) from error

@@ -1,7 +1,8 @@
 """Tensor names of the published checkpoints, and how ours are put together from them.
 
-Ours fuse what is multiplied together: q, k, v of every self-attention, and keys and values of all cross-attentions of
-a Q-Former. ``official_layout`` is the whole mapping; it works in both directions, and on gradients as on weights.
+Ours fuse what is multiplied together: q, k, v of every self-attention, and keys and values of all
+cross-attentions of a Q-Former. ``official_layout`` is the whole mapping; it works in both directions, and on
+gradients as on weights.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,9 @@ from torch import Tensor
 from tokenizer.config import SeedTokenizerConfig
 
 Layout = dict[str, tuple[str | None, ...]]
-"""Our name -> official names of its equal parts along dimension 0; None is a part that is zero and not stored."""
+"""Our name -> official names of its equal parts along dimension 0; None is a part that is zero and not
+stored.
+"""
 
 POSITION_IDS = "bert.embeddings.position_ids"
 """An unused integer buffer that some checkpoints hold and others do not."""

@@ -45,9 +45,9 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 def weights_sha256(official: Mapping[str, Tensor], config: SeedTokenizerConfig) -> str:
     """Identity of a tokenizer: hash over its configuration and tensors by official name.
 
-    Values are hashed as little-endian fp32, so the file format, and fp16 or fp32 storage of the same values, make no
-    difference; neither do the unused position ids. Every tensor is hashed by itself in a thread pool (hashlib
-    releases the interpreter lock), then the sorted list of names, shapes and digests.
+    Values are hashed as little-endian fp32, so the file format, and fp16 or fp32 storage of the same values,
+    make no difference; neither do the unused position ids. Every tensor is hashed by itself in a thread pool
+    (hashlib releases the interpreter lock), then the sorted list of names, shapes and digests.
     """
     names = sorted(name for name in official if not name.endswith(POSITION_IDS))
     with ThreadPoolExecutor() as pool:
