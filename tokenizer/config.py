@@ -68,7 +68,7 @@ class SeedTokenizerConfig:
                 raise ValueError(f"tokenizer config: {field.name} must be a positive integer, got {value!r}")
             if field.type is bool and type(value) is not bool:
                 raise ValueError(f"tokenizer config: {field.name} must be true or false, got {value!r}")
-            if field.type is float and not (isinstance(value, int | float) and value > 0):
+            if field.type is float and (type(value) not in (int, float) or not value > 0):
                 raise ValueError(f"tokenizer config: {field.name} must be a positive number, got {value!r}")
         self._check_divides("img_size", "patch_size")
         self._check_divides("vit_width", "vit_heads")

@@ -78,7 +78,7 @@ def _draw(model: SeedModel, name: str, parameter: nn.Parameter, generator: torch
     else:
         parameter.copy_(torch.randn(parameter.shape, generator=generator))
         if name.endswith("weight"):
-            parameter *= _gain(name) / math.sqrt(parameter[0].numel())
+            parameter.mul_(_gain(name) / math.sqrt(parameter[0].numel()))
 
 
 def _gain(name: str) -> float:
