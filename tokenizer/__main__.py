@@ -13,7 +13,7 @@ from tokenizer.checkpoint import load_model, load_tokenizer, save_model
 from tokenizer.config import SeedTokenizerConfig
 from tokenizer.hub import PRESETS
 from tokenizer.preprocess import ImageError, PreprocessConfig, load_image
-from tokenizer.seed import ENCODER_VERSION, PRECISIONS
+from tokenizer.seed import ENCODER_VERSION, PRECISIONS, SeedTokenizer
 from tokenizer.untrained import SAMPLE_CONFIG, untrained_model
 
 
@@ -56,20 +56,20 @@ def _encode(options: argparse.Namespace) -> int:
 
 def _info(options: argparse.Namespace) -> int:
     model, digest = load_model(options.tokenizer)
+    num_parameters = sum(p.numel() for p in model.parameters())
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
-    print(
-        json.dumps(
-            {
-                "tokenizer": options.tokenizer,
-                "weights_sha256": digest,
-                "encoder_version": ENCODER_VERSION,
-                "num_parameters": sum(p.numel() for p in model.parameters()),
-                "num_parameters_of": parts,
-                "config": model.config.to_dict(),
-            },
-            indent=2,
-        )
-    )
+    preprocessing = PreprocessConfig().fingerprint_components()
+    fingerprint = SeedTokenizer(model, weights_sha256=digest).fingerprint(preprocessing)
+    facts = {
+        "tokenizer": options.tokenizer,
+        "fingerprint": fingerprint.hex,
+        "fingerprint_is_of": {"precision": "fp32", "encoder_version": ENCODER_VERSION, **preprocessing},
+        "weights_sha256": digest,
+        "num_parameters": num_parameters,
+        "num_parameters_of": parts,
+        "config": model.config.to_dict(),
+    }
+    print(json.dumps(facts, indent=2))
     return 0
 
 

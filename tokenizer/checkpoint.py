@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from schemas.atomic_write import write_atomically
 from tokenizer.config import SeedTokenizerConfig, config_from_shapes
 from tokenizer.hub import CONFIG_NAME, PRESETS, WEIGHTS_NAME, locate
 from tokenizer.official_names import Layout, fuse, official_layout, position_ids, split
@@ -91,10 +92,9 @@ def save_model(model: SeedModel, directory: Path) -> None:
     """Write ``model.safetensors`` (official names, position ids included) and ``config.json`` into a
     directory.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    write_tensors(official_tensors(model) | position_ids(model.config), directory / WEIGHTS_NAME)
     text = json.dumps(model.config.to_dict(), indent=1) + "\n"
-    (directory / CONFIG_NAME).write_text(text, encoding="utf-8")
+    write_atomically(directory / CONFIG_NAME, text.encode())
+    write_tensors(official_tensors(model) | position_ids(model.config), directory / WEIGHTS_NAME)
 
 
 def official_tensors(model: SeedModel) -> dict[str, Tensor]:

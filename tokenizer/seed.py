@@ -10,13 +10,14 @@ Dimensions: B images, N codes per image (32), C code width, D Q-Former width, F 
 embedding.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from schemas.fingerprint import Fingerprint
 from tokenizer.attention import cast_linears
 from tokenizer.causal_qformer import CausalQFormer
 from tokenizer.codebook import Codebook
@@ -103,7 +104,7 @@ class SeedTokenizer:
             device: where it runs.
 
         Raises:
-            ValueError: unknown precision, or a batch size below 1.
+            ValueError: unknown precision, batch size below 1, or a device that is not there.
         """
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {sorted(PRECISIONS)}, got {precision!r}")
@@ -113,7 +114,7 @@ class SeedTokenizer:
         self.weights_sha256 = weights_sha256
         self.precision = precision
         self.batch_size = batch_size
-        self.device = torch.device(device)
+        self.device = _usable_device(device)
         for encoder in (model.vit, model.qformer):
             cast_linears(encoder, PRECISIONS[precision])
         self.model = model.to(self.device).eval().requires_grad_(False)
@@ -123,6 +124,20 @@ class SeedTokenizer:
     def image_shape(self) -> tuple[int, int, int]:
         """Shape of one picture: (img_size, img_size, 3)."""
         return (self.config.img_size, self.config.img_size, 3)
+
+    def fingerprint(self, preprocessing: Mapping[str, str | int]) -> Fingerprint:
+        """Identity of the codes that this tokenizer makes of pictures that were prepared in the given way."""
+        architecture = self.config.to_dict()
+        del architecture["description"]
+        return Fingerprint(
+            {
+                "weights": self.weights_sha256,
+                "architecture": architecture,
+                "precision": self.precision,
+                "encoder_version": ENCODER_VERSION,
+                "preprocessing": dict(preprocessing),
+            }
+        )
 
     @torch.inference_mode()
     def launch(self, images_B: Tensor) -> Tensor:
@@ -198,3 +213,13 @@ class SeedTokenizer:
             batch = images_B[start : start + self.batch_size]
             missing = self.batch_size - len(batch)
             yield torch.cat([batch, batch.new_zeros(missing, *self.image_shape)]) if missing else batch
+
+
+def _usable_device(name: torch.device | str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {str(name)!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {str(name)!r}: this machine, or this torch, has no CUDA; use cpu")
+    return device

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from schemas.atomic_write import atomic_path
 from tokenizer.config import SeedTokenizerConfig
 from tokenizer.official_names import POSITION_IDS
 
@@ -38,8 +39,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a ``.safetensors`` file; views are copied, since the format wants whole tensors."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    """Write a ``.safetensors`` file in one step; views are copied, since the format wants whole tensors."""
+    with atomic_path(path) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+        temporary.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 def weights_sha256(official: Mapping[str, Tensor], config: SeedTokenizerConfig) -> str:
