@@ -1,9 +1,9 @@
 """The SEED-2 encoder as one writes it down at first: the yardstick of ``benchmarks/encoder.py``.
 
-Eager PyTorch on the official tensors, one operation after the other as the published description has them: pictures
-normalised in floats, a convolution for the patches, q, k and v apart, scores, mask and softmax written out, keys and values
-projected in every layer, distances as |z|^2 + |e|^2 - 2 z.e. The same arithmetic as ``tokenizer.seed``, so also an
-independent check of it.
+Eager PyTorch on the official tensors, one operation after the other as the published description has them:
+pictures normalised in floats, a convolution for the patches, q, k and v apart, scores, mask and softmax
+written out, keys and values projected in every layer, distances as |z|^2 + |e|^2 - 2 z.e. The same arithmetic
+as ``tokenizer.seed``, so also an independent check of it.
 """
 
 import math
@@ -80,7 +80,9 @@ class NaiveEncoder:
             x = self._norm(x + hidden, f"{name}.output_query.LayerNorm", eps)
         return x
 
-    def _post_norm_attention(self, x: Tensor, source: Tensor, name: str, heads: int, mask: Tensor | None) -> Tensor:
+    def _post_norm_attention(
+        self, x: Tensor, source: Tensor, name: str, heads: int, mask: Tensor | None
+    ) -> Tensor:
         q = self._linear(x, f"{name}.self.query")
         k = self._linear(source, f"{name}.self.key")
         v = self._linear(source, f"{name}.self.value")
@@ -91,7 +93,9 @@ class NaiveEncoder:
         return F.linear(x, self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"])
 
     def _norm(self, x: Tensor, name: str, eps: float) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"], eps)
+        return F.layer_norm(
+            x, x.shape[-1:], self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"], eps
+        )
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None) -> Tensor:

@@ -23,6 +23,7 @@ from tokenizer.causal_qformer import CausalQFormer
 from tokenizer.codebook import Codebook
 from tokenizer.config import SeedTokenizerConfig
 from tokenizer.generation_head import GenerationHead, ReconstructionHead
+from tokenizer.packed_linear import can_pack, pack_linears
 from tokenizer.vit import VisionTransformer
 
 ENCODER_VERSION = 1
@@ -94,7 +95,7 @@ class SeedTokenizer:
         batch_size: int = 32,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Take over ``model`` (converted in place).
+        """Take over ``model``: it is converted in place and cannot be trained or saved any more.
 
         Args:
             model: fp32 weights.
@@ -115,10 +116,13 @@ class SeedTokenizer:
         self.precision = precision
         self.batch_size = batch_size
         self.device = _usable_device(device)
-        for encoder in (model.vit, model.qformer):
-            cast_linears(encoder, PRECISIONS[precision])
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.model.vit.patch_embed.freeze(PRECISIONS[precision])
+        for encoder in (self.model.vit, self.model.qformer):
+            if precision != "fp32":
+                cast_linears(encoder, PRECISIONS[precision])
+            elif self.device.type == "cpu" and can_pack():
+                pack_linears(encoder)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
