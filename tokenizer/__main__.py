@@ -1,4 +1,4 @@
-"""Command line of the tokenizer: ``python -m tokenizer encode IMAGE...``, ``info``, ``draw``."""
+"""Command line of the tokenizer: ``python -m tokenizer encode IMAGE...``, ``info``, ``convert``, ``draw``."""
 
 import argparse
 import json
@@ -73,6 +73,14 @@ def _info(options: argparse.Namespace) -> int:
     return 0
 
 
+def _convert(options: argparse.Namespace) -> int:
+    """Any source to ``model.safetensors`` + ``config.json``."""
+    model, digest = load_model(options.tokenizer, drop_unexpected=options.drop_unexpected)
+    save_model(model, options.directory)
+    print(json.dumps({"directory": str(options.directory), "weights_sha256": digest}))
+    return 0
+
+
 def _draw(options: argparse.Namespace) -> int:
     """Write an untrained tokenizer."""
     config = SAMPLE_CONFIG if options.config is None else SeedTokenizerConfig.from_json(options.config)
@@ -100,6 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="print configuration, parameter count and hash of a tokenizer")
     info.add_argument("tokenizer", help=sources)
     info.set_defaults(run=_info)
+
+    convert = commands.add_parser("convert", help="write any tokenizer as model.safetensors + config.json")
+    convert.add_argument("tokenizer", help=sources)
+    convert.add_argument("directory", type=Path)
+    convert.add_argument("--drop-unexpected", action="store_true", help="leave out tensors the model lacks")
+    convert.set_defaults(run=_convert)
 
     draw = commands.add_parser("draw", help="write an untrained tokenizer (random weights)")
     draw.add_argument("directory", type=Path)

@@ -1,6 +1,7 @@
 """Reading and writing one file of weights. Nothing in a file is ever executed."""
 
 import hashlib
+import json
 import pickle
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -58,7 +59,8 @@ def weights_sha256(official: Mapping[str, Tensor], config: SeedTokenizerConfig) 
     lines = [
         f"{name} {list(official[name].shape)} {digest}" for name, digest in zip(names, digests, strict=True)
     ]
-    return hashlib.sha256("\n".join([config.canonical_json(), *lines]).encode()).hexdigest()
+    architecture = json.dumps(config.architecture(), sort_keys=True)
+    return hashlib.sha256("\n".join([architecture, *lines]).encode()).hexdigest()
 
 
 def _tensor_sha256(tensor: Tensor) -> str:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.tokenizer.conftest import GOLDEN_DIRECTORY, Golden
+from tokenizer.__main__ import main
 from tokenizer.checkpoint import expected_shapes, load_model, load_tokenizer, official_tensors, save_model
 from tokenizer.config import SeedTokenizerConfig, config_from_shapes
 from tokenizer.official_names import official_layout, position_ids
@@ -138,6 +139,14 @@ def test_missing_unexpected_and_misshapen_tensors_are_all_listed(tiny: Golden, t
     assert "query_tokens: [1, 32, 49]" in str(error.value)
 
 
+def test_leftovers_can_be_dropped_by_asking(tiny: Golden, tmp_path: Path) -> None:
+    source = directory_with(tmp_path, tiny, tensors_of(tiny) | {"distill_text_proj.weight": torch.zeros(2)})
+    with pytest.raises(ValueError, match="--drop-unexpected"):
+        load_model(source)
+    assert main(["convert", str(source), str(tmp_path / "clean"), "--drop-unexpected"]) == 0
+    assert load_model(tmp_path / "clean")[1] == load_model(tiny.directory)[1]
+
+
 def test_a_tensor_of_integers_is_refused(tiny: Golden, tmp_path: Path) -> None:
     tensors = tensors_of(tiny)
     tensors["ln_vision.bias"] = torch.zeros(64, dtype=torch.int64)
@@ -190,6 +199,7 @@ def pickled_in_tar(path: Path, content: object) -> None:
             archive.addfile(member, io.BytesIO(data))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("write", [pickled_with_torch, pickled_with_legacy_torch, pickled, pickled_in_tar])
 def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, write) -> None:
     trace, path = tmp_path / "trace", tmp_path / "weights.pt"
@@ -261,6 +271,19 @@ def test_configurations_that_are_no_json_object_are_refused(tmp_path: Path, text
 def test_configuration_survives_writing_and_reading(golden: Golden) -> None:
     config = golden.model().config
     assert SeedTokenizerConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_what_decides_no_code_is_not_in_the_fingerprint(tiny: Golden) -> None:
+    whole = json.loads((tiny.directory / "config.json").read_text())
+    config = SeedTokenizerConfig.from_dict(whole)
+    for entries in ({"beta": 1.0}, {"legacy": False}, {"description": "x"}, {"block_mlp_ratio": 4}):
+        assert SeedTokenizerConfig.from_dict(whole | entries).architecture() == config.architecture()
+    prints = {
+        load_tokenizer(tiny.directory, precision=precision).fingerprint({"filter": picture_filter}).hex
+        for precision in ("fp32", "bf16")
+        for picture_filter in ("bicubic", "bilinear")
+    }
+    assert len(prints) == 4
 
 
 def test_bilateral_variant_differs_from_the_causal_one(tiny: Golden) -> None:
