@@ -80,7 +80,8 @@ def measure(size: str, options: argparse.Namespace) -> Result:
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
     flop_per_image = flop(naive, images[:1])
     calls = [lambda: naive.encode(images), lambda: ours.launch(images), *products(device, dtype)]
-    naive_s, ours_s, *product_s = medians(calls, options.repetitions, device)
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    naive_s, ours_s, *product_s = medians(calls, options.repetitions, device, clock)
     ceiling = 2 * PRODUCT_SIDE[device.type] ** 3 / min(product_s) / flop_per_image
     return Result(
         size=size,
@@ -136,15 +137,17 @@ def flop(naive: NaiveEncoder, image: Tensor) -> int:
 
 
 @torch.inference_mode()
-def medians(calls: list[Callable[[], Tensor]], repetitions: int, device: torch.device) -> list[float]:
+def medians(
+    calls: list[Callable[[], Tensor]], repetitions: int, device: torch.device, clock: Callable[[], float]
+) -> list[float]:
     """Median seconds of each call; they take turns."""
 
     def seconds(call: Callable[[], Tensor]) -> float:
-        start = time.perf_counter()
+        start = clock()
         call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return time.perf_counter() - start
+        return clock() - start
 
     for call in calls:
         seconds(call)
@@ -180,8 +183,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="count CPU seconds, not wall time: one thread, busy machine"
+    )
     parser.add_argument("--json", type=Path, help="also write the results here")
     options = parser.parse_args()
+    if options.cpu_time and (options.device != "cpu" or options.threads != 1):
+        parser.error("--cpu-time needs --device cpu --threads 1")
     if options.threads:
         torch.set_num_threads(options.threads)
     results = [measure(size, options) for size in options.sizes + ["full"] * options.full]

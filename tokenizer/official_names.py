@@ -33,12 +33,8 @@ def official_layout(config: SeedTokenizerConfig) -> Layout:
     layout.update(_decoder("reconstruction_head", "pos_embed", "blocks", config.decode_depth))
     layout.update(_decoder("generation_head.decoder", "pos_embed_image", "blocks_image", config.decode_depth))
     if config.use_qformer_image:
-        ours, depth, cross = (
-            "generation_head.reverse_qformer",
-            config.reverse_layers,
-            config.reverse_cross_layers,
-        )
-        layout.update(_qformer(ours, "Reverse_Qformer", "reverse_tokens", depth, cross))
+        names = "generation_head.reverse_qformer", "Reverse_Qformer", "reverse_tokens"
+        layout.update(_qformer(*names, config.reverse_layers, config.reverse_cross_layers))
     else:
         for index in range(3):
             name = f"generation_head.image_down.layers.{index}.weight"
