@@ -1,4 +1,4 @@
-"""The yardstick of the encoder benchmark does the arithmetic of the published code, and the benchmark runs."""
+"""The yardstick of the encoder benchmark does the published arithmetic, and the benchmark runs."""
 
 import json
 import subprocess
