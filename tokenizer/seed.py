@@ -187,6 +187,8 @@ class SeedTokenizer:
 
     def _in_batches(self, run: Callable[[Tensor], Tensor], images: npt.NDArray[np.uint8] | Tensor) -> Tensor:
         """Results of ``run`` over full batches, padding cut off."""
+        if isinstance(images, np.ndarray) and not images.flags.writeable:
+            images = images.copy()  # torch wraps writable memory only; shared memory and Arrow are not
         images_B, side = torch.as_tensor(images), self.config.img_size
         if images_B.dtype != torch.uint8 or images_B.shape[1:] != self.image_shape:
             raise ValueError(
