@@ -68,10 +68,7 @@ def measure(size: str, options: argparse.Namespace) -> Result:
     config, dtype, device = SIZES[size], PRECISIONS[options.precision], torch.device(options.device)
     batch_size = options.batch_size
     model = drawn_model(config)
-    tensors = official_tensors(model).items()
-    naive = NaiveEncoder(
-        {name: tensor.detach().to(device, dtype, copy=True) for name, tensor in tensors}, config
-    )
+    naive = naive_encoder(model, device, dtype)
     ours = SeedTokenizer(
         model, weights_sha256="", precision=options.precision, batch_size=batch_size, device=device
     )
@@ -96,6 +93,13 @@ def measure(size: str, options: argparse.Namespace) -> Result:
         ceiling_fraction=batch_size / ours_s / ceiling,
         codes_equal_fraction=float((naive.encode(images) == ours.launch(images)).float().mean()),
     )
+
+
+def naive_encoder(model: SeedModel, device: torch.device, dtype: torch.dtype) -> NaiveEncoder:
+    """With copies of the weights: the model's own are freed when its layers are packed."""
+    tensors = official_tensors(model).items()
+    copies = {name: tensor.detach().to(device, dtype, copy=True) for name, tensor in tensors}
+    return NaiveEncoder(copies, model.config)
 
 
 def device_name(device: torch.device) -> str:
