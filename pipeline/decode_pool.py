@@ -5,9 +5,8 @@ must cost one sample, not the actor. So each worker is a process of its own; one
 limit fails exactly the task it had begun, is replaced, and the task queued behind it goes to its successor.
 
 One thread per worker waits on its socket (asleep, without the GIL), keeps a few tasks in the worker's hands
-so that it never idles, and copies results out of shared memory into arrays that the caller owns. That copy is
-about 15 microseconds a picture; in return no lease can be forgotten and no slow consumer can hold a slot.
-`benchmarks/decode.py` measures the pool against a plain loop.
+so that it never idles, and copies results out of shared memory into arrays that the caller owns: no lease can
+be forgotten, no slow consumer can hold a slot. `benchmarks/decode.py` measures the pool against a plain loop.
 """
 
 import logging

@@ -10,8 +10,6 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from pipeline.decode import DecodedFrames, DecodeError, DecodeTask
 from pipeline.decode_worker import (
     FRAME_BYTES,
@@ -22,6 +20,7 @@ from pipeline.decode_worker import (
     pack_task,
     unpack_reply,
 )
+from pipeline.frame_buffers import FrameBuffers
 from schemas.quarantine import Reason
 from tokenizer.preprocess import PreprocessConfig
 
@@ -73,6 +72,7 @@ class DecodeProcess:
             os.close(memory_fd)
         self.connection.settimeout(START_TIMEOUT_S)
         self.unread = bytearray()
+        self.buffers = FrameBuffers(frames_per_task * FRAME_BYTES)
         try:
             is_ready = self.connection.recv(len(READY)) == READY
         except OSError:
@@ -117,12 +117,12 @@ class DecodeProcess:
         return outcomes
 
     def _outcome(self, num_frames: int, body: Any) -> DecodedFrames | DecodeError:
-        """What a reply says; pixels are copied (holding the GIL, 15 us), so that the slot is free at once."""
+        """What a reply says; pixels are copied, so that the slot is free at once."""
         slot = self.memory.frames[self.num_replied % self.num_slots]
         self.num_replied += 1
         if num_frames == 0:
             return DecodeError(Reason(body["reason"]), body["detail"])
-        pixels = np.frombuffer(bytearray(slot[: num_frames * FRAME_BYTES]), np.uint8)
+        pixels = self.buffers.copy(slot[: num_frames * FRAME_BYTES])
         return DecodedFrames(pixels.reshape(num_frames, *FRAME_SHAPE), tuple(body))
 
     @property

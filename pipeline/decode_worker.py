@@ -70,7 +70,7 @@ class WorkerSettings:
 
 
 class SlotMemory:
-    """Memory that one owner and one worker share: a counter of tasks begun, then slots of input and frames."""
+    """Memory that one owner and worker share: a counter of tasks begun, then slots of input and frames."""
 
     def __init__(self, fd: int, num_slots: int, frames_per_slot: int) -> None:
         memory = mmap.mmap(fd, self.num_bytes(num_slots, frames_per_slot))
