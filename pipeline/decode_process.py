@@ -86,11 +86,12 @@ class DecodeProcess:
         messages = []
         for number, task in enumerate(tasks, start=self.num_sent):
             messages.append(pack_task(task, self.memory.inputs[number % self.num_slots]))
+        self.num_sent += len(tasks)
+        self.memory.num_sent[0] = self.num_sent
         try:
             self.connection.sendall(b"".join(messages))
         except OSError as error:
             raise WorkerGone from error
-        self.num_sent += len(tasks)
 
     def receive(self) -> list[DecodedFrames | DecodeError]:
         """Wait for the oldest task in its hands; returns its outcome and those that arrived with it.
@@ -127,7 +128,7 @@ class DecodeProcess:
 
     @property
     def num_begun(self) -> int:
-        """Tasks begun in its life; beyond `num_replied` when it died in the middle of one."""
+        """Tasks begun in its life; those beyond `num_replied` were not answered."""
         return int(self.memory.num_begun[0])
 
     def stop(self) -> int:
