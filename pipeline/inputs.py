@@ -121,7 +121,10 @@ def _expand_pattern(pattern: str) -> list[SourceShard]:
     else:
         has_wildcard = "{" in pattern or bool(_wildcards_of(pattern).search(pattern))
         prefix = _fixed_prefix(pattern, has_wildcard)
-        paths = expand_braces(pattern.replace(_CUT, "/", 1))
+        try:
+            paths = expand_braces(pattern.replace(_CUT, "/", 1))
+        except ValueError as error:
+            raise ValueError(f"--input {error}") from None
     if is_local(pattern):
         return [shard for path in paths for shard in _find_local(path, prefix)]
     return _find_remote(paths, prefix)

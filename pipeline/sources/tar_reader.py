@@ -8,7 +8,8 @@ mix in silence is reported here:
 - two members of one name in a run are ``duplicate_member``; which one is meant cannot be known.
 - damage ends the shard (``tar_truncated``, ``tar_corrupt``). What was complete before it comes out. The run
   that the damage cut is refused. Where the damage lies *between* members, the last run is taken as
-  complete when it has at least as many members as the run before it, and is refused otherwise.
+  complete when it has at least as many members as the run before it, and is refused otherwise (so is a
+  first run, with nothing to compare it to).
 - a second tar behind the end marker is read on, and reported as ``tar_concatenated``.
 
 Memory: the members of one sample, and 8 bytes of hash (about 100 bytes as Python objects) for each key.
@@ -16,6 +17,7 @@ Speed: `benchmarks/tar_reader.py`.
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -131,6 +133,9 @@ class _Run:
     fault: tuple[Reason, str] | None = None
 
 
+_Items = Iterator[TarSample | QuarantineRecord]
+
+
 class _Grouping:
     """State of reading one shard."""
 
@@ -140,9 +145,9 @@ class _Grouping:
         self._report = report
         self._run: _Run | None = None
         self._closed_keys: set[int] = set()
-        self._previous_num_members = 0
+        self._num_members_expected: float = math.inf  # what the run before had
 
-    def read(self, stream: BinaryIO, url: str) -> Iterator[TarSample | QuarantineRecord]:
+    def read(self, stream: BinaryIO, url: str) -> _Items:
         head = _read_head(stream)
         if not head:
             yield self._shard_record(Reason.TAR_ZERO_LENGTH, "the shard has zero bytes")
@@ -167,7 +172,7 @@ class _Grouping:
         finally:
             self._report.num_bytes = tar.offset
 
-    def _group(self, walk: TarWalk) -> Iterator[TarSample | QuarantineRecord]:
+    def _group(self, walk: TarWalk) -> _Items:
         report = self._report
         for member in walk:
             if isinstance(member, EndMarker):
@@ -213,40 +218,37 @@ class _Grouping:
             return
         run.members.clear()
 
-    def _close_run(self) -> Iterator[TarSample | QuarantineRecord]:
+    def _close_run(self) -> _Items:
         run, self._run = self._run, None
         if run is None or not run.num_members:  # all its members were refused, and recorded
             return
         self._closed_keys.add(_key_hash(run.key))
-        self._previous_num_members = run.num_members
+        self._num_members_expected = run.num_members
         if run.fault is not None:
             yield self._sample_record(run, *run.fault)
         else:
             self._report.num_emitted += 1
             yield TarSample(run.key, run.members, run.offset, run.refused)
 
-    def _end_at_damage(
-        self, unfinished_name: bytes | None, damage: TarDamageError
-    ) -> Iterator[TarSample | QuarantineRecord]:
+    def _end_at_damage(self, unfinished_name: bytes | None, damage: TarDamageError) -> _Items:
         """Close the last run or refuse it, name the sample that was cut, and report the shard."""
         cut_key = split_name(unfinished_name)[0] if unfinished_name is not None else None
         run = self._run
-        if isinstance(cut_key, str) and (run is None or run.key != cut_key):
-            yield from self._close_run()
-            run = _Run(cut_key, 0)
-            self._report.num_samples += 1
-            yield self._sample_record(run, damage.reason, damage.detail)
-        elif run is not None and (cut_key == run.key or run.num_members < self._previous_num_members):
-            self._run = None
-            if run.num_members or cut_key == run.key:
-                self._report.num_samples += not run.num_members
-                yield self._sample_record(
-                    run, damage.reason, f"the damage lies in or behind this sample: {damage.detail}"
-                )
+        if isinstance(cut_key, str):
+            if run is None or run.key != cut_key:
+                yield from self._close_run()
+                run = _Run(cut_key, 0)
+            yield self._cut_record(run, damage)
+        elif run is not None and 0 < run.num_members < self._num_members_expected:
+            yield self._cut_record(run, damage)
         else:
             yield from self._close_run()
         yield self._shard_record(damage.reason, damage.detail)
         logger.warning("shard=%s reason=%s detail=%s", self._source, damage.reason, damage.detail)
+
+    def _cut_record(self, run: _Run, damage: TarDamageError) -> QuarantineRecord:
+        self._report.num_samples += not run.num_members
+        return self._sample_record(run, damage.reason, f"in or behind this sample: {damage.detail}")
 
     def _sample_record(self, run: _Run, reason: Reason, detail: str) -> QuarantineRecord:
         self._report.num_quarantined += 1
