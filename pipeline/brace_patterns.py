@@ -1,5 +1,6 @@
 """Bash-like brace patterns: ``{00000..00099}``, ``{a,b}``, with a bound on what a typing error may cost."""
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 
@@ -58,7 +59,7 @@ def _match_brace(text: str, start: int) -> tuple[int, list[int]]:
 def _choices(text: str, start: int, end: int, commas: list[int]) -> Iterable[str]:
     if commas:
         bounds = [start, *commas, end]
-        return [text[left + 1 : right] for left, right in zip(bounds, bounds[1:], strict=False)]
+        return [text[left + 1 : right] for left, right in itertools.pairwise(bounds)]
     body = text[start + 1 : end]
     span = _RANGE.fullmatch(body)
     if span is None:

@@ -255,7 +255,7 @@ class _Worker:
 
 def _with_url(error: Exception, url: str) -> Exception:
     """The same kind of error with a message that begins with the URL."""
+    kind = next(kind for kind in PERMANENT_ERRORS if isinstance(error, kind))
     if isinstance(error, OSError) and error.strerror:
-        return type(error)(error.errno, f"{url}: {error.strerror}")
-    text = str(error)
-    return type(error)(text if text.startswith(url) else f"{url}: {text or type(error).__name__}")
+        return kind(error.errno, f"{url}: {error.strerror}")
+    return kind(f"{url}: {error}")

@@ -1,6 +1,7 @@
 """Input patterns: what they find, in which order, under which names, and how they fail."""
 
 import os
+import re
 import uuid
 from pathlib import Path
 
@@ -135,11 +136,9 @@ def test_a_file_whose_name_looks_like_a_pattern(data: Path) -> None:
     ],
 )
 def test_errors_are_one_line_and_name_the_pattern(data: Path, patterns: list[str], message: str) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
         expand_inputs(patterns)
-    text = str(error.value)
-    assert message in text
-    assert "\n" not in text
+    assert "\n" not in str(error.value)
 
 
 def test_collision_names_both_shards(data: Path) -> None:
@@ -163,8 +162,7 @@ def test_order_does_not_depend_on_the_file_system(data: Path) -> None:
 
 @given(st.lists(st.text("a1b20/ü", max_size=6)))
 def test_natural_key_is_a_total_order(paths: list[str]) -> None:
-    ordered = sorted(paths, key=natural_key)
-    assert sorted(ordered[::-1], key=natural_key) == ordered
+    assert sorted(paths, key=natural_key) == sorted(sorted(paths, reverse=True), key=natural_key)
 
 
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 7), st.integers(0, 5))

@@ -1,4 +1,4 @@
-"""Every caption, json and tar case of EXPECT.json, on the copies in tests/data and on the shared originals."""
+"""Every caption, json and tar case of EXPECT.json, on our copies and on the shared originals."""
 
 import io
 import json
