@@ -30,7 +30,9 @@ from schemas.quarantine import Reason
 
 MAX_EXTENDED_HEADER_BYTES = 1024 * 1024
 """PAX headers and GNU long names above it are taken as damage."""
-_CHUNK_BYTES = 1024 * 1024
+_READ_BYTES = 16 * 1024 * 1024
+"""Most that one read asks for: what a header that lies about its size can make us allocate in vain."""
+_SKIP_BYTES = 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -57,7 +59,7 @@ class EndMarker:
 
 
 class ByteCounter:
-    """Sequential reads of a binary stream with the offset kept; never asks for more than 1 MiB at once."""
+    """Sequential reads of a binary stream with the offset kept; never asks for more than 16 MiB at once."""
 
     def __init__(self, stream: BinaryIO, head: bytes = b"") -> None:
         self._read = stream.read
@@ -66,7 +68,7 @@ class ByteCounter:
 
     def read(self, size: int) -> bytes:
         """``size`` bytes, fewer only at the end of the stream."""
-        if self._head or size > _CHUNK_BYTES:
+        if self._head or size > _READ_BYTES:
             return self._read_pieces(size)
         data = self._read(size)
         self.offset += len(data)
@@ -78,7 +80,7 @@ class ByteCounter:
         """Pass over up to ``size`` bytes; returns how many there were."""
         skipped = 0
         while skipped < size:
-            piece = self.read(min(size - skipped, _CHUNK_BYTES))
+            piece = self.read(min(size - skipped, _SKIP_BYTES))
             if not piece:
                 break
             skipped += len(piece)
@@ -89,7 +91,7 @@ class ByteCounter:
         while size > 0:
             piece, self._head = self._head[:size], self._head[size:]
             if not piece:
-                piece = self._read(min(size, _CHUNK_BYTES))
+                piece = self._read(min(size, _READ_BYTES))
             if not piece:
                 break
             self.offset += len(piece)

@@ -32,6 +32,10 @@ from schemas.quarantine import QuarantineRecord, Reason, Unit
 
 logger = logging.getLogger(__name__)
 
+_MAX_SHOWN_NAME = 4096
+_DUPLICATE_KEY_DETAIL = (
+    "the key came before; a sample's members must be adjacent (sort the names when writing)"
+)
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.zstd", ".tzst")
 
 
@@ -192,31 +196,31 @@ class _Grouping:
                 if run is not None:
                     yield from self._close_run()
                 run = self._run = _Run(key, member.offset)
-            if member.data is None:
-                run.refused[extension] = member.reason
+            if member.reason is not None:
                 yield self._member_record(member, member.reason, member.detail)
-            else:
-                self._add(run, extension, member)
+            self._add(run, extension, member)
         yield from self._close_run()
 
     def _add(self, run: _Run, extension: str, member: TarMember) -> None:
-        if not run.num_members:
-            self._report.num_samples += 1
-            if _key_hash(run.key) in self._closed_keys:
-                run.fault = Reason.DUPLICATE_KEY, _DUPLICATE_KEY_DETAIL
-        run.num_members += 1
-        run.num_bytes += member.size
-        if run.fault is not None:
-            return
-        if extension in run.members or extension in run.refused:
+        """Put a member into the run, or note why the run is refused and let its bytes go."""
+        if member.data is not None:
+            if not run.num_members:
+                self._report.num_samples += 1
+                if _key_hash(run.key) in self._closed_keys:
+                    run.fault = Reason.DUPLICATE_KEY, _DUPLICATE_KEY_DETAIL
+            run.num_members += 1
+            run.num_bytes += member.size
+        if run.fault is None and (extension in run.members or extension in run.refused):
             run.fault = Reason.DUPLICATE_MEMBER, f"two members .{extension} under one key"
-        elif run.num_bytes > self._config.max_sample_bytes:
+        if run.fault is None and run.num_bytes > self._config.max_sample_bytes:
             detail = f"members together exceed {self._config.max_sample_bytes} bytes (max_sample_bytes)"
             run.fault = Reason.MEMBER_TOO_LARGE, detail
-        else:
+        if run.fault is not None:
+            run.members.clear()
+        elif member.data is not None:
             run.members[extension] = member.data
-            return
-        run.members.clear()
+        else:
+            run.refused[extension] = member.reason
 
     def _close_run(self) -> _Items:
         run, self._run = self._run, None
@@ -261,12 +265,6 @@ class _Grouping:
 
     def _shard_record(self, reason: Reason, detail: str) -> QuarantineRecord:
         return QuarantineRecord(self._source, "", Unit.SHARD, reason, detail)
-
-
-_MAX_SHOWN_NAME = 4096
-_DUPLICATE_KEY_DETAIL = (
-    "the key came before; a sample's members must be adjacent (sort the names when writing)"
-)
 
 
 def _read_head(stream: BinaryIO) -> bytes:

@@ -61,6 +61,12 @@ def test_names_and_order(data: Path, pattern: str, expected: list[str]) -> None:
         assert Path(shard.url).read_bytes() == b"12345"
 
 
+def test_a_pattern_that_begins_with_a_wildcard(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(data)
+    assert names("{part0,part1}/00000.tar") == ["part0/00000", "part1/00000"]
+    assert names("*/00000.tar") == ["part0/00000", "part1/00000"]
+
+
 def test_absolute_patterns_give_the_same_names(data: Path) -> None:
     assert names(f"{data}/*/*.tar") == names("data/*/*.tar")
     assert names(str(data)) == ALL_NAMES
@@ -78,6 +84,7 @@ def test_urls_give_the_same_names(data: Path, scheme: str) -> None:
     assert names(f"{root}/part{{0,1}}/00000.tar") == ["part0/00000", "part1/00000"]
     assert names(f"{root}/*/*.tar") == ["part0/00000", "part1/00000"]
     assert names(f"{root}/./part0/00000.tar") == ["part0/00000"]
+    assert names(f"{root}/part1*") == ["part1/00000", "part10/2", "part10/10"]
     (shard,) = expand_inputs([f"{root}/part10/2.tgz"])
     assert shard.url.startswith(f"{scheme}://")
     assert shard.num_bytes == 5
@@ -132,6 +139,7 @@ def test_a_file_whose_name_looks_like_a_pattern(data: Path) -> None:
         (["@data/none.txt"], "none.txt: the list cannot be read"),
         (["data/part0/00000.tar", "data/part0/00000.tar"], "twice"),
         (["data/part0/00000.tar", "data/part1/00000.tar"], "'/./'"),
+        (["data/part{0,1}/./*.tar"], "before the first wildcard"),
         (["s4://bucket/x.tar"], "s4"),
     ],
 )

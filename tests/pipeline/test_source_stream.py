@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.registry import _registry
 
 from pipeline.source_stream import SourceReadError, SourceStreamConfig, buffered_source, open_source
 
@@ -127,10 +128,17 @@ def test_missing_file_and_directory_are_told_at_once(tmp_path: Path) -> None:
         stream.read(1)
 
 
-def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "s3fs", None)  # what Python does for a package that is not installed
-    with pytest.raises(ValueError, match=r"pip install 'seed-shards\[s3\]'"):
-        open_source("s3://bucket/x.tar")
+@pytest.mark.parametrize(
+    ("protocol", "package", "remedy"),
+    [("s3", "s3fs", r"pip install 'seed-shards\[s3\]'"), ("gs", "gcsfs", "pip install gcsfs")],
+)
+def test_missing_package_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, protocol: str, package: str, remedy: str
+) -> None:
+    monkeypatch.delitem(_registry, protocol, raising=False)  # another test may have used it
+    monkeypatch.setitem(sys.modules, package, None)  # what Python does for a package that is not installed
+    with pytest.raises(ValueError, match=remedy):
+        open_source(f"{protocol}://bucket/x.tar")
 
 
 def test_reading_ahead_is_bounded() -> None:

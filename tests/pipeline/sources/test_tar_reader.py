@@ -336,10 +336,10 @@ def test_lying_size_allocates_nothing() -> None:
     data[124:136] = b"00377777777\0"[:12]  # 64 MiB, below max_member_bytes
     data[148:156] = b" " * 8
     data[148:156] = b"%06o\0 " % sum(data[:512])
+    stream = io.BufferedReader(io.BytesIO(bytes(data)))  # unlike BytesIO it allocates what is asked for
     tracemalloc.start()
-    samples, records, _ = read(bytes(data))
+    records = list(read_samples(stream, "shard"))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert samples == []
     assert [record.reason for record in records] == [Reason.TAR_TRUNCATED] * 2
-    assert peak < 3_000_000
+    assert peak < 18_000_000
