@@ -45,7 +45,8 @@ def _expand(text: str) -> Iterator[str]:
 
 def _match_brace(text: str, start: int) -> tuple[int, list[int]]:
     """Where the brace that opens at ``start`` closes, and the commas that separate its choices."""
-    depth, commas = 0, []
+    depth = 0
+    commas: list[int] = []
     for position in range(start, len(text)):
         character = text[position]
         depth += (character == "{") - (character == "}")

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fsspec import AbstractFileSystem
 
@@ -21,6 +22,10 @@ _CUT = "/./"
 _WILDCARDS = re.compile(r"[*?\[{]")
 _HTTP_WILDCARDS = re.compile(r"[*{]")
 """In an http URL a question mark begins the query."""
+
+
+_Entry = dict[str, Any]
+"""What fsspec tells of a file: name, type, size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +226,7 @@ class _RemoteListing:
 
     def __init__(self, filesystem: AbstractFileSystem) -> None:
         self._filesystem = filesystem
-        self._folders: dict[str, dict[str, dict]] = {}
+        self._folders: dict[str, dict[str, _Entry]] = {}
 
     def find(self, url: str, prefix: str | None) -> list[SourceShard]:
         path = self._filesystem._strip_protocol(url)
@@ -239,18 +244,18 @@ class _RemoteListing:
             return self._shards(url, found, _folder_prefix(path, prefix))
         return [self._shard(path, entry, _file_prefix(path, prefix))]
 
-    def _shards(self, url: str, found: dict[str, dict], prefix: str) -> list[SourceShard]:
+    def _shards(self, url: str, found: dict[str, _Entry], prefix: str) -> list[SourceShard]:
         paths = sorted((path for path in found if _is_shard_name(path)), key=natural_key)
         if not paths:
             raise ValueError(f"--input {url}: {len(found)} matches, none of them a tar; check the pattern")
         return [self._shard(path, found[path], prefix) for path in paths]
 
-    def _shard(self, path: str, entry: dict, prefix: str) -> SourceShard:
+    def _shard(self, path: str, entry: _Entry, prefix: str) -> SourceShard:
         return SourceShard(
             self._filesystem.unstrip_protocol(path), shard_name(path, prefix), entry.get("size")
         )
 
-    def _entry(self, path: str) -> dict | None:
+    def _entry(self, path: str) -> _Entry | None:
         folder = path.rstrip("/").rpartition("/")[0]
         if folder not in self._folders:
             try:

@@ -121,7 +121,7 @@ def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """
     protocol, _ = split_protocol(url)
     try:
-        return url_to_fs(url)
+        filesystem, path = url_to_fs(url)
     except ImportError as error:
         remedy = EXTRAS.get(protocol or "", f"install the fsspec package for {protocol}://")
         raise ValueError(
@@ -129,6 +129,7 @@ def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         ) from error
     except ValueError as error:
         raise ValueError(f"{url}: {error}") from error
+    return filesystem, path
 
 
 class _ReadAheadStream(io.RawIOBase):

@@ -8,7 +8,7 @@ in such small bites costs little: 1.2 GB/s on incompressible data, 2.4 GB/s on t
 import io
 import struct
 import zlib
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import zstandard
 
@@ -133,7 +133,8 @@ class _GzipChunks:
 
     def __init__(self, source: _Input) -> None:
         self._source = source
-        self._inflate = None
+        self._inflate: Any = None  # zlib's decompressor of the open member; the class has no public name
+        self._crc = self._size = 0
         self._trailer_due = False
         self._num_members = 0
 
@@ -152,7 +153,7 @@ class _GzipChunks:
         if not bite:
             raise _cut("gzip", "compressed data")
         try:
-            chunk = self._inflate.decompress(bite, _GZIP_STEP_BYTES)
+            chunk: bytes = self._inflate.decompress(bite, _GZIP_STEP_BYTES)
         except zlib.error as error:
             raise TarDamageError(Reason.TAR_CORRUPT, f"the gzip stream is damaged: {error}") from None
         self._crc = zlib.crc32(chunk, self._crc)
@@ -166,7 +167,7 @@ class _GzipChunks:
 
     def _start_member(self) -> bool:
         """Read the next member's header; False at the end of the stream."""
-        while self._num_members and self._source.bite(1) == b"\0":
+        while self._num_members and bytes(self._source.bite(1)) == b"\0":
             self._source.consume(1)  # zero padding after the last member, as gzip allows
         if not self._source.bite(1):
             return False
@@ -209,14 +210,14 @@ class _ZstdChunks:
     def __init__(self, source: _Input) -> None:
         self._source = source
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_MAX_WINDOW_BYTES)
-        self._frame = None
+        self._frame: Any = None  # decompressor of the open frame
 
     def next_chunk(self) -> bytes:
         while bite := self._source.bite(_ZSTD_FEED_BYTES):
             if self._frame is None:
                 self._frame = self._decompressor.decompressobj()
             try:
-                chunk = self._frame.decompress(bite)
+                chunk: bytes = self._frame.decompress(bite)
             except zstandard.ZstdError as error:
                 raise TarDamageError(Reason.TAR_CORRUPT, f"the zstd stream is damaged: {error}") from None
             self._source.consume(len(bite) - len(self._frame.unused_data))
