@@ -30,6 +30,8 @@ from schemas.quarantine import Reason
 
 MAX_EXTENDED_HEADER_BYTES = 1024 * 1024
 """PAX headers and GNU long names above it are taken as damage."""
+MAX_EXTENDED_HEADERS = 16
+"""Most of them before one member; a sound tar has at most four."""
 _READ_BYTES = 16 * 1024 * 1024
 """Most that one read asks for: what a header that lies about its size can make us allocate in vain."""
 _SKIP_BYTES = 1024 * 1024
@@ -138,8 +140,7 @@ class TarWalk:
         """The member's header with its long name and PAX records applied; None for what is no member."""
         long_name: bytes | None = None
         records: dict[str, bytes] = {}
-        is_extended = False
-        while True:
+        for num_extended in range(MAX_EXTENDED_HEADERS):
             try:
                 header = parse_header(block)
             except HeaderError as error:
@@ -154,17 +155,18 @@ class TarWalk:
                 records |= self._pax_records(header, offset)
             elif header.type == PAX_GLOBAL_TYPE:
                 self._check_global_records(self._pax_records(header, offset), offset)
-                if not is_extended:
+                if not num_extended:
                     return None
             else:
                 break
-            is_extended = True
             offset = self._source.offset
             block = self._source.read(BLOCK_BYTES)
             if len(block) < BLOCK_BYTES or block == ZERO_BLOCK:
                 raise TarDamageError(
                     Reason.TAR_TRUNCATED, f"byte {offset}: the tar ends after an extended header"
                 )
+        else:
+            raise TarDamageError(Reason.TAR_CORRUPT, f"byte {offset}: too many extended headers in a row")
         if header.type == GNU_SPARSE and block[482]:
             self._skip_sparse_map()
         if long_name:

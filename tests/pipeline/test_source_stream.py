@@ -161,14 +161,18 @@ def test_reading_ahead_is_bounded() -> None:
 def test_closing_early_ends_the_thread(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     path.write_bytes(DATA)
-    before = threading.active_count()
+    before = set(threading.enumerate())
     for _ in range(20):
         with open_source(str(path), SourceStreamConfig(block_bytes=100)) as stream:
             stream.read(1)
     deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
+    while (left := reading_threads() - before) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert not left
+
+
+def reading_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "source-reader"}
 
 
 class CuttingHandler(BaseHTTPRequestHandler):

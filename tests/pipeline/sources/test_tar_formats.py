@@ -132,6 +132,8 @@ def test_damaged_pax_records(payload: bytes) -> None:
 def test_extended_headers_are_bounded_and_complete() -> None:
     huge = header(b"x", MAX_EXTENDED_HEADER_BYTES + 1, b"x")
     assert read(huge + bytes(2 * MAX_EXTENDED_HEADER_BYTES)) == ({}, [CORRUPT])
+    assert read(extended(b"K", b"x") * 15 + GOOD + END)[0] == {"good": {"txt": b"good"}}
+    assert read(extended(b"K", b"x") * 16 + GOOD + END) == ({}, [CORRUPT])
     whole = extended(b"L", b"n" * 900)
     assert read(whole[:1000]) == ({}, [TRUNCATED])
     assert read(whole) == ({}, [TRUNCATED])
