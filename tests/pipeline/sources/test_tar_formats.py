@@ -1,6 +1,8 @@
 """Corners of the tar formats that tarfile does not write by itself; headers are built by hand."""
 
+import bz2
 import io
+import lzma
 import tarfile
 from typing import Any
 
@@ -145,6 +147,24 @@ def test_number_fields() -> None:
         assert read(header(b"a.txt", at_124=field) + padded(b"good") + END)[0] == {"a": {"txt": b"good"}}
     for field in (b"0o4\0", b"-4\0", b"8\0", b"4_4\0", b"\x80" + b"\xff" * 11, b"\xff" * 12):
         assert read(header(b"a.txt", at_124=field) + padded(b"good") + END) == ({}, [CORRUPT])
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (bz2.compress(GOOD + END), "bzip2 data"),
+        (lzma.compress(GOOD + END), "xz data"),
+        (b"PK\x03\x04" * 200, "zip data"),
+        (b"<!DOCTYPE html><title>404</title>", "error page"),
+        (b"short", "not a tar"),
+        (GOOD + b"\x07" * 512 + END, "byte 1024: damaged tar header"),
+    ],
+)
+def test_damage_is_told_in_words(data: bytes, words: str) -> None:
+    *_, record = read_samples(io.BytesIO(data), "shard")
+    assert isinstance(record, QuarantineRecord)
+    assert (record.unit, record.reason) == CORRUPT
+    assert words in record.detail
 
 
 def test_a_stream_that_gives_little_at_a_time() -> None:
