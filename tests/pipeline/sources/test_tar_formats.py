@@ -132,8 +132,13 @@ def test_damaged_pax_records(payload: bytes) -> None:
 
 
 def test_extended_headers_are_bounded_and_complete() -> None:
-    huge = header(b"x", MAX_EXTENDED_HEADER_BYTES + 1, b"x")
-    assert read(huge + bytes(2 * MAX_EXTENDED_HEADER_BYTES)) == ({}, [CORRUPT])
+    fits, too_long = (
+        extended(b"x", b"%d comment=%s\n" % (size, b"c" * (size - 17))) + GOOD + END
+        for size in (MAX_EXTENDED_HEADER_BYTES, MAX_EXTENDED_HEADER_BYTES + 1)
+    )
+    assert read(fits) == ({"good": {"txt": b"good"}}, [])
+    assert read(too_long) == ({}, [CORRUPT])
+    assert read(fits[:5000]) == ({}, [TRUNCATED])
     assert read(extended(b"K", b"x") * 15 + GOOD + END)[0] == {"good": {"txt": b"good"}}
     assert read(extended(b"K", b"x") * 16 + GOOD + END) == ({}, [CORRUPT])
     whole = extended(b"L", b"n" * 900)
