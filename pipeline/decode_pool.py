@@ -240,7 +240,7 @@ class DecodePool:
             self.num_replaced += 1
         logger.warning("decode worker pid=%d ended with %d; replacing it", worker.process.pid, status)
         num_unanswered = min(worker.num_begun - worker.num_replied, len(in_hand))
-        if num_unanswered > 0:  # the last of them was being decoded; the others were, but their replies are lost
+        if num_unanswered > 0:  # the last of them was being decoded; of the others only the replies are lost
             culprit = in_hand[num_unanswered - 1]
             del in_hand[num_unanswered - 1]
             status = -signal.SIGALRM if worker.has_exceeded_time else status
