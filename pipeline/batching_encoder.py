@@ -186,6 +186,8 @@ class BatchingEncoder:
             self._changed.notify_all()
         if error is not None:
             encoded.set_exception(error)
+        elif not len(decoded.result().pixels):
+            encoded.set_result(EncodedFrames(np.empty((0, CODES_PER_IMAGE), np.uint16), ()))
 
     @contextmanager
     def _blocked(self) -> Iterator[None]:
@@ -211,7 +213,9 @@ class BatchingEncoder:
                     self._finish(*started[0])
                     started.popleft()
             except Exception as error:
-                self._fail(error, [slot for slots in (batch, *(slots for slots, _ in started)) for slot in slots])
+                self._fail(
+                    error, [slot for slots in (batch, *(slots for slots, _ in started)) for slot in slots]
+                )
                 return
             self.statistics.busy_s += time.monotonic() - begin
             if not batch and not started and self._is_closed:

@@ -12,40 +12,37 @@ and a ledger without one is left over from a killed attempt and counts for nothi
 """
 
 import hashlib
-import logging
-import os
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
-
-import numpy as np
+from typing import BinaryIO
 
 from pipeline import fault_points
-from pipeline.batching_encoder import BatchingEncoder, BatchInput, EncoderError
+from pipeline.batching_encoder import BatchingEncoder, BatchInput, EncodedFrames, Frames
+from pipeline.finish_document import OnBadImage, ShardCounter, finish_document, outcome
 from pipeline.shard_task import LEDGER_SUFFIX, TOKEN_SHARD_SUFFIX, ShardReport, ShardTask
 from pipeline.sources.records import RawDocument, RawImage
-from pipeline.storage import Folder
-from schemas.document import Document, ImageSegment, TextSegment
+from pipeline.storage import Folder, StagedFile
+from schemas.document import TextSegment
 from schemas.fingerprint import Fingerprint
-from schemas.quarantine import QuarantineRecord, Reason, Unit
-from schemas.token_shard import QuarantineFile, ShardCounts, TokenShardFooter, TokenShardWriter, read_footer
-
-logger = logging.getLogger(__name__)
+from schemas.quarantine import QuarantineRecord
+from schemas.token_shard import (
+    QuarantineFile,
+    TokenShardError,
+    TokenShardFooter,
+    TokenShardWriter,
+    read_footer,
+)
 
 ReadDocuments = Callable[[ShardTask], Iterator[RawDocument | QuarantineRecord]]
 """A source: everything in one source shard, in order."""
-DecodeImage = Callable[[RawImage], "Future[np.ndarray]"]
-"""Starts decoding; gives (224, 224, 3) uint8 or an error with ``reason`` and ``detail``."""
-OnBadImage = Literal["drop-document", "drop-image"]
-
-DAMAGE = frozenset({Reason.TAR_TRUNCATED, Reason.TAR_CORRUPT, Reason.TAR_ZERO_LENGTH})
-"""Reasons for which a part of the source shard is not among the documents."""
+DecodeImage = Callable[[RawImage], "Future[Frames]"]
+"""Starts decoding an image or video; the future fails with an error that has ``reason`` and ``detail``."""
 TOUCH_EVERY_S = 60.0
 
 
@@ -92,21 +89,15 @@ class ShardEncoder:
         """
         begin = time.monotonic()
         fault_points.reach("start", task.name)
-        shard_name, ledger_name = task.name + TOKEN_SHARD_SUFFIX, task.name + LEDGER_SUFFIX
-        with self.folder.staged(shard_name) as shard_path:
-            with self.folder.staged(ledger_name) as ledger_path:
-                shard = _Shard(self, task, shard_path, ledger_path, on_progress)
-                footer = shard.run()
-                fault_points.reach("after_write", task.name)
-                check_written(shard_path, footer)
-                num_bytes = shard_path.stat().st_size + ledger_path.stat().st_size
-                # A token shard of an earlier run must not stand beside the ledger of this one.
-                self.folder.remove(shard_name)
-                fault_points.reach("before_ledger", task.name)
-            if footer.quarantine is None:
-                self.folder.remove(ledger_name)
-            fault_points.reach("after_ledger", task.name)
-        fault_points.reach("after_commit", task.name)
+        with (
+            self.folder.stage(task.name + TOKEN_SHARD_SUFFIX) as shard_file,
+            self.folder.stage(task.name + LEDGER_SUFFIX) as ledger_file,
+        ):
+            footer = _ShardRun(self, task, shard_file, ledger_file, on_progress).run()
+            fault_points.reach("after_write", task.name)
+            check_written(shard_file.path, footer)
+            num_bytes = shard_file.path.stat().st_size + ledger_file.path.stat().st_size
+            self._commit(task, footer, shard_file, ledger_file)
         return ShardReport(
             name=task.name,
             source=task.source,
@@ -117,11 +108,38 @@ class ShardEncoder:
             seconds=time.monotonic() - begin,
         )
 
+    def _commit(
+        self, task: ShardTask, footer: TokenShardFooter, shard_file: StagedFile, ledger_file: StagedFile
+    ) -> None:
+        ledger_name = task.name + LEDGER_SUFFIX
+        self._remove_other_edition(task.name + TOKEN_SHARD_SUFFIX, footer)
+        if footer.quarantine is not None:
+            ledger_file.commit()
+        elif self.folder.exists(ledger_name):
+            self.folder.remove(ledger_name)
+        fault_points.reach("after_ledger", task.name)
+        shard_file.commit()
+        fault_points.reach("after_commit", task.name)
+
+
+    def _remove_other_edition(self, shard_name: str, footer: TokenShardFooter) -> None:
+        """Remove a token shard with another ledger (``--overwrite``), not to leave it beside the new one."""
+        if not self.folder.exists(shard_name):
+            return
+        try:
+            if read_footer(**self.folder.parquet_source(shard_name)).quarantine == footer.quarantine:
+                return
+        except TokenShardError:
+            pass  # damaged: all the more reason
+        self.folder.remove(shard_name)
+
 
 def check_written(path: Path, footer: TokenShardFooter) -> None:
     """Read the footer back from the file that is about to be committed."""
     if read_footer(path) != footer:
-        raise OSError(f"{path}: the footer that was read back differs from the one written: disk or memory fault")
+        raise OSError(
+            f"{path}: the footer that was read back differs from the one written: disk or memory fault"
+        )
 
 
 @dataclass
@@ -129,44 +147,44 @@ class _PendingDocument:
     """A document whose images are under way."""
 
     raw: RawDocument
-    codes: "list[Future[np.ndarray]]"
-    """One for each image, in order."""
+    encoded: "list[Future[EncodedFrames]]"
+    """One for each image or video, in order."""
 
     @property
     def is_done(self) -> bool:
-        return all(future.done() for future in self.codes)
+        return all(future.done() for future in self.encoded)
 
 
-class _Shard:
+class _ShardRun:
     """State of one attempt at one shard."""
 
     def __init__(
         self,
         tools: ShardEncoder,
         task: ShardTask,
-        shard_path: Path,
-        ledger_path: Path,
+        shard_file: StagedFile,
+        ledger_file: StagedFile,
         on_progress: Callable[[], None],
     ) -> None:
         self._tools = tools
         self._task = task
-        self._shard_path = shard_path
-        self._ledger = LedgerWriter(ledger_path)
+        self._files = (shard_file, ledger_file)
+        self._ledger = LedgerWriter(ledger_file.path)
         self._on_progress = on_progress
         self._counts = ShardCounter()
         self._pending: deque[_PendingDocument | QuarantineRecord] = deque()
-        self._images_under_way = 0
-        self._max_images = tools.images_in_flight or 2 * tools.batching.batch_size
+        self._under_way = 0
+        self._max_under_way = tools.images_in_flight or 2 * tools.batching.batch_size
         self._last_touch = time.monotonic()
 
     def run(self) -> TokenShardFooter:
         with (
             closing(self._ledger),
-            TokenShardWriter(self._shard_path) as writer,
+            TokenShardWriter(self._files[0].path) as writer,
             self._tools.batching.open_shard() as batches,
         ):
             for item in self._tools.read(self._task):
-                self._check_alive()
+                self._moved()
                 if isinstance(item, QuarantineRecord):
                     self._pending.append(item)
                 else:
@@ -182,14 +200,14 @@ class _Shard:
         return footer
 
     def _start(self, raw: RawDocument, batches: BatchInput, writer: TokenShardWriter) -> None:
-        """Send the images of a document on their way, no more than fit under way at once."""
+        """Send the images of a document on their way, no more than may be under way at once."""
         document = _PendingDocument(raw, [])
         for segment in raw.segments:
-            if isinstance(segment, RawImage):
-                while self._images_under_way >= self._max_images:
+            if not isinstance(segment, TextSegment):
+                while self._under_way >= self._max_under_way:
                     self._free_a_place(document, batches, writer)
-                document.codes.append(batches.submit(self._tools.decode(segment)))
-                self._images_under_way += 1
+                document.encoded.append(batches.submit(self._tools.decode(segment)))
+                self._under_way += 1
         self._pending.append(document)
 
     def _free_a_place(self, current: _PendingDocument, batches: BatchInput, writer: TokenShardWriter) -> None:
@@ -197,11 +215,10 @@ class _Shard:
             self._write_oldest(writer, batches)
             return
         # One document alone fills all places: wait for its own images, oldest first.
-        for future in current.codes:
-            if not future.done():
-                self._wait(future, batches)
-                break
-        self._images_under_way = sum(not future.done() for future in current.codes)
+        oldest = next((future for future in current.encoded if not future.done()), None)
+        if oldest is not None:
+            self._wait(oldest, batches)
+        self._under_way = sum(not future.done() for future in current.encoded)
 
     def _write_finished(self, writer: TokenShardWriter) -> None:
         while self._pending and (isinstance(self._pending[0], QuarantineRecord) or self._pending[0].is_done):
@@ -210,27 +227,25 @@ class _Shard:
     def _write_oldest(self, writer: TokenShardWriter, batches: BatchInput) -> None:
         oldest = self._pending.popleft()
         if isinstance(oldest, _PendingDocument):
-            for future in oldest.codes:
+            for future in oldest.encoded:
                 self._wait(future, batches)
         self._write(oldest, writer)
 
-    def _wait(self, future: "Future[np.ndarray]", batches: BatchInput) -> None:
+    def _wait(self, future: "Future[EncodedFrames]", batches: BatchInput) -> None:
         while not batches.wait(future, timeout_s=1.0):
-            self._check_alive(has_moved=False)
+            self._check_cancelled()
 
     def _write(self, item: _PendingDocument | QuarantineRecord, writer: TokenShardWriter) -> None:
-        self._on_progress()
+        self._moved()
         if isinstance(item, QuarantineRecord):
             self._counts.refused_by_source(item)
             self._ledger.write(item)
             return
-        self._images_under_way = max(0, self._images_under_way - len(item.codes))
-        errors = [_failure(future) for future in item.codes]
-        document, records = finish_document(
-            item.raw, [None if error else future.result() for error, future in zip(errors, item.codes, strict=True)],
-            errors, self._task.source, self._tools.settings.on_bad_image,
-        )  # fmt: skip
-        self._counts.finished(len(item.codes), document, records, errors)
+        self._under_way = max(0, self._under_way - len(item.encoded))
+        outcomes = [outcome(future) for future in item.encoded]
+        settings = self._tools.settings
+        document, records = finish_document(item.raw, outcomes, self._task.source, settings.on_bad_image)
+        self._counts.finished(outcomes, document, records)
         for record in records:
             self._ledger.write(record)
         if document is not None:
@@ -248,114 +263,19 @@ class _Shard:
             quarantine=self._ledger.file(),
         )
 
-    def _check_alive(self, has_moved: bool = True) -> None:
-        """Stop if the run ends; keep the temporary files young, so that nobody takes them for left over."""
+    def _check_cancelled(self) -> None:
         if self._tools.is_cancelled.is_set():
             raise ShardCancelledError(self._task.name)
-        if has_moved:
-            self._on_progress()
+
+    def _moved(self) -> None:
+        """Say that the shard moves, and keep its files young, so that nobody takes them for left over."""
+        self._check_cancelled()
+        self._on_progress()
         now = time.monotonic()
         if now - self._last_touch > TOUCH_EVERY_S:
-            os.utime(self._shard_path)
-            os.utime(self._ledger.path)
+            for file in self._files:
+                file.touch()
             self._last_touch = now
-
-
-def _failure(future: "Future[np.ndarray]") -> Any:
-    """What is wrong with an image, as an error with ``reason`` and ``detail``; other errors are raised."""
-    error = future.exception()
-    if error is not None and not isinstance(getattr(error, "reason", None), Reason):
-        raise error
-    return error
-
-
-def finish_document(
-    raw: RawDocument, codes: list[np.ndarray | None], errors: list[Any], source: str, on_bad_image: OnBadImage
-) -> tuple[Document | None, list[QuarantineRecord]]:
-    """The document with its codes, or None if it is dropped, and the records for what is missing.
-
-    Args:
-        raw: the document as it was read.
-        codes: for each image, (32,) uint16, or None where it failed.
-        errors: for each image, what failed (with ``reason`` and ``detail``), or None.
-        source: source shard.
-        on_bad_image: whether one bad image costs the document. A document that had images and keeps none is
-            dropped in any case.
-    """
-    bad = [(position, error) for position, error in enumerate(errors) if error is not None]
-    if bad and (on_bad_image == "drop-document" or len(bad) == len(errors)):
-        position, error = bad[0]
-        detail = error.detail if len(errors) == 1 else f"image {position} of {len(errors)}: {error.detail}"
-        images = [segment for segment in raw.segments if isinstance(segment, RawImage)]
-        size = sum(len(image.data) for image in images)
-        return None, [QuarantineRecord(source, raw.key, Unit.SAMPLE, error.reason, detail, size)]
-    segments: list[TextSegment | ImageSegment] = []
-    records = []
-    remaining = iter(zip(codes, errors, strict=True))
-    for position, segment in enumerate(raw.segments):
-        if isinstance(segment, TextSegment):
-            segments.append(segment)
-            continue
-        image_codes, error = next(remaining)
-        if image_codes is not None:
-            segments.append(ImageSegment(image_codes, segment.role, segment.time_s))
-        else:
-            detail = f"segment {position}: {error.detail}"
-            record = QuarantineRecord(source, raw.key, Unit.IMAGE, error.reason, detail, len(segment.data))
-            records.append(record)
-    return Document(raw.key, tuple(segments), raw.metadata), records
-
-
-class ShardCounter:
-    """Counts what comes in and what becomes of it, independently of each other."""
-
-    def __init__(self) -> None:
-        self.is_damaged = False
-        self._read = Counter[str]()
-        self._written = Counter[str]()
-        self._quarantined = Counter[str]()
-        self._dropped = Counter[str]()
-        self._notes = Counter[str]()
-
-    def refused_by_source(self, record: QuarantineRecord) -> None:
-        if record.unit is Unit.SAMPLE:
-            self._read["samples"] += 1
-            self._quarantined[record.reason] += 1
-        elif record.unit is Unit.IMAGE:
-            self._read["images"] += 1
-            self._dropped[record.reason] += 1
-        else:
-            self._notes[record.reason] += 1
-            self.is_damaged |= record.unit is Unit.SHARD and record.reason in DAMAGE
-
-    def finished(
-        self, num_images: int, document: Document | None, records: list[QuarantineRecord], errors: list[Any]
-    ) -> None:
-        self._read["samples"] += 1
-        self._read["images"] += num_images
-        self._dropped.update(error.reason for error in errors if error is not None)
-        if document is not None:
-            self._written["documents"] += 1
-            self._written["images"] += len(document.images)
-            return
-        self._quarantined.update(record.reason for record in records if record.unit is Unit.SAMPLE)
-        if sound := errors.count(None):
-            self._dropped[Reason.DOCUMENT_DROPPED] += sound
-
-    def totals(self) -> ShardCounts:
-        return ShardCounts(
-            samples_read=self._read["samples"],
-            documents_written=self._written["documents"],
-            samples_quarantined=_plain(self._quarantined),
-            images_read=self._read["images"],
-            images_written=self._written["images"],
-            images_dropped=_plain(self._dropped),
-            notes=_plain(self._notes),
-        )
-
-
-def _plain(counter: Counter[str]) -> dict[str, int]:
-    return {str(reason): counter[reason] for reason in sorted(counter)}
 
 
 class LedgerWriter:
@@ -379,6 +299,3 @@ class LedgerWriter:
 
     def close(self) -> None:
         self._file.close()
-
-
-__all__ = ["EncoderError", "ShardCancelledError", "ShardEncoder", "ShardSettings"]

@@ -5,7 +5,7 @@ any). ACTION is ``kill`` (SIGKILL to itself), ``fail`` (raises), ``stall`` (slee
 as a full disk does). ONCE is a file that is created by the first process that acts; the others pass.
 
 Points, in order: ``start``, ``reading``, ``after_write`` (token shard written, nothing visible),
-``before_ledger``, ``after_ledger`` (ledger visible, token shard not), ``after_commit``.
+``after_ledger`` (ledger visible, token shard not), ``after_commit``.
 """
 
 import errno
