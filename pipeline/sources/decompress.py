@@ -180,7 +180,9 @@ class _GzipChunks:
         where = "its header"
         head = self._source.take(10, where)
         if head[:3] != GZIP_MAGIC + b"\x08" or head[3] & 0xE0:
-            raise TarDamageError(Reason.TAR_CORRUPT, f"bytes after gzip member {self._num_members} are not gzip")
+            raise TarDamageError(
+                Reason.TAR_CORRUPT, f"bytes after gzip member {self._num_members} are not gzip"
+            )
         flags = head[3]
         if flags & _GZIP_EXTRA:
             self._source.take(int.from_bytes(self._source.take(2, where), "little"), where)
@@ -194,7 +196,9 @@ class _GzipChunks:
         self._trailer_due = False
         crc, size = struct.unpack("<II", self._source.take(8, "its checksum"))
         if crc != self._crc or size != self._size & 0xFFFFFFFF:
-            raise TarDamageError(Reason.TAR_CORRUPT, "the gzip checksum is wrong: bytes of this shard were changed")
+            raise TarDamageError(
+                Reason.TAR_CORRUPT, "the gzip checksum is wrong: bytes of this shard were changed"
+            )
 
 
 class _ZstdChunks:

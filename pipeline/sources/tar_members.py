@@ -141,7 +141,9 @@ class TarWalk:
             try:
                 header = parse_header(block)
             except HeaderError as error:
-                raise TarDamageError(Reason.TAR_CORRUPT, f"byte {offset}: {_describe(block, error)}") from None
+                raise TarDamageError(
+                    Reason.TAR_CORRUPT, f"byte {offset}: {_describe(block, error)}"
+                ) from None
             if header.type == GNU_LONG_NAME:
                 long_name = self._extended_payload(header).partition(b"\0")[0]
             elif header.type == GNU_LONG_LINK:
@@ -158,7 +160,9 @@ class TarWalk:
             offset = self._source.offset
             block = self._source.read(BLOCK_BYTES)
             if len(block) < BLOCK_BYTES or block == ZERO_BLOCK:
-                raise TarDamageError(Reason.TAR_TRUNCATED, f"byte {offset}: the tar ends after an extended header")
+                raise TarDamageError(
+                    Reason.TAR_TRUNCATED, f"byte {offset}: the tar ends after an extended header"
+                )
         if header.type == GNU_SPARSE and block[482]:
             self._skip_sparse_map()
         if long_name:
@@ -180,11 +184,13 @@ class TarWalk:
             num_read = len(data)
         else:
             num_read = self._source.skip(size)
-        self._source.read(-size % BLOCK_BYTES)  # missing padding shows at the next header; this member is whole
+        self._source.read(
+            -size % BLOCK_BYTES
+        )  # missing padding shows at the next header; this member is whole
         if num_read < size:
             raise TarDamageError(
                 Reason.TAR_TRUNCATED,
-                f"member {_show(header.name)} at byte {offset} claims {size} bytes, the tar ends after {num_read}",
+                f"byte {offset}: member {_show(header.name)} claims {size} bytes, the tar has {num_read}",
             )
         self.unfinished_name = None
         return TarMember(header.name, offset, size, data, reason, detail)
@@ -220,7 +226,9 @@ class TarWalk:
         padded = header.size + -header.size % BLOCK_BYTES
         payload = self._source.read(padded)
         if len(payload) < padded:
-            raise TarDamageError(Reason.TAR_TRUNCATED, f"byte {offset}: the tar ends inside an extended header")
+            raise TarDamageError(
+                Reason.TAR_TRUNCATED, f"byte {offset}: the tar ends inside an extended header"
+            )
         return payload[: header.size]
 
     def _skip_sparse_map(self) -> None:
@@ -251,12 +259,15 @@ class TarWalk:
             parse_header(block)
         except HeaderError as error:
             raise TarDamageError(
-                Reason.TAR_CORRUPT, f"byte {offset}: data after the end-of-archive marker is no tar header: {error}"
+                Reason.TAR_CORRUPT,
+                f"byte {offset}: data after the end-of-archive marker is no tar header: {error}",
             ) from None
 
     def _cut_at(self, offset: int, block: bytes) -> TarDamageError:
         if not block:
-            return TarDamageError(Reason.TAR_TRUNCATED, f"byte {offset}: the tar ends without end-of-archive marker")
+            return TarDamageError(
+                Reason.TAR_TRUNCATED, f"byte {offset}: the tar ends without end-of-archive marker"
+            )
         if offset == 0:
             return TarDamageError(Reason.TAR_CORRUPT, f"byte 0: {_describe(block, None)}")
         return TarDamageError(Reason.TAR_TRUNCATED, f"byte {offset}: the tar ends inside a header block")

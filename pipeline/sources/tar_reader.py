@@ -101,7 +101,7 @@ def read_samples(
     """Samples of one tar stream in order, with a record for everything that is not one.
 
     Args:
-        stream: bytes of a tar, plain or compressed with gzip or zstd (told by content); read once, never sought.
+        stream: a tar, plain or compressed with gzip or zstd (told by content); read once, never sought.
         source: name of the shard in the records.
         url: where the shard came from; only to tell whether its name hides that it is compressed.
         config: bounds.
@@ -240,7 +240,9 @@ class _Grouping:
             self._run = None
             if run.num_members or cut_key == run.key:
                 self._report.num_samples += not run.num_members
-                yield self._sample_record(run, damage.reason, f"the damage lies in or behind this sample: {damage.detail}")
+                yield self._sample_record(
+                    run, damage.reason, f"the damage lies in or behind this sample: {damage.detail}"
+                )
         else:
             yield from self._close_run()
         yield self._shard_record(damage.reason, damage.detail)
@@ -261,7 +263,7 @@ class _Grouping:
 
 _MAX_SHOWN_NAME = 4096
 _DUPLICATE_KEY_DETAIL = (
-    "the key came before; members of one sample must be adjacent, and every key unique (tar with sorted names)"
+    "the key came before; a sample's members must be adjacent (sort the names when writing)"
 )
 
 
