@@ -166,7 +166,8 @@ def _remedy(missing: list[str], unexpected: list[str], wrong: list[str]) -> str:
         )
     if any(name.startswith("visual_encoder") for name in missing):
         return (
-            "  A training checkpoint holds only what its stage trained: merge it with the image encoder and the\n"
+            "  A training checkpoint holds only what its stage trained: merge it with the image encoder and "
+            "the\n"
             "  Q-Former of the earlier stage, then load the merged file."
         )
     if wrong:

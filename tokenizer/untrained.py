@@ -1,7 +1,8 @@
-"""A tokenizer with drawn weights: a start for training from scratch, and a stand-in where none is trained yet.
+"""A tokenizer with drawn weights: a start for training from scratch, and a stand-in where none is trained
+yet.
 
-Its codes say which pictures are alike to a random network, nothing more. They do differ from picture to picture: the
-codebook consists of vectors that the network itself makes of drawn pictures.
+Its codes say which pictures are alike to a random network, nothing more. They do differ from picture to
+picture: the codebook consists of vectors that the network itself makes of drawn pictures.
 """
 
 import dataclasses
@@ -29,15 +30,18 @@ SAMPLE_CONFIG = SeedTokenizerConfig(
     image_features_dim=64,
     description=DESCRIPTION,
 )
-"""The embedded sample: as small as it can be with the shapes of the release (257 image tokens, 8192 codes of 32)."""
+"""The embedded sample: as small as it can be with the shapes of the release (257 image tokens, 8192 codes of
+32).
+"""
 _PICTURES_PER_BATCH = 32
+CROSS_ATTENTION_GAIN = 4.0
 
 
 def untrained_model(config: SeedTokenizerConfig, seed: int) -> SeedModel:
     """A network whose weights are a function of the configuration and the seed (and of torch's generator).
 
-    Linear layers keep the variance of what they read, norms are neutral, tokens and positions are standard normal;
-    codebook entries are the network's own vectors for drawn pictures.
+    Linear layers keep the variance of what they read, norms are neutral, tokens and positions are standard
+    normal; codebook entries are the network's own vectors for drawn pictures.
     """
     generator = torch.Generator().manual_seed(seed)
     model = SeedModel(dataclasses.replace(config, description=DESCRIPTION)).requires_grad_(False).eval()
@@ -48,12 +52,15 @@ def untrained_model(config: SeedTokenizerConfig, seed: int) -> SeedModel:
         model.encode_features(drawn_pictures(_PICTURES_PER_BATCH, config.img_size, generator))
         for _ in range(0, num_pictures, _PICTURES_PER_BATCH)
     ]
-    model.codebook.weight.copy_(torch.cat(z).flatten(0, 1)[: config.n_embed])
+    vectors = torch.cat(z).flatten(0, 1)
+    model.codebook.weight.copy_(vectors[torch.randperm(len(vectors), generator=generator)[: config.n_embed]])
     return model.requires_grad_(True)
 
 
 def drawn_pictures(num_pictures: int, size: int, generator: torch.Generator) -> Tensor:
-    """(num_pictures, size, size, 3) uint8: colour noise at several scales, each picture with its own mix of them."""
+    """(num_pictures, size, size, 3) uint8: colour noise at several scales, each picture with its own mix of
+    them.
+    """
     canvas = torch.zeros(num_pictures, 3, size, size)
     for cells in (1, 3, 8, 24, size):
         noise = torch.randn(num_pictures, 3, cells, cells, generator=generator)
@@ -71,4 +78,9 @@ def _draw(model: SeedModel, name: str, parameter: nn.Parameter, generator: torch
     else:
         parameter.copy_(torch.randn(parameter.shape, generator=generator))
         if name.endswith("weight"):
-            parameter /= math.sqrt(parameter[0].numel())
+            parameter *= _gain(name) / math.sqrt(parameter[0].numel())
+
+
+def _gain(name: str) -> float:
+    """What a picture shows must outweigh which query asks, or every query would have codes of its own."""
+    return CROSS_ATTENTION_GAIN if ".cross" in name else 1.0
