@@ -1,6 +1,6 @@
 """One decode task: the bytes of a sample's image in, 224x224 RGB frames out.
 
-The same function runs in the calling thread and in the processes of `pipeline.decode_pool`. It imports no torch.
+The same function runs in the calling thread and in the processes of `pipeline.decode_pool`. No torch here.
 """
 
 import importlib

@@ -1,24 +1,18 @@
-"""A supervised pool of decode processes for use inside one process that also feeds a GPU.
+"""A supervised pool of decode processes, for use inside one process that also feeds a GPU.
 
-What it is for: decoding in the process that runs Python and the GPU slows both (one busy interpreter thread made
-decoding five times slower, `docs/preprocessing.md`), and a decoder that crashes or never returns must cost one
-sample. Here each worker is a process of its own; one that dies or exceeds the time limit fails exactly the task it
-had begun, is replaced, and the tasks queued behind it go to its successor.
+Decoding in the process that runs Python and the GPU slows both, and a decoder that crashes or never returns
+must cost one sample, not the actor. So each worker is a process of its own; one that dies or exceeds the time
+limit fails exactly the task it had begun, is replaced, and the task queued behind it goes to its successor.
 
-One thread per worker waits on its socket (asleep, without the GIL), keeps two tasks in the worker's hands so that
-it never idles, and copies results out of shared memory into arrays that the caller owns: 15 microseconds a picture,
-for which no lease can be forgotten and no slot can be held by a slow consumer. Measured in `benchmarks/decode.py`.
+One thread per worker waits on its socket (asleep, without the GIL), keeps two tasks in the worker's hands so
+that it never idles, and copies results out of shared memory into arrays that the caller owns. That copy is
+about 15 microseconds a picture; in return no lease can be forgotten and no slow consumer can hold a slot.
+`benchmarks/decode.py` measures the pool against a plain loop.
 """
 
-import contextlib
 import logging
-import os
 import queue
 import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import threading
 from collections import deque
 from concurrent.futures import Future
@@ -27,16 +21,13 @@ from types import TracebackType
 from typing import Self
 
 from pipeline.decode import DecodedFrames, DecodeError, DecodeTask, load_decoder, run_decoder
-from pipeline.decode_worker import READY, SlotMemory, WorkerSettings, pack_task, read_exactly, read_reply
+from pipeline.decode_process import TASKS_PER_WORKER, DecodeProcess, WorkerGone
 from schemas.quarantine import Reason
 from tokenizer.preprocess import PreprocessConfig
 
 logger = logging.getLogger(__name__)
 
-TASKS_PER_WORKER = 2  # one being decoded, one waiting in the socket
-START_TIMEOUT_S = 120.0
 MAX_USELESS_STARTS = 3  # workers in a row that died before they began a task
-GRACE_S = 5.0  # beyond the worker's own alarm, before the owner kills it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,110 +57,6 @@ class DecodePoolConfig:
             raise ValueError(f"decode.timeout_s must be positive, got {self.timeout_s}")
 
 
-class WorkerGone(Exception):  # noqa: N818 - an event, not an error
-    """The worker died, or must be killed because it does not answer."""
-
-
-class DecodeWorker:
-    """One decode process and the owner's ends of its socket and memory."""
-
-    def __init__(self, config: DecodePoolConfig) -> None:
-        """Start it and wait until it is ready. Raises WorkerGone if it does not come up."""
-        self.num_replied = 0
-        self.has_exceeded_time = False
-        self.connection, theirs = socket.socketpair()
-        memory_fd = anonymous_memory(SlotMemory.num_bytes(TASKS_PER_WORKER, config.frames_per_task))
-        self.memory = SlotMemory(memory_fd, TASKS_PER_WORKER, config.frames_per_task)
-        settings = WorkerSettings(
-            socket_fd=theirs.fileno(),
-            memory_fd=memory_fd,
-            num_slots=TASKS_PER_WORKER,
-            frames_per_slot=config.frames_per_task,
-            decoder=config.decoder,
-            timeout_s=config.timeout_s,
-            max_memory_bytes=config.max_memory_bytes,
-            preprocess=config.preprocess,
-        )
-        self.process = start_process(settings)
-        theirs.close()
-        os.close(memory_fd)
-        self.connection.settimeout(START_TIMEOUT_S)
-        self.stream = self.connection.makefile("rb")
-        try:
-            read_exactly(self.stream, len(READY))
-        except (EOFError, OSError) as error:
-            raise WorkerGone(f"a decode worker ended with {self.stop()} before it was ready") from error
-        self.connection.settimeout(config.timeout_s + GRACE_S)
-
-    def send(self, task: DecodeTask) -> None:
-        """Hand over one task. Raises WorkerGone."""
-        try:
-            self.connection.sendall(pack_task(task))
-        except OSError as error:
-            raise WorkerGone from error
-
-    def receive(self) -> DecodedFrames | DecodeError:
-        """Wait for the oldest task in its hands. Raises WorkerGone."""
-        try:
-            reply = read_reply(self.stream, self.memory.slots[self.num_replied % TASKS_PER_WORKER])
-        except TimeoutError as error:
-            self.process.send_signal(signal.SIGKILL)
-            self.has_exceeded_time = True
-            raise WorkerGone from error
-        except (EOFError, OSError, ValueError) as error:  # ValueError: it wrote nonsense
-            raise WorkerGone from error
-        self.num_replied += 1
-        return reply
-
-    @property
-    def num_begun(self) -> int:
-        """Tasks begun in its life; beyond `num_replied` when it died in the middle of one."""
-        return int(self.memory.num_begun[0])
-
-    def stop(self) -> int:
-        """End the process at once; returns its exit status as subprocess gives it (-N: killed by signal N)."""
-        status = self.process.poll()
-        self.process.kill()
-        self.process.wait()
-        self.stream.close()
-        self.connection.close()
-        return self.process.returncode if status is None else status
-
-    def close(self) -> None:
-        """Let an idle worker end by itself: its socket ends."""
-        with contextlib.suppress(OSError):  # it may have died meanwhile
-            self.connection.shutdown(socket.SHUT_RDWR)
-        try:
-            self.process.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            logger.warning("decode worker pid=%d did not exit; killed", self.process.pid)
-        self.stop()
-
-
-def anonymous_memory(num_bytes: int) -> int:
-    """A file descriptor of shareable memory that has no name, so that no death can leave it behind."""
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("decoded-frames")
-    else:
-        with tempfile.TemporaryFile() as file:
-            fd = os.dup(file.fileno())
-    os.ftruncate(fd, num_bytes)
-    return fd
-
-
-def start_process(settings: WorkerSettings) -> subprocess.Popen[bytes]:
-    """A fresh interpreter (nothing is inherited from a process that has threads and CUDA) with our import path."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.decode_worker", settings.to_json()],
-        pass_fds=(settings.socket_fd, settings.memory_fd),
-        env=os.environ
-        | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-        | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class PendingTask:
     """A task and the promise of its result."""
@@ -181,7 +68,7 @@ class PendingTask:
 class DecodePool:
     """Decodes tasks in supervised processes; thread-safe; a context manager.
 
-    A refused task (bad image, crashed decoder, time limit) is a future that raises DecodeError with its reason.
+    A refused task (bad image, crashed decoder, time limit) is a future that raises DecodeError.
     """
 
     def __init__(self, config: DecodePoolConfig) -> None:
@@ -264,6 +151,13 @@ class DecodePool:
                 pending.future.cancel()
                 self._free_places.release()
 
+    def _is_still_wanted(self, pending: PendingTask) -> bool:
+        """False, and its place freed, when the submitter cancelled the future."""
+        if pending.future.set_running_or_notify_cancel():
+            return True
+        self._free_places.release()
+        return False
+
     def _finish(self, pending: PendingTask, outcome: DecodedFrames | BaseException) -> None:
         if isinstance(outcome, BaseException):
             pending.future.set_exception(outcome)
@@ -278,7 +172,7 @@ class DecodePool:
         while num_useless_starts < MAX_USELESS_STARTS:
             num_useless_starts += 1
             try:
-                worker = DecodeWorker(self.config)
+                worker = self._start_worker()
             except (WorkerGone, OSError) as error:
                 logger.error("%s (attempt %d of %d)", error, num_useless_starts, MAX_USELESS_STARTS)
                 continue
@@ -291,7 +185,16 @@ class DecodePool:
                 num_useless_starts = 0
         self._fail_all(in_hand)
 
-    def _feed(self, worker: DecodeWorker, in_hand: deque[PendingTask]) -> None:
+    def _start_worker(self) -> DecodeProcess:
+        return DecodeProcess(
+            decoder=self.config.decoder,
+            preprocess=self.config.preprocess,
+            frames_per_task=self.config.frames_per_task,
+            timeout_s=self.config.timeout_s,
+            max_memory_bytes=self.config.max_memory_bytes,
+        )
+
+    def _feed(self, worker: DecodeProcess, in_hand: deque[PendingTask]) -> None:
         """Keep the worker busy until the pool closes; returns with nothing in hand. Raises WorkerGone."""
         for pending in in_hand:  # left by a predecessor that had not begun them
             worker.send(pending.task)
@@ -299,22 +202,20 @@ class DecodePool:
         while True:
             while not is_closing and len(in_hand) < TASKS_PER_WORKER:
                 try:
-                    pending = self._waiting.get(block=not in_hand)
+                    arrival = self._waiting.get(block=not in_hand)
                 except queue.Empty:
                     break
-                if pending is None:
+                if arrival is None:
                     is_closing = True
-                elif pending.future.set_running_or_notify_cancel():
-                    in_hand.append(pending)
-                    worker.send(pending.task)
-                else:
-                    self._free_places.release()
+                elif self._is_still_wanted(arrival):
+                    in_hand.append(arrival)
+                    worker.send(arrival.task)
             if not in_hand:
                 return
             outcome = worker.receive()
             self._finish(in_hand.popleft(), outcome)
 
-    def _account_for(self, worker: DecodeWorker, in_hand: deque[PendingTask]) -> None:
+    def _account_for(self, worker: DecodeProcess, in_hand: deque[PendingTask]) -> None:
         """A worker is gone: refuse the task that it had begun, and keep the others for its successor."""
         status = worker.stop()
         with self._state_lock:
@@ -329,11 +230,10 @@ class DecodePool:
         reason = RuntimeError("decode workers do not start; their messages are on stderr")
         for pending in in_hand:
             self._finish(pending, reason)
-        while (pending := self._waiting.get()) is not None:
-            if pending.future.set_running_or_notify_cancel():
-                self._finish(pending, reason)
-            else:
-                self._free_places.release()
+        in_hand.clear()
+        while (arrival := self._waiting.get()) is not None:
+            if self._is_still_wanted(arrival):
+                self._finish(arrival, reason)
 
 
 def cause_of_death(status: int, timeout_s: float) -> DecodeError:

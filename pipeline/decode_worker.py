@@ -1,11 +1,12 @@
-"""The process that decodes: `python -m pipeline.decode_worker SETTINGS`, started by `pipeline.decode_pool` only.
+"""The process that decodes: `python -m pipeline.decode_worker SETTINGS`, started by `pipeline.decode_pool`.
 
-One socket carries tasks in and short replies out, in order. Pixels go through memory shared with the owner alone:
-a counter of the tasks begun, then a few slots, of which task number i uses slot i modulo their number. A worker
-that runs wild can spoil its own replies and nothing else, and nothing that it says is ever unpickled.
+One socket carries tasks in and short replies out, in order. Pixels go through memory that only this worker
+and its owner share: a counter of the tasks begun, then a few slots, of which task i uses slot i modulo their
+number. A worker that runs wild can spoil its own replies and nothing else, and nothing that it says is ever
+unpickled.
 
-It ends by itself: at the end of the socket (the owner closed it or died, however it died), and by SIGALRM when one
-task takes longer than its limit, also when the decoder never returns to Python.
+It ends by itself: at the end of the socket (the owner closed it or died, however it died), and by SIGALRM
+when a task takes longer than its limit, even when the decoder never returns to Python.
 """
 
 import json
@@ -19,8 +20,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +97,7 @@ def pack_reply(num_frames: int, body: object) -> bytes:
     return REPLY_HEADER.pack(num_frames > 0, num_frames, len(text)) + text
 
 
-def read_reply(stream: BinaryIO, slot: NDArray[np.uint8]) -> DecodedFrames | DecodeError:
+def read_reply(stream: BufferedReader, slot: NDArray[np.uint8]) -> DecodedFrames | DecodeError:
     """The owner's side of `pack_reply`; the pixels are copied out, so that the slot is free at once.
 
     Raises:
@@ -108,7 +110,7 @@ def read_reply(stream: BinaryIO, slot: NDArray[np.uint8]) -> DecodedFrames | Dec
     return DecodeError(Reason(body["reason"]), body["detail"])
 
 
-def read_exactly(stream: BinaryIO, num_bytes: int) -> bytes:
+def read_exactly(stream: BufferedReader, num_bytes: int) -> bytes:
     """Raises EOFError when the other side is gone before that."""
     data = stream.read(num_bytes)
     if len(data) < num_bytes:
@@ -119,7 +121,7 @@ def read_exactly(stream: BinaryIO, num_bytes: int) -> bytes:
 def answer_tasks(settings: WorkerSettings, connection: socket.socket, decoder: Decoder) -> None:
     """Decode until the socket ends (EOFError)."""
     memory = SlotMemory(settings.memory_fd, settings.num_slots, settings.frames_per_slot)
-    stream = connection.makefile("rb", buffering=2**16)
+    stream = connection.makefile("rb")
     kinds = list(TaskKind)
     while True:
         kind, num_frames, num_bytes = TASK_HEADER.unpack(read_exactly(stream, TASK_HEADER.size))
@@ -145,10 +147,14 @@ def decode_into(
 
 
 def limit_this_process(max_memory_bytes: int) -> None:
-    """Bound its memory, offer it first to the kernel's out-of-memory killer, leave Ctrl-C to the owner."""
+    """Bound its memory, offer it first to the kernel's out-of-memory killer, leave Ctrl-C to the owner.
+
+    No core dumps: a corpus may crash it often.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     warnings.simplefilter("ignore")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if max_memory_bytes:
         _, hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (max_memory_bytes, hard_limit))
