@@ -51,7 +51,7 @@ def finish_document(
     Args:
         raw: the document as it was read.
         outcomes: one for each image or video, in order.
-        source: source shard.
+        source: name of the shard in the records.
         on_bad_image: what one bad image costs. A document that had images and keeps none is dropped anyhow.
     """
     refused = [(place, item) for place, item in enumerate(outcomes) if isinstance(item, Refusal)]
@@ -70,7 +70,7 @@ def finish_document(
             size = len(segment.data)
             records.append(QuarantineRecord(source, raw.key, Unit.IMAGE, item.reason, detail, size))
             continue
-        times = item.times_s or (None,) * len(item.codes)
+        times = item.times_s or (segment.time_s,) * len(item.codes)
         segments += [
             ImageSegment(codes, segment.role, time_s) for codes, time_s in zip(item.codes, times, strict=True)
         ]
@@ -79,8 +79,7 @@ def finish_document(
 
 def _drop(raw: RawDocument, place: int, refusal: Refusal, num_images: int, source: str) -> QuarantineRecord:
     detail = refusal.detail if num_images == 1 else f"image {place} of {num_images}: {refusal.detail}"
-    size = sum(len(segment.data) for segment in raw.segments if not isinstance(segment, TextSegment))
-    return QuarantineRecord(source, raw.key, Unit.SAMPLE, refusal.reason, detail, size)
+    return QuarantineRecord(source, raw.key, Unit.SAMPLE, refusal.reason, detail, raw.num_bytes)
 
 
 class ShardCounter:

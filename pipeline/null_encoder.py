@@ -8,10 +8,9 @@ import hashlib
 
 import numpy as np
 
+from pipeline.batching_encoder import FinishBatch
 from schemas.fingerprint import Fingerprint
 from schemas.vocabulary import CODEBOOK_SIZE, CODES_PER_IMAGE
-
-IMAGE_SIZE = 224
 
 
 class NullEncoder:
@@ -20,9 +19,10 @@ class NullEncoder:
     def __init__(self, preprocessing: dict[str, str] | None = None) -> None:
         self.fingerprint = null_fingerprint(preprocessing or {})
 
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        """(B, 224, 224, 3) uint8 -> (B, 32) uint16."""
-        return np.stack([_hash_codes(image) for image in images])
+    def start(self, images: list[np.ndarray], batch_size: int) -> FinishBatch:
+        """See ``batching_encoder.ImageEncoder``; the padding costs nothing here."""
+        codes = np.stack([_hash_codes(image) for image in images])
+        return lambda: codes
 
 
 def null_fingerprint(preprocessing: dict[str, str]) -> Fingerprint:

@@ -43,6 +43,10 @@ class DatasetManifest:
     """Other settings that decide rows: what a bad image costs, limits of the source."""
     format_version: int = FORMAT_VERSION
 
+    def __post_init__(self) -> None:
+        # In the form in which they will be read back: tuples become lists.
+        object.__setattr__(self, "settings", json.loads(json.dumps(dict(self.settings))))
+
     def to_json(self) -> str:
         fields = {
             "format_version": self.format_version,
@@ -80,13 +84,9 @@ class DatasetManifest:
         """One line for each difference, this one's value first."""
         lines = [] if self.kind == other.kind else [f"kind: {self.kind} here, {other.kind} there"]
         lines += [f"tokenizer {line}" for line in self.fingerprint.differences(other.fingerprint)]
-        names = sorted(self.settings.keys() | other.settings.keys())
-        lines += [
-            f"{name}: {self.settings.get(name)} here, {other.settings.get(name)} there"
-            for name in names
-            if self.settings.get(name) != other.settings.get(name)
-        ]
-        return lines
+        # Fingerprint compares any two nested mappings.
+        ours, theirs = ({"settings": dict(manifest.settings)} for manifest in (self, other))
+        return lines + Fingerprint(ours).differences(Fingerprint(theirs))
 
 
 @dataclass(frozen=True)
