@@ -56,7 +56,9 @@ def _read_yaml(path: str, kind: type) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(kind)}
     if not isinstance(values, dict) or not names.issuperset(values):
         unknown = sorted(map(str, set(values) - names)) if isinstance(values, dict) else ["no mapping"]
-        raise ValueError(f"--config {path}: unknown keys {', '.join(unknown)}; known: {', '.join(sorted(names))}")
+        raise ValueError(
+            f"--config {path}: unknown keys {', '.join(unknown)}; known: {', '.join(sorted(names))}"
+        )
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
@@ -91,7 +93,9 @@ def run_job(main: Callable[[Sequence[str]], int], errors: tuple[type[Exception],
         main: takes the arguments, returns the exit status.
         errors: errors of a run that began, which end in one line and status 1.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
     try:
         return main(sys.argv[1:])
     except errors as error:

@@ -33,7 +33,10 @@ def run_tokenize_job(config: TokenizeConfig, job: TokenizeJob) -> int:
     for line in problems[:MAX_PROBLEMS_SHOWN]:
         print(f"error: {line}", file=sys.stderr)
     if outcome.failures:
-        print(f"error: {len(outcome.failures)} source shards failed; --retry-failed does them again", file=sys.stderr)
+        print(
+            f"error: {len(outcome.failures)} source shards failed; --retry-failed does them again",
+            file=sys.stderr,
+        )
     return EXIT_FAILED if problems else 0
 
 
@@ -49,4 +52,6 @@ def _print_summary(outcome: RunOutcome) -> None:
     for reason, number in progress.quarantined.most_common():
         print(f"  quarantined {number} samples: {reason}")
     if progress.num_incomplete:
-        print(f"warning: {progress.num_incomplete} source shards are damaged and were read in part (see _logs)")
+        print(
+            f"warning: {progress.num_incomplete} source shards are damaged and were read in part (see _logs)"
+        )

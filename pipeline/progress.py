@@ -119,7 +119,9 @@ class RunProgress:
     @property
     def eta_s(self) -> float | None:
         """Seconds to the end, by bytes where sizes are known and by shards otherwise."""
-        share = self.bytes_done / self.num_bytes if self.num_bytes else self.num_done / max(1, self.num_shards)
+        share = (
+            self.bytes_done / self.num_bytes if self.num_bytes else self.num_done / max(1, self.num_shards)
+        )
         if not share:
             return None
         return self.elapsed_s * (1 - share) / share
@@ -208,7 +210,9 @@ class ProgressDisplay:
             report.name, counts.documents_written, counts.images_written, counts.num_quarantined, report.seconds,
         )  # fmt: skip
         if not report.source_complete:
-            logger.warning("shard=%s its source %s is damaged: only a part was read", report.name, report.source)
+            logger.warning(
+                "shard=%s its source %s is damaged: only a part was read", report.name, report.source
+            )
 
     def shard_retried(self, name: str, error: str) -> None:
         logger.warning("shard=%s will be tried again: %s", name, error)

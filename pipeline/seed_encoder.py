@@ -29,9 +29,7 @@ class SeedEncoder:
         self._tokenizer = load_tokenizer(
             config.tokenizer, precision=config.precision, batch_size=config.batch_size, device=config.device
         )
-        self.fingerprint = make_fingerprint(
-            self._tokenizer.weights_sha256, self._tokenizer.config, config
-        )
+        self.fingerprint = make_fingerprint(self._tokenizer.weights_sha256, self._tokenizer.config, config)
         self._is_cuda = self._tokenizer.device.type == "cuda"
         self.batches_in_flight = CUDA_BATCHES_IN_FLIGHT if self._is_cuda else 1
         shape = (config.batch_size, *self._tokenizer.image_shape)

@@ -78,7 +78,9 @@ class TokenizeConfig:
             if getattr(self, name) <= 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
         if self.overwrite and self.retry_failed:
-            raise ValueError("--overwrite and --retry-failed exclude each other: one redoes all, one the failed")
+            raise ValueError(
+                "--overwrite and --retry-failed exclude each other: one redoes all, one the failed"
+            )
         _ = self.preprocess  # checks its values
 
     def _check_at_least(self, name: str, smallest: int) -> None:

@@ -185,7 +185,9 @@ def run_tokenization(
     return outcome
 
 
-def worker_setup(config: TokenizeConfig, job: TokenizeJob, plan: RunPlan, device: str, cores: int) -> WorkerSetup:
+def worker_setup(
+    config: TokenizeConfig, job: TokenizeJob, plan: RunPlan, device: str, cores: int
+) -> WorkerSetup:
     """What each worker is told."""
     decode_workers = config.decode_workers if config.decode_workers is not None else max(1, cores)
     return WorkerSetup(
