@@ -36,7 +36,7 @@ def parse_config(kind: type[Config], arguments: Sequence[str], description: str)
 
 
 def _defaults(kind: type[Config], values: dict[str, Any], required: set[str]) -> Config:
-    return kind(**{name: tyro.MISSING for name in required} | values)
+    return kind(**dict.fromkeys(required, tyro.MISSING) | values)
 
 
 def _take_option(arguments: list[str], option: str) -> tuple[list[str], str | None]:

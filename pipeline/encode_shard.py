@@ -121,7 +121,6 @@ class ShardEncoder:
         shard_file.commit()
         fault_points.reach("after_commit", task.name)
 
-
     def _remove_other_edition(self, shard_name: str, footer: TokenShardFooter) -> None:
         """Remove a token shard with another ledger (``--overwrite``), not to leave it beside the new one."""
         if not self.folder.exists(shard_name):

@@ -44,7 +44,8 @@ def is_fatal(error: BaseException) -> bool:
 def fatal_message(error: BaseException, output: str) -> str:
     """One line with the remedy."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"output {output}: the disk is full ({one_line(error)}); free space and run the same command again"
+        remedy = "free space and run the same command again"
+        return f"output {output}: the disk is full ({one_line(error)}); {remedy}"
     return f"output {output}: cannot be written ({one_line(error)})"
 
 
@@ -111,8 +112,8 @@ class LocalWorkers:
 
     def end_worker(self, worker_id: str) -> None:
         raise PoolError(
-            "a shard stopped to move (--stall-timeout) and a thread cannot be ended from outside: run with Ray "
-            "(--num-actors 1), which replaces the worker"
+            "a shard does not move any more (--stall-timeout), and a thread cannot be ended from outside: "
+            "run with Ray (--num-actors 1), which replaces the worker"
         )
 
     def close(self) -> None:

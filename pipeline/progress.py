@@ -204,11 +204,10 @@ class ProgressDisplay:
             logger.info("%s", self._progress.line())
 
     def shard_done(self, report: ShardReport) -> None:
-        counts = report.counts
+        done, quarantined = report.counts.documents_written, report.counts.num_quarantined
         logger.debug(
-            "shard=%s documents=%d images=%d quarantined=%d seconds=%.1f",
-            report.name, counts.documents_written, counts.images_written, counts.num_quarantined, report.seconds,
-        )  # fmt: skip
+            "shard=%s documents=%d quarantined=%d s=%.1f", report.name, done, quarantined, report.seconds
+        )
         if not report.source_complete:
             logger.warning(
                 "shard=%s its source %s is damaged: only a part was read", report.name, report.source

@@ -17,10 +17,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.ray_token import settle_authentication
-
-settle_authentication()
-
 import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayError
 from ray.util.metrics import Counter, Gauge
@@ -52,6 +48,8 @@ CPUS_PER_ACTOR = 4
 """Cores of an actor without a GPU: the model and decoding share them."""
 MAX_BARREN_ACTORS = 3
 """Actors in a row that may die before any has finished a shard or even started."""
+MAX_ERROR_CHARS = 500
+ACTOR_ERROR_PREAMBLE = ("The actor died", "class_name:", "actor_id:", "pid:", "namespace:", "ip:")
 LOCAL_OBJECT_STORE_BYTES = 100 << 20
 """Only shard names and reports go through Ray."""
 
@@ -292,13 +290,10 @@ def _is_node_loss(error: RayActorError, node_id: str) -> bool:
 def _cause(error: RayActorError) -> str:
     """One line: what Ray knows of the death of an actor, without its preamble."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    known = [
-        line for line in lines if not line.startswith(("The actor died", "class_name", "actor_id", "pid:"))
-    ]
-    known = [line for line in known if not line.startswith(("namespace:", "ip:", "File ", "^"))]
-    is_init_error = "creation task" in str(error)
-    text = known[-1] if is_init_error and known else " ".join(known) or lines[0]
-    return f"actor died: {text}"[:500]
+    if "creation task" in lines[0]:
+        return f"actor did not start: {lines[-1]}"[:MAX_ERROR_CHARS]
+    known = [line for line in lines if not line.startswith(ACTOR_ERROR_PREAMBLE)]
+    return f"actor died: {' '.join(known or lines)}"[:MAX_ERROR_CHARS]
 
 
 def _readable(resources: dict[str, float]) -> str:

@@ -13,9 +13,9 @@ import torch
 from pipeline.batching_encoder import FinishBatch
 from pipeline.worker_tools import EncoderConfig
 from schemas.fingerprint import Fingerprint
+from schemas.vocabulary import CODEBOOK_SIZE, CODES_PER_IMAGE
 from tokenizer.checkpoint import load_model, load_tokenizer
 from tokenizer.config import SeedTokenizerConfig
-from schemas.vocabulary import CODEBOOK_SIZE, CODES_PER_IMAGE
 from tokenizer.resize import IMAGE_SIZE
 from tokenizer.seed import ENCODER_VERSION
 
@@ -89,8 +89,9 @@ def make_fingerprint(
     given = (architecture.num_query_token, architecture.n_embed, architecture.img_size)
     if given[0] != CODES_PER_IMAGE or given[1] > CODEBOOK_SIZE or given[2] != IMAGE_SIZE:
         raise ValueError(
-            f"tokenizer {config.tokenizer} makes {given[0]} codes of {given[1]} from {given[2]} pixels a side; token "
-            f"shards hold {CODES_PER_IMAGE} codes of {CODEBOOK_SIZE} from {IMAGE_SIZE}: choose a SEED tokenizer"
+            f"tokenizer {config.tokenizer} makes {given[0]} codes of {given[1]} from {given[2]} pixels a "
+            f"side; token shards hold {CODES_PER_IMAGE} codes of {CODEBOOK_SIZE} from {IMAGE_SIZE}: choose a "
+            "SEED tokenizer"
         )
     return Fingerprint(
         {

@@ -21,7 +21,7 @@ class TokenizeConfig:
     """Folder for the token shards: a local path or a URL (s3://bucket/folder)."""
 
     tokenizer: str = "sample"
-    """seed-2 is the released model; a path or hub id; sample is small and untrained; null only hashes pixels."""
+    """seed-2 is the released model; a path or hub id; sample: small, untrained; null: only hashes."""
     precision: str = "fp32"
     """fp32, bf16 or fp16, of the image encoder and the Q-Former."""
     filter: Filter = "bicubic"
@@ -40,7 +40,7 @@ class TokenizeConfig:
     batch_size: int = 32
     """Images the model sees at a time; it never changes the codes of an image."""
     num_actors: int | None = None
-    """Workers: one per GPU of the cluster, or per four CPUs without a GPU, when left out; 0 runs without Ray."""
+    """Workers; left out: one per GPU of the cluster, or per four CPUs where it has none. 0: without Ray."""
     gpus_per_actor: float = 1.0
     """Share of a GPU for a worker, where the cluster has GPUs."""
     decode_workers: int | None = None

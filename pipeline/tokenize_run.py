@@ -15,6 +15,7 @@ from pipeline.encode_shard import ReadDocuments, ShardSettings
 from pipeline.inputs import expand_inputs
 from pipeline.local_workers import LocalWorkers
 from pipeline.progress import ProgressDisplay, RunProgress
+from pipeline.ray_token import settle_authentication
 from pipeline.run_log import RunLog
 from pipeline.shard_driver import RunListener, ShardDriver, WorkerPool
 from pipeline.shard_schedule import ShardSchedule
@@ -73,8 +74,8 @@ class RunPlan:
             f"output       {self.output}",
             f"kind         {self.manifest.kind}",
             f"fingerprint  {self.manifest.fingerprint.hex}",
-            f"source shards {len(self.tasks)}: {self.num_done} done, {len(self.failed_before)} failed before, "
-            f"{len(self.to_do)} to do ({size})",
+            f"input        {len(self.tasks)} source shards: {self.num_done} done, "
+            f"{len(self.failed_before)} failed before, {len(self.to_do)} to do ({size})",
         ]
 
 
@@ -218,6 +219,7 @@ def open_pool(
             finally:
                 pool.close()
         return
+    settle_authentication()
     from pipeline.ray_engine import RayMetrics, open_ray_workers
 
     def setup_for(device: str, cores: int) -> WorkerSetup:

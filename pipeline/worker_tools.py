@@ -83,7 +83,7 @@ def open_tools(setup: WorkerSetup) -> Iterator[ShardEncoder]:
     encoder = load_encoder(setup.encoder)
     if differences := setup.settings.fingerprint.differences(encoder.fingerprint):
         raise TokenizerMismatchError(
-            "this worker's tokenizer differs from the one the run was begun with (driver here, worker there): "
+            "this worker's tokenizer is not the one the run was begun with (driver here, worker there): "
             + "; ".join(differences)
         )
     decode_config = DecodePoolConfig(
