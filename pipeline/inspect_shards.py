@@ -3,7 +3,7 @@
     seed-shards info DIR                  what is in it
     seed-shards status DIR [--input ...]  what is done, missing and failed
     seed-shards validate DIR              check every file
-    seed-shards show DIR [--count N]      print documents
+    seed-shards show DIR [--limit N]      print documents
     seed-shards clean DIR                 remove what killed runs left behind
 
 DIR is a local path or a URL. Exit status: 0 in order, 1 something is wrong or missing, 2 wrong usage.
@@ -65,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
         if name == "show":
             command.add_argument("--shard", help="name of one token shard (default: the first)")
             command.add_argument("--start", type=int, default=0, help="documents to pass over")
-            command.add_argument("--count", type=int, default=3, help="documents to print")
+            command.add_argument("--limit", type=int, default=3, help="documents to print")
         if name == "clean":
             command.add_argument(
                 "--older-than-hours", type=float, default=STALE_AFTER_S / 3600, help="leave younger files alone"
@@ -144,7 +144,7 @@ def print_documents(dataset: TokenDataset, options: argparse.Namespace, output: 
     if name not in names:
         raise ValueError(f"{dataset.folder.url}: no token shard {name}; the first is {names[0]}")
     documents = read_documents(**dataset.folder.parquet_source(name + TOKEN_SHARD_SUFFIX))
-    for document in itertools.islice(documents, options.start, options.start + options.count):
+    for document in itertools.islice(documents, options.start, options.start + options.limit):
         print("\n".join(document_lines(document)), file=output)
     return 0
 
