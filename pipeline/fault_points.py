@@ -2,7 +2,7 @@
 
 ``SEED_SHARDS_FAULT=ACTION:POINT:NAME[:ONCE]`` acts when the process reaches POINT with shard NAME (``*`` is
 any). ACTION is ``kill`` (SIGKILL to itself), ``fail`` (raises), ``stall`` (sleeps for ever), ``full`` (raises
-as a full disk does). ONCE is a file that is created by the first process that acts; the others pass.
+as a full disk does), ``slow`` (sleeps for 50 ms each time). ONCE is a file that is created by the first process that acts; the others pass.
 
 Points, in order: ``start``, ``reading``, ``after_write`` (token shard written, nothing visible),
 ``after_ledger`` (ledger visible, token shard not), ``after_commit``.
@@ -30,6 +30,8 @@ def reach(point: str, name: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif action == "stall":
         time.sleep(1e6)
+    elif action == "slow":
+        time.sleep(0.05)
     elif action == "full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
     else:
