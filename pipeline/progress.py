@@ -20,6 +20,7 @@ from schemas.token_shard import ShardCounts
 logger = logging.getLogger(__name__)
 
 RATE_WINDOW_S = 60.0
+SAMPLE_EVERY_S = 0.5
 LOG_EVERY_S = 15.0
 MAX_FAILURES_SHOWN = 5
 
@@ -84,6 +85,8 @@ class RunProgress:
 
     def tick(self, schedule: ShardSchedule) -> None:
         now = self._clock()
+        if self._recent and now - self._recent[-1][0] < SAMPLE_EVERY_S:
+            return
         self._recent.append((now, self.num_images))
         while now - self._recent[0][0] > RATE_WINDOW_S:
             self._recent.popleft()

@@ -16,11 +16,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, RayActorError, RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
 from ray.util.metrics import Counter, Gauge
 
 from pipeline.batching_encoder import EncoderError
@@ -45,6 +45,9 @@ logger = logging.getLogger(__name__)
 STATUS_EVERY_S = 2.0
 RESIZE_EVERY_S = 5.0
 COMPLAIN_EVERY_S = 60.0
+PROBE_EVERY_S = 1.0
+MAX_CUT_OFF_S = 90.0
+"""Time in which Ray must find out whether an actor that does not answer is dead."""
 STOP_GRACE_S = 10.0
 CPUS_PER_ACTOR = 4
 """Cores of an actor without a GPU: the model and decoding share them."""
@@ -113,7 +116,10 @@ class _Actor:
     """Empty until the model is loaded."""
     is_asked: bool = False
     """A status call is under way."""
-    has_finished_a_shard: bool = False
+    interrupted: set[str] = field(default_factory=set)
+    """Shards whose calls were cut off; whether the actor lives is not known yet."""
+    cut_off_s: float | None = None
+    next_probe_s: float = 0.0
 
 
 class RayWorkers:
@@ -139,6 +145,7 @@ class RayWorkers:
     def poll(self, timeout_s: float, num_wanted: int) -> list[WorkerEvent]:
         self._resize(num_wanted)
         self._ask_for_status()
+        self._probe()
         events: list[WorkerEvent] = []
         if not self._calls:
             time.sleep(timeout_s)
@@ -211,7 +218,7 @@ class RayWorkers:
             return
         self._next_status_s = now + STATUS_EVERY_S
         for worker_id, actor in self._actors.items():
-            if actor.node_id and not actor.is_asked:
+            if actor.node_id and not actor.is_asked and actor.cut_off_s is None:
                 actor.is_asked = True
                 self._calls[actor.handle.status.remote(worker_id)] = (worker_id, ":status")
 
@@ -221,10 +228,14 @@ class RayWorkers:
         actor = self._actors[worker_id]
         try:
             answer = ray.get(ref)
+        except ActorUnavailableError:
+            return self._cut_off(worker_id, call)
         except RayActorError as error:
             return self._lost(worker_id, error)
         except RayError as error:
             return [] if call.startswith(":") else [ShardFailed(worker_id, call, one_line(error))]
+        if call == ":probe":
+            return self._reached_again(worker_id)
         if call == ":join":
             actor.node_id = answer
             return [WorkerJoined(worker_id, self._config.shards_in_flight)]
@@ -236,6 +247,36 @@ class RayWorkers:
         elif isinstance(answer, ShardDone):
             self._num_barren = 0
         return [] if answer is None else [answer]
+
+    def _cut_off(self, worker_id: str, call: str) -> list[WorkerEvent]:
+        """A call broke off: the actor or its node died, or only the connection. Ray knows a little later."""
+        actor = self._actors[worker_id]
+        now = time.monotonic()
+        actor.is_asked = False
+        actor.cut_off_s = actor.cut_off_s or now
+        actor.next_probe_s = now + PROBE_EVERY_S
+        if not call.startswith(":"):
+            actor.interrupted.add(call)
+        if now - actor.cut_off_s < MAX_CUT_OFF_S:
+            return []
+        self.end_worker(worker_id)
+        return [WorkerLost(worker_id, Loss.NODE_LOST, f"not reached for {MAX_CUT_OFF_S:g} s")]
+
+    def _probe(self) -> None:
+        now = time.monotonic()
+        for worker_id, actor in self._actors.items():
+            if actor.cut_off_s is not None and now >= actor.next_probe_s:
+                actor.next_probe_s = math.inf
+                self._calls[actor.handle.node_id.remote()] = (worker_id, ":probe")
+
+    def _reached_again(self, worker_id: str) -> list[WorkerEvent]:
+        """It was only the connection; an actor that still works on what we gave up must not go on."""
+        actor = self._actors[worker_id]
+        if not actor.interrupted:
+            actor.cut_off_s = None
+            return []
+        self.end_worker(worker_id)
+        return [WorkerLost(worker_id, Loss.NODE_LOST, "the connection to the actor was lost")]
 
     def _lost(self, worker_id: str, error: RayActorError) -> list[WorkerEvent]:
         """An actor died: tell why, and see to it that this does not go on for ever."""

@@ -248,7 +248,7 @@ def test_ray_job_submit(shards: Path, undisturbed: dict[str, bytes], tmp_path: P
     ray_command = [sys.executable, "-m", "ray.scripts.scripts"]
     start = [
         *ray_command, "start", "--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=true",
-        f"--dashboard-port={dashboard}", "--object-store-memory=100000000", "--block",
+        f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=28266", "--object-store-memory=100000000", "--block",
     ]  # fmt: skip
     head = subprocess.Popen(
         start, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
