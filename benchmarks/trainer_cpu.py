@@ -1,6 +1,6 @@
 """Ids a second of training on the CPU: this trainer against transformers, model against model and packed.
 
-    OMP_NUM_THREADS=2 python benchmarks/trainer_cpu.py
+    OMP_NUM_THREADS=1 python benchmarks/trainer_cpu.py
 
 Same weights, same documents, fp32, forward and backward with loss, no optimizer. Three comparisons:
 
@@ -26,16 +26,16 @@ from trainer.llama import Llama, LlamaConfig
 from trainer.weights import fill_parameters, random_weights
 
 LENGTH = 512
-ROWS = 2
-LAYOUT = VocabularyLayout(1000)
+ROWS = 1
+LAYOUT = VocabularyLayout(300)
 SHAPE = LlamaConfig(
     vocab_size=LAYOUT.padded_size,
-    width=256,
-    num_layers=6,
-    num_heads=4,
-    num_kv_heads=4,
+    width=384,
+    num_layers=8,
+    num_heads=6,
+    num_kv_heads=6,
     head_width=64,
-    mlp_width=704,
+    mlp_width=1056,
 )
 
 
