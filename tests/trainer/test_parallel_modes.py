@@ -135,3 +135,21 @@ def test_stages_and_shards_export_one_model(runs: Path) -> None:
 def test_settings_that_cannot_work_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ParallelConfig(**fields).shard_ranks(world_size=4)
+
+
+def test_fp8_without_its_hardware_is_refused(tmp_path: Path) -> None:
+    config = run_config(packed_folder(tmp_path / "packed"), tmp_path, parallel=ParallelConfig(is_fp8=True))
+    with pytest.raises(ValueError, match=r"parallel\.is_fp8 needs"):
+        run_alone(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_compiled_layers_give_the_same_losses(checkpointing: str, tmp_path: Path) -> None:
+    packed = packed_folder(tmp_path / "packed")
+    eager = run_config(packed, tmp_path / "eager", num_steps=3)
+    parallel = ParallelConfig(is_compiled=True, activation_checkpointing=checkpointing)
+    compiled = run_config(packed, tmp_path / "compiled", num_steps=3, parallel=parallel)
+    run_alone(eager)
+    run_alone(compiled)
+    assert losses_of(compiled) == pytest.approx(losses_of(eager), abs=1e-5)
