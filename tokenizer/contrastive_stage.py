@@ -22,11 +22,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenizer.attention import set_dropout
+from tokenizer.attention import PreNormBlock, set_dropout
 from tokenizer.config import SeedTokenizerConfig
 from tokenizer.official_names import Layout, official_layout
 from tokenizer.seed import SeedModel
 from tokenizer.text_branch import TextBranch, text_layout
+from tokenizer.vit import VisionTransformer
 
 QueryChoice = Literal["last", "max"]
 ENCODER_PARTS = ("vit.", "ln_vision.", "qformer.")
@@ -94,6 +95,8 @@ class ContrastiveModel(nn.Module):
         self.text_proj = nn.Linear(config.bert_hidden, stage.embed_dim)
         self.temp = nn.Parameter(torch.tensor(stage.temperature), requires_grad=stage.learn_temperature)
         self.vit.requires_grad_(stage.train_vit)
+        if stage.train_vit:
+            hold_key_biases(self.vit)
         for module in (self.qformer, self.text_branch):
             set_dropout(module, stage.dropout)
 
@@ -121,6 +124,23 @@ class ContrastiveModel(nn.Module):
         for shared, text in zip(self.qformer.layers, self.text_branch.layers, strict=True):
             shared.mlp.load_state_dict(text.mlp.state_dict())
             shared.mlp_norm.load_state_dict(text.mlp_norm.state_dict())
+
+
+def hold_key_biases(vit: VisionTransformer) -> None:
+    """Keep the key biases of a ViT at zero in training: EVA has none.
+
+    They add the same to all scores of a query, so they change nothing and their gradient is rounding noise, which Adam
+    would scale up to full steps.
+    """
+
+    def without_key(gradient: Tensor) -> Tensor:
+        kept = gradient.clone()
+        kept.chunk(3)[1].zero_()
+        return kept
+
+    for block in vit.blocks:
+        assert isinstance(block, PreNormBlock)
+        block.attn.qkv.bias.register_hook(without_key)
 
 
 def contrast(image_BNE: Tensor, text_BE: Tensor, temp: Tensor, stage: ContrastiveConfig) -> Contrast:

@@ -1,0 +1,141 @@
+"""Image-text pairs for training the tokenizer, from the same shards and reader as tokenization.
+
+Pictures are decoded and squashed once and kept in memory as uint8 (147 KiB each), which suits up to some hundred
+thousand pairs on one machine; ``PairBatches`` draws batches of them. Every batch is a pure function of seed and step,
+so a run resumes exactly, on any number of ranks.
+"""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.sources.tar_reader import TarSample, read_samples
+from schemas.quarantine import QuarantineRecord
+from tokenizer.preprocess import ImageError, PreprocessConfig, load_image
+
+logger = logging.getLogger(__name__)
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+
+
+@dataclass(frozen=True)
+class TrainingPair:
+    """One picture with its caption."""
+
+    key: str
+    group: str
+    """Pairs of one group show the same thing; they are never split between training and held-out."""
+    image: npt.NDArray[np.uint8]
+    """(img_size, img_size, 3) RGB."""
+    caption: str
+
+
+def read_pairs(
+    shards: Iterable[Path], preprocess: PreprocessConfig, group_pattern: str = ""
+) -> Iterator[TrainingPair]:
+    """Pairs of local shards in order; what cannot be used is counted by reason and logged.
+
+    Args:
+        shards: tar files in img2dataset layout (picture and ``.txt`` under one key).
+        preprocess: how pictures become network input.
+        group_pattern: regular expression; what it matches is removed from the key to give the group.
+    """
+    refused: Counter[str] = Counter()
+    for shard in shards:
+        with shard.open("rb") as stream:
+            for item in read_samples(stream, shard.name):
+                pair = _pair(item, preprocess, group_pattern)
+                if isinstance(pair, TrainingPair):
+                    yield pair
+                else:
+                    refused[pair] += 1
+    if refused:
+        logger.warning("refused=%d %s", refused.total(), " ".join(f"{k}={v}" for k, v in sorted(refused.items())))
+
+
+def _pair(
+    item: TarSample | QuarantineRecord, preprocess: PreprocessConfig, group_pattern: str
+) -> TrainingPair | str:
+    """The pair of one sample, or the reason why there is none."""
+    if isinstance(item, QuarantineRecord):
+        return str(item.reason)
+    data = next((item.members[ext] for ext in IMAGE_EXTENSIONS if ext in item.members), None)
+    if data is None or "txt" not in item.members:
+        return "no_pair"
+    try:
+        image = load_image(data, preprocess)
+        caption = item.members["txt"].decode("utf-8").strip()
+    except ImageError as error:
+        return str(error.reason)
+    except UnicodeDecodeError:
+        return "invalid_utf8"
+    if not caption:
+        return "empty_caption"
+    group = re.sub(group_pattern, "", item.key) if group_pattern else item.key
+    return TrainingPair(item.key, group, np.asarray(image), caption)
+
+
+def is_held_out(group: str, fraction: float) -> bool:
+    """Whether a group belongs to the held-out share: a property of its name alone, the same in every run."""
+    digest = blake2b(group.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < fraction * 2**64
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Pairs of one step on one rank."""
+
+    images: npt.NDArray[np.uint8]
+    """(B, img_size, img_size, 3)."""
+    captions: list[str]
+
+
+class PairBatches:
+    """Batches of pairs in memory; each epoch holds one random pair of every group, in random order."""
+
+    def __init__(
+        self, pairs: list[TrainingPair], batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        """Batches of ``batch_size`` for this rank of ``world_size``.
+
+        Raises:
+            ValueError: fewer groups than one global batch needs.
+        """
+        members: dict[str, list[int]] = {}
+        for index, pair in enumerate(pairs):
+            members.setdefault(pair.group, []).append(index)
+        self._pairs = pairs
+        self._members = list(members.values())
+        self._global_batch = batch_size * world_size
+        self._slice = slice(rank * batch_size, (rank + 1) * batch_size)
+        self._seed = seed
+        if len(members) < self._global_batch:
+            raise ValueError(
+                f"{len(members)} groups of pairs are fewer than one batch of {self._global_batch} over all ranks: "
+                "lower batch_size or give more shards"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches only."""
+        return len(self._members) // self._global_batch
+
+    def batch(self, step: int) -> PairBatch:
+        """Batch of ``step`` (0-based over the whole run) for this rank."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        rng = np.random.default_rng((self._seed, epoch))
+        order = rng.permutation(len(self._members))
+        draws = rng.random(len(self._members))
+        start = place * self._global_batch
+        groups = order[start : start + self._global_batch][self._slice]
+        chosen = [self._members[g][int(draws[g] * len(self._members[g]))] for g in groups]
+        return PairBatch(
+            np.stack([self._pairs[i].image for i in chosen]), [self._pairs[i].caption for i in chosen]
+        )

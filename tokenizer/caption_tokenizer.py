@@ -1,0 +1,89 @@
+"""Captions to word ids for stage 1: cleaned as the release cleans them, then BERT's WordPiece.
+
+Cleaning follows LAVIS' caption processor: lower case, nine punctuation marks to blanks, at most 50 words.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import BertWordPieceTokenizer, Tokenizer
+from tokenizers.implementations import BaseTokenizer
+from tokenizers.processors import BertProcessing
+from torch import Tensor
+
+MAX_WORDS = 50
+FILE_NAME = "caption_tokenizer.json"
+_PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+
+
+def clean_caption(caption: str) -> str:
+    """Lower case, punctuation stripped, at most 50 words."""
+    return " ".join(_PUNCTUATION.sub(" ", caption.lower()).split()[:MAX_WORDS])
+
+
+class CaptionTokenizer:
+    """BERT WordPiece with [CLS] and [SEP], cut and padded to one length."""
+
+    def __init__(self, tokenizer: Tokenizer | BaseTokenizer, max_tokens: int = 32) -> None:
+        """Take over ``tokenizer``; ``max_tokens`` counts [CLS] and [SEP].
+
+        Raises:
+            ValueError: [CLS], [SEP] or [PAD] is missing from its vocabulary, or [PAD] is not 0 (BERT's).
+        """
+        missing = [token for token in ("[PAD]", "[CLS]", "[SEP]") if tokenizer.token_to_id(token) is None]
+        if missing or tokenizer.token_to_id("[PAD]") != 0:
+            raise ValueError(f"caption tokenizer: not BERT's layout ([PAD] is 0, missing: {missing or 'none'})")
+        tokenizer.enable_truncation(max_tokens)
+        tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")
+        self._tokenizer = tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._tokenizer.get_vocab_size())
+
+    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """B captions as read -> (B, T) int64 ids and (B, T) bool mask, T the longest of them."""
+        encoded = self._tokenizer.encode_batch([clean_caption(caption) for caption in captions])
+        ids = torch.tensor([item.ids for item in encoded])
+        return ids, torch.tensor([item.attention_mask for item in encoded]).bool()
+
+    def save(self, directory: Path) -> None:
+        """Write ``caption_tokenizer.json``."""
+        self._tokenizer.save(str(directory / FILE_NAME))
+
+
+def load_caption_tokenizer(source: str, max_tokens: int = 32) -> CaptionTokenizer:
+    """From ``vocab.txt`` (BERT's), a ``tokenizers`` JSON file, a directory with either, or a hub id.
+
+    Raises:
+        FileNotFoundError: nothing there.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        names = (FILE_NAME, "tokenizer.json", "vocab.txt")
+        found = [path / name for name in names if (path / name).is_file()]
+        if not found:
+            raise FileNotFoundError(f"{path}: holds none of {', '.join(names)}")
+        path = found[0]
+    if path.suffix == ".txt":
+        return CaptionTokenizer(BertWordPieceTokenizer(str(path), lowercase=True), max_tokens)
+    if path.is_file():
+        return CaptionTokenizer(Tokenizer.from_file(str(path)), max_tokens)
+    if source.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"{path}: no such caption tokenizer (vocab.txt, tokenizer.json or a hub id)")
+    return CaptionTokenizer(Tokenizer.from_pretrained(source), max_tokens)
+
+
+def train_caption_tokenizer(captions: Iterable[str], vocab_size: int, max_tokens: int = 32) -> CaptionTokenizer:
+    """A small WordPiece vocabulary of these captions, for runs far from BERT's size."""
+    tokenizer = BertWordPieceTokenizer(lowercase=True)
+    cleaned = (clean_caption(caption) for caption in captions)
+    tokenizer.train_from_iterator(
+        cleaned, vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+    )
+    sep, cls = (tokenizer.token_to_id(token) for token in ("[SEP]", "[CLS]"))
+    tokenizer._tokenizer.post_processor = BertProcessing(("[SEP]", sep), ("[CLS]", cls))
+    return CaptionTokenizer(tokenizer, max_tokens)
