@@ -1,7 +1,7 @@
 """The two layers that every part of the tokenizer is built of: multi-head self-attention and a GELU MLP.
 
-Weights of linear layers decide the compute dtype (fp32, bf16, fp16); what comes in is cast to it, and callers add the
-result to a residual stream that stays fp32. Queries, keys and values come from one product.
+Weights of linear layers decide the compute dtype (fp32, bf16, fp16); what comes in is cast to it, and callers
+add the result to a residual stream that stays fp32. Queries, keys and values come from one product.
 
 Dimensions: B images, T tokens, D width, H heads, K head width.
 """
@@ -74,7 +74,8 @@ def attend(
 ) -> Tensor:
     """Scaled dot-product attention with scale K^-0.5; (B, H, T, K) -> (B, T, H*K).
 
-    A causal mask here is -inf. The published code adds -10000, which is the same: exp underflows to exactly 0 in fp32.
+    A causal mask here is -inf. The published code adds -10000, which is the same: exp underflows to exactly 0
+    in fp32.
     """
     mask_B11S = None if mask_BS is None else mask_BS[:, None, None]
     out_BHTK = F.scaled_dot_product_attention(
@@ -96,7 +97,7 @@ def set_dropout(module: nn.Module, probability: float) -> None:
 
 
 def cast_linears(module: nn.Module, dtype: torch.dtype) -> None:
-    """Convert the linear layers under ``module`` to ``dtype`` in place; norms, tables and tokens keep fp32."""
+    """Convert the linear layers under ``module`` to ``dtype`` in place; norms and tokens keep fp32."""
     for child in module.modules():
         if isinstance(child, nn.Linear):
             child.to(dtype)

@@ -1,9 +1,10 @@
 """The causal Q-Former: learned queries read the image features, each seeing only the queries before it.
 
-A post-norm BERT (exact GELU) whose even layers also attend to the image. Keys and values of all those layers depend on
-the image features alone and come from one product at the start.
+A post-norm BERT (exact GELU) whose even layers also attend to the image. Keys and values of all those layers
+depend on the image features alone and come from one product at the start.
 
-Dimensions: B images, N queries, D width, T image tokens, C layers with cross-attention, H heads, K head width.
+Dimensions: B images, N queries, D width, T image tokens, C layers with cross-attention, H heads, K head
+width.
 """
 
 import torch
@@ -45,7 +46,9 @@ class QFormerLayer(nn.Module):
         """Of every branch before it is added; off unless training turns it on."""
 
     def forward(self, x_BND: Tensor, kv_BHTK: tuple[Tensor, Tensor] | None, is_causal: bool) -> Tensor:
-        """(B, N, D) fp32 -> the same; ``kv_BHTK`` are this layer's image keys and values, if it reads the image."""
+        """(B, N, D) fp32 -> the same; ``kv_BHTK`` are this layer's image keys and values, if it reads the
+        image.
+        """
         x_BND = self.attention_norm(x_BND + self.dropout(self.attention(x_BND, is_causal)))
         if self.cross is not None and self.cross_norm is not None:
             assert kv_BHTK is not None
@@ -55,7 +58,7 @@ class QFormerLayer(nn.Module):
 
 
 class CausalQFormer(nn.Module):
-    """Queries -> LayerNorm -> layers. Also the Reverse_Qformer of the training code (one query, not causal)."""
+    """Queries -> LayerNorm -> layers. The Reverse_Qformer of the training code is one with a single query."""
 
     def __init__(
         self,
@@ -80,13 +83,16 @@ class CausalQFormer(nn.Module):
         self.cross_kv = nn.Linear(image_width, 2 * len(cross_layers) * width)
         """Rows: for each layer that reads the image, keys then values."""
         self.layers = nn.ModuleList(
-            QFormerLayer(width, num_heads, mlp_hidden, eps, index in cross_layers) for index in range(num_layers)
+            QFormerLayer(width, num_heads, mlp_hidden, eps, index in cross_layers)
+            for index in range(num_layers)
         )
 
     def forward(self, image_BTD: Tensor) -> Tensor:
         """Image features (B, T, image_width) of any float dtype -> (B, N, D) fp32."""
         kv_BT = self.cross_kv(image_BTD.to(self.cross_kv.weight.dtype))
-        kv_CBHTK = kv_BT.unflatten(-1, (len(self.cross_layers), 2, self.num_heads, -1)).permute(2, 3, 0, 4, 1, 5)
+        kv_CBHTK = kv_BT.unflatten(-1, (len(self.cross_layers), 2, self.num_heads, -1)).permute(
+            2, 3, 0, 4, 1, 5
+        )
         image_kv = {layer: (kv[0], kv[1]) for layer, kv in zip(self.cross_layers, kv_CBHTK, strict=True)}
         x_BND: Tensor = self.dropout(self.embed_norm(self.queries).expand(len(image_BTD), -1, -1))
         for index, layer in enumerate(self.layers):

@@ -1,4 +1,5 @@
-"""The codebook: nearest of E vectors by plain Euclidean distance (no normalisation, no cosine), always in fp32.
+"""The codebook: nearest of E vectors by plain Euclidean distance (no normalisation, no cosine), always in
+fp32.
 
 Dimensions: B images, N codes per image, C code width, E codebook entries.
 """
@@ -29,6 +30,8 @@ class Codebook(nn.Module):
         return F.embedding(codes_BN, self.weight)
 
     def _scores(self, z_RC: Tensor) -> Tensor:
-        """(R, C) -> (R, E): squared distance less |z|^2, which is the same for all entries of a row. One product."""
+        """(R, C) -> (R, E): squared distance less |z|^2, which is the same for all entries of a row. One
+        product.
+        """
         assert z_RC.dtype == self.weight.dtype == torch.float32
         return torch.addmm(self.weight.square().sum(dim=-1), z_RC, self.weight.t(), alpha=-2)

@@ -1,7 +1,7 @@
 """Every dimension and constant of a SEED tokenizer, in the form of the ``config.json`` beside its weights.
 
-The released checkpoint carries no configuration: ``config_from_shapes`` reads it off the tensors. Head counts leave
-no trace in a shape; they are known for the released widths and must be told for any other.
+The released checkpoint carries no configuration: ``config_from_shapes`` reads it off the tensors. Head counts
+leave no trace in a shape; they are known for the released widths and must be told for any other.
 """
 
 import dataclasses
@@ -50,14 +50,14 @@ class SeedTokenizerConfig:
     block_ln_eps: float = 1e-6
     image_features_dim: int = 1024
     use_qformer_image: bool = False
-    """False: the ``image_down`` decoder of the release. True: the ``Reverse_Qformer`` of the training code."""
+    """False: decoder ``image_down`` of the release. True: ``Reverse_Qformer`` of the training code."""
     reverse_layers: int = 4
     """Layers of the Reverse_Qformer: 4 in the training code (ignored without ``use_qformer_image``)."""
     causal: bool = True
     """Causal self-attention over the queries; False is the paper's bilateral variant."""
     beta: float = 0.25
     legacy: bool = True
-    """The published weighting of the quantisation loss: ``beta`` on the codebook term, not on the commitment."""
+    """Published weighting of the quantisation loss: ``beta`` on the codebook term, not the commitment."""
     description: str = ""
     """Free text for people; not part of the fingerprint."""
 
@@ -68,19 +68,22 @@ class SeedTokenizerConfig:
                 raise ValueError(f"tokenizer config: {field.name} must be a positive integer, got {value!r}")
             if field.type is bool and type(value) is not bool:
                 raise ValueError(f"tokenizer config: {field.name} must be true or false, got {value!r}")
-            if field.type is float and not (isinstance(value, int | float) and value > 0):
+            if field.type is float and (type(value) not in (int, float) or not value > 0):
                 raise ValueError(f"tokenizer config: {field.name} must be a positive number, got {value!r}")
         self._check_divides("img_size", "patch_size")
         self._check_divides("vit_width", "vit_heads")
         self._check_divides("bert_hidden", "bert_heads")
         self._check_divides("bert_hidden", "block_heads")
         if self.n_embed > 65_536:
-            raise ValueError(f"tokenizer config: n_embed {self.n_embed} does not fit uint16 codes (at most 65536)")
+            raise ValueError(
+                f"tokenizer config: n_embed {self.n_embed} does not fit uint16 codes (at most 65536)"
+            )
 
     def _check_divides(self, whole: str, part: str) -> None:
         if getattr(self, whole) % getattr(self, part):
             raise ValueError(
-                f"tokenizer config: {whole} {getattr(self, whole)} is not a multiple of {part} {getattr(self, part)}"
+                f"tokenizer config: {whole} {getattr(self, whole)} is not a multiple of {part} "
+                f"{getattr(self, part)}"
             )
 
     @property
@@ -117,7 +120,7 @@ class SeedTokenizerConfig:
         return dict(sorted((dataclasses.asdict(self) | self._derived()).items()))
 
     def canonical_json(self) -> str:
-        """What of the configuration decides results, as one line with sorted keys: input of the fingerprint."""
+        """What of the configuration decides results, as one sorted line of JSON: input of the fingerprint."""
         entries = self.to_dict()
         del entries["description"]
         return json.dumps(entries, sort_keys=True, separators=(",", ":"))
@@ -146,7 +149,9 @@ class SeedTokenizerConfig:
                     "correct it or leave it out"
                 )
         if unknown := sorted(rest.keys() - derived.keys()):
-            raise ValueError(f"{source}: unknown entries {unknown}; known are {sorted(names | derived.keys())}")
+            raise ValueError(
+                f"{source}: unknown entries {unknown}; known are {sorted(names | derived.keys())}"
+            )
         return config
 
     @classmethod
@@ -179,8 +184,10 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> Se
     def shape(name: str) -> tuple[int, ...]:
         if name not in shapes:
             raise ValueError(
-                f"{source}: no tensor {name!r} among {len(shapes)}, so this is not a whole SEED tokenizer. A checkpoint "
-                "of the published training code holds only what that stage trained: merge it with the earlier stage "
+                f"{source}: no tensor {name!r} among {len(shapes)}, so this is not a whole SEED tokenizer. "
+                "A checkpoint "
+                "of the published training code holds only what that stage trained: merge it with the "
+                "earlier stage "
                 "and the image encoder first"
             )
         return shapes[name]
@@ -188,7 +195,8 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> Se
     def heads(width: int, field: str) -> int:
         if width not in HEADS_OF_WIDTH:
             raise ValueError(
-                f"{source}: no head count is known for width {width} ({field}); put a config.json beside the weights "
+                f"{source}: no head count is known for width {width} ({field}); put a config.json beside "
+                "the weights "
                 "that says it"
             )
         return HEADS_OF_WIDTH[width]

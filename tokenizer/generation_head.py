@@ -1,10 +1,13 @@
 """From codebook vectors to what generates pictures (or trains the codebook).
 
-``GenerationHead`` makes the image embedding that unCLIP draws from, ``ReconstructionHead`` gives back the Q-Former
-features and is used by training only. Both start from the same lifted vectors (``decode_task_layer`` of the model).
+``GenerationHead`` makes the image embedding that unCLIP draws from, ``ReconstructionHead`` gives back the
+Q-Former features and is used by training only. Both start from the same lifted vectors (``decode_task_layer``
+of the model).
 
 Dimensions: B images, N codes per image, D width, F width of the generation embedding.
 """
+
+import itertools
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +39,9 @@ class TokenDecoder(nn.Module):
 
 
 class ReconstructionHead(TokenDecoder):
-    """``blocks`` of the release: Q-Former features from quantised vectors; dead at inference, trained in stage 2."""
+    """``blocks`` of the release: Q-Former features from quantised vectors; dead at inference, trained in
+    stage 2.
+    """
 
 
 class ImageDown(nn.Module):
@@ -46,7 +51,7 @@ class ImageDown(nn.Module):
         super().__init__()
         widths = (width, *IMAGE_DOWN_WIDTHS)
         self.layers = nn.ModuleList(
-            nn.Linear(a, b, bias=False) for a, b in zip(widths[:-1], widths[1:], strict=True)
+            nn.Linear(inner, outer, bias=False) for inner, outer in itertools.pairwise(widths)
         )
 
     def forward(self, x_BND: Tensor) -> Tensor:

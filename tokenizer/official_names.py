@@ -1,7 +1,8 @@
 """Tensor names of the published checkpoints, and how ours are put together from them.
 
-Ours fuse what is multiplied together: q, k, v of every self-attention, and keys and values of all cross-attentions of
-a Q-Former. ``official_layout`` is the whole mapping; it works in both directions, and on gradients as on weights.
+Ours fuse what is multiplied together: q, k, v of every self-attention, and keys and values of all
+cross-attentions of a Q-Former. ``official_layout`` is the whole mapping; it works in both directions, and on
+gradients as on weights.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,9 @@ from torch import Tensor
 from tokenizer.config import SeedTokenizerConfig
 
 Layout = dict[str, tuple[str | None, ...]]
-"""Our name -> official names of its equal parts along dimension 0; None is a part that is zero and not stored."""
+"""Our name -> official names of its equal parts along dimension 0; None is a part that is zero and not
+stored.
+"""
 
 POSITION_IDS = "bert.embeddings.position_ids"
 """An unused integer buffer that some checkpoints hold and others do not."""
@@ -44,7 +47,9 @@ def official_layout(config: SeedTokenizerConfig) -> Layout:
 
 def fuse(official: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     """Our tensors from official ones; a tensor that is not fused is passed on without a copy."""
-    return {ours: _join([official[part] if part else None for part in parts]) for ours, parts in layout.items()}
+    return {
+        ours: _join([official[part] if part else None for part in parts]) for ours, parts in layout.items()
+    }
 
 
 def split(ours: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
@@ -59,7 +64,9 @@ def split(ours: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
             if part is not None:
                 official[part] = tensor
             elif tensor.count_nonzero():
-                raise ValueError(f"{name}: the key bias is not zero and has no place in an official checkpoint")
+                raise ValueError(
+                    f"{name}: the key bias is not zero and has no place in an official checkpoint"
+                )
     return official
 
 
@@ -117,7 +124,9 @@ def _qformer(
             ),
         )
     for index in range(num_layers):
-        yield from _qformer_layer(f"{ours}.layers.{index}", f"{bert}.encoder.layer.{index}", index in cross_layers)
+        yield from _qformer_layer(
+            f"{ours}.layers.{index}", f"{bert}.encoder.layer.{index}", index in cross_layers
+        )
 
 
 def _qformer_layer(ours: str, official: str, has_cross: bool) -> Iterator[tuple[str, tuple[str | None, ...]]]:

@@ -1,12 +1,13 @@
 """The SEED tokenizer: pictures to codes, codes to the embedding that pictures are generated from.
 
-    uint8 picture -> vit -> ln_vision -> causal Q-Former -> encode_task_layer -> nearest codebook entries (32 codes)
-    codes -> codebook entries -> decode_task_layer -> generation head -> generation embedding
+    uint8 picture -> vit -> ln_vision -> causal Q-Former -> encode_task_layer -> nearest codebook entries (32
+    codes) codes -> codebook entries -> decode_task_layer -> generation head -> generation embedding
 
-``SeedModel`` is the network (trainable), ``SeedTokenizer`` the network ready for use: one precision, one device and
-one fixed batch shape, so that a code never depends on what else was in its batch.
+``SeedModel`` is the network (trainable), ``SeedTokenizer`` the network ready for use: one precision, one
+device and one fixed batch shape, so that a code never depends on what else was in its batch.
 
-Dimensions: B images, N codes per image (32), C code width, D Q-Former width, F width of the generation embedding.
+Dimensions: B images, N codes per image (32), C code width, D Q-Former width, F width of the generation
+embedding.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,11 +27,15 @@ from tokenizer.vit import VisionTransformer
 ENCODER_VERSION = 1
 """Raised whenever a change of this package may change a code; part of the fingerprint."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Compute dtype of the linear layers of image encoder and Q-Former. Residual streams and the search stay fp32."""
+"""Compute dtype of the linear layers of image encoder and Q-Former. Residual streams and the search stay
+fp32.
+"""
 
 
 class SeedModel(nn.Module):
-    """All parts of one tokenizer. Parameters are uninitialised until loaded (``checkpoint``) or drawn (``untrained``)."""
+    """All parts of one tokenizer. Parameters are uninitialised until loaded (``checkpoint``) or drawn
+    (``untrained``).
+    """
 
     def __init__(self, config: SeedTokenizerConfig) -> None:
         super().__init__()
@@ -49,7 +54,9 @@ class SeedModel(nn.Module):
             cross_layers=config.cross_layers,
             is_causal=config.causal,
         )
-        self.encode_task_layer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, code_width))
+        self.encode_task_layer = nn.Sequential(
+            nn.Linear(width, width), nn.Tanh(), nn.Linear(width, code_width)
+        )
         self.codebook = Codebook(config.n_embed, code_width)
         self.decode_task_layer = nn.Sequential(
             nn.Linear(code_width, code_width), nn.Tanh(), nn.Linear(code_width, width)
@@ -73,7 +80,9 @@ class SeedModel(nn.Module):
 
 
 class SeedTokenizer:
-    """A loaded tokenizer: ``encode`` pictures, or ``launch`` device batches for pipelines that overlap transfers."""
+    """A loaded tokenizer: ``encode`` pictures, or ``launch`` device batches for pipelines that overlap
+    transfers.
+    """
 
     def __init__(
         self,
@@ -108,6 +117,7 @@ class SeedTokenizer:
         for encoder in (model.vit, model.qformer):
             cast_linears(encoder, PRECISIONS[precision])
         self.model = model.to(self.device).eval().requires_grad_(False)
+        self.model.vit.patch_embed.freeze(PRECISIONS[precision])
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -155,10 +165,13 @@ class SeedTokenizer:
         """
         codes_BN = torch.as_tensor(np.asarray(codes).astype(np.int64))
         if codes_BN.ndim != 2 or codes_BN.shape[1] != self.config.num_query_token:
-            raise ValueError(f"codes have shape {tuple(codes_BN.shape)}, expected (B, {self.config.num_query_token})")
+            raise ValueError(
+                f"codes have shape {tuple(codes_BN.shape)}, expected (B, {self.config.num_query_token})"
+            )
         if codes_BN.numel() and not 0 <= int(codes_BN.min()) <= int(codes_BN.max()) < self.config.n_embed:
             raise ValueError(
-                f"codes span {int(codes_BN.min())}..{int(codes_BN.max())}, but the codebook has {self.config.n_embed} "
+                f"codes span {int(codes_BN.min())}..{int(codes_BN.max())}, but the codebook has "
+                f"{self.config.n_embed} "
                 "entries; were they made by another tokenizer, or are they LLM token ids?"
             )
         return self.model.generation_embedding(codes_BN.to(self.device))
@@ -168,16 +181,20 @@ class SeedTokenizer:
         images_B = torch.as_tensor(images)
         if images_B.dtype != torch.uint8 or images_B.shape[1:] != self.image_shape:
             raise ValueError(
-                f"images are {images_B.dtype} {tuple(images_B.shape)}, expected uint8 (B, {self.image_shape[0]}, "
+                f"images are {images_B.dtype} {tuple(images_B.shape)}, expected uint8 (B, "
+                f"{self.image_shape[0]}, "
                 f"{self.image_shape[1]}, 3): resize them with tokenizer.preprocess first"
             )
         results = [run(batch.to(self.device)) for batch in self._full_batches(images_B)]
         if not results:
-            return torch.empty(0, self.config.num_query_token, self.config.codebook_embed_dim, device=self.device)
+            return torch.empty(
+                0, self.config.num_query_token, self.config.codebook_embed_dim, device=self.device
+            )
         return torch.cat(results)[: len(images_B)]
 
     def _full_batches(self, images_B: Tensor) -> Iterator[Tensor]:
         """Slices of exactly ``batch_size`` images; the last is filled up with black ones."""
-        for batch in images_B.split(self.batch_size) if len(images_B) else ():
+        for start in range(0, len(images_B), self.batch_size):
+            batch = images_B[start : start + self.batch_size]
             missing = self.batch_size - len(batch)
             yield torch.cat([batch, batch.new_zeros(missing, *self.image_shape)]) if missing else batch

@@ -1,7 +1,8 @@
 """The image encoder: EVA ViT-g/14 of BLIP-2, without final norm, head or pooling.
 
-Pictures enter as uint8: the normalisation is folded into the patch projection, which is one matrix product. Pixels
-minus 128 are integers that fp32, bf16 and fp16 all hold exactly, so a low precision rounds only the weights here.
+Pictures enter as uint8: the normalisation is folded into the patch projection, which is one matrix product.
+Pixels minus 128 are integers that fp32, bf16 and fp16 all hold exactly, so a low precision rounds only the
+weights here.
 
 Dimensions: B images, P patch side, G patches per side, T tokens (1 + G*G), D width.
 """
@@ -31,22 +32,32 @@ class PatchEmbedding(nn.Module):
         self.patch_size = patch_size
         self.weight = nn.Parameter(torch.empty(width, 3, patch_size, patch_size))
         self.bias = nn.Parameter(torch.empty(width))
+        self.folded_weight: Tensor | None
+        self.folded_bias: Tensor | None
+        self.register_buffer("folded_weight", None, persistent=False)
+        self.register_buffer("folded_bias", None, persistent=False)
 
-    def folded(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def freeze(self, dtype: torch.dtype) -> None:
+        """Fold once, for a model whose weights will not change any more."""
+        self.folded_weight, self.folded_bias = self.fold(dtype)
+
+    def fold(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """(D, P*P*3) weight for channel-last patches and (D,) bias, with the normalisation inside."""
-        options = {"dtype": torch.float32, "device": self.weight.device}
-        mean = torch.tensor(PIXEL_MEAN, **options).view(1, 3, 1, 1)
-        std = torch.tensor(PIXEL_STD, **options).view(1, 3, 1, 1)
+        mean = self.weight.new_tensor(PIXEL_MEAN).view(1, 3, 1, 1)
+        std = self.weight.new_tensor(PIXEL_STD).view(1, 3, 1, 1)
         weight = (self.weight / (255 * std)).permute(0, 2, 3, 1).flatten(1)
         bias = self.bias + (self.weight * ((PIXEL_CENTRE / 255 - mean) / std)).sum((1, 2, 3))
         return weight.to(dtype), bias.to(dtype)
 
-    def forward(self, images_BRCU: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(self, images_BYXC: Tensor, dtype: torch.dtype) -> Tensor:
         """(B, G*P, G*P, 3) uint8 -> (B, G*G, D) in ``dtype``, patches row by row."""
         side = self.patch_size
-        grid = images_BRCU.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3)
-        patches = grid.flatten(3).flatten(1, 2).to(dtype).sub_(PIXEL_CENTRE)
-        return F.linear(patches, *self.folded(dtype))
+        grid = len(images_BYXC), images_BYXC.shape[1] // side, side, images_BYXC.shape[2] // side, side, 3
+        patches = images_BYXC.reshape(grid).transpose(2, 3).flatten(3).flatten(1, 2)
+        weight, bias = self.folded_weight, self.folded_bias
+        if weight is None or bias is None:
+            weight, bias = self.fold(dtype)
+        return F.linear(patches.to(dtype).sub_(PIXEL_CENTRE), weight, bias)
 
 
 class VisionTransformer(nn.Module):
@@ -70,10 +81,10 @@ class VisionTransformer(nn.Module):
         assert isinstance(block, PreNormBlock)
         return block.attn.qkv.weight.dtype
 
-    def forward(self, images_BRCU: Tensor) -> Tensor:
+    def forward(self, images_BYXC: Tensor) -> Tensor:
         """(B, img_size, img_size, 3) uint8 RGB -> (B, T, D) fp32, class token first."""
-        patches_BTD = self.patch_embed(images_BRCU, self.dtype)
-        cls_B1D = self.cls_token.expand(len(images_BRCU), -1, -1)
+        patches_BTD = self.patch_embed(images_BYXC, self.dtype)
+        cls_B1D = self.cls_token.expand(len(images_BYXC), -1, -1)
         x_BTD = torch.cat([cls_B1D, patches_BTD.to(cls_B1D.dtype)], dim=1) + self.pos_embed
         for block in self.blocks:
             x_BTD = block(x_BTD)

@@ -144,21 +144,27 @@ class StageLoop:
                 torch.manual_seed(hash((self.run.seed, self.step)))
                 result, lr, grad_norm = self._step(forward, inputs)
             num_images += len(inputs[0])
-            if after_step is not None:
-                after_step(self.step)
             self.step += 1
+            if after_step is not None:
+                after_step(self.step - 1)
             if self.step % self.run.log_every == 0:
                 elapsed = time.perf_counter() - clock
                 figures = {"loss": result.loss, "lr": lr, "grad_norm": grad_norm, "images_s": num_images / elapsed}
-                self._log(figures | dict(result.metrics))
+                self.log(figures | dict(result.metrics))
                 clock, num_images = time.perf_counter(), 0
             if evaluate is not None and self._is_due(self.run.evaluate_every):
                 self.module.eval()
-                self._log(evaluate())
+                self.log(evaluate())
                 self.module.train()
             if self._is_due(self.run.checkpoint_every):
                 self._save()
         self.module.eval()
+
+    def forget(self, parameter: Tensor, rows: Tensor) -> None:
+        """Clear the optimiser's moments of some rows, whose values were replaced."""
+        for moment in self.optimizer.state.get(parameter, {}).values():
+            if isinstance(moment, Tensor) and moment.shape == parameter.shape:
+                moment[rows.to(moment.device)] = 0
 
     def _is_due(self, every: int) -> bool:
         return self.step == self.run.steps or (every > 0 and self.step % every == 0)
@@ -179,7 +185,8 @@ class StageLoop:
         self.optimizer.step()
         return result, lr, float(grad_norm)
 
-    def _log(self, figures: Mapping[str, Tensor | float]) -> None:
+    def log(self, figures: Mapping[str, Tensor | float]) -> None:
+        """One line to the log and to ``metrics.jsonl``, with the number of finished steps; rank 0 only."""
         if not self._is_main:
             return
         values = {"step": self.step} | {name: float(value.detach() if isinstance(value, Tensor) else value) for name, value in figures.items()}
