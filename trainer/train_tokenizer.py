@@ -12,13 +12,16 @@ import torch
 
 from tokenizer.augment import AugmentConfig
 from tokenizer.caption_tokenizer import CaptionTokenizer, load_caption_tokenizer, train_caption_tokenizer
+from tokenizer.checkpoint import load_model
 from tokenizer.codebook_stage import CodebookConfig
 from tokenizer.config import SeedTokenizerConfig
 from tokenizer.contrastive_stage import ContrastiveConfig, ContrastiveModel
 from tokenizer.from_scratch import init_from_scratch
 from tokenizer.generation_target import ClipTarget, SubstituteTarget
+from tokenizer.pixel_decoder import PixelDecoder
 from trainer.codebook_run import CodebookCareConfig, CodebookRun, tokenizer_of
 from trainer.contrastive_run import Batches, HeldOut, load_contrastive, run_contrastive
+from trainer.pixels_run import run_pixels
 from trainer.stage_loop import StageRunConfig
 
 logger = logging.getLogger(__name__)
@@ -33,7 +36,7 @@ FIT_STEPS = 24
 class StagesConfig:
     """One tokenizer, all stages."""
 
-    stage: Literal["qformer", "codebook"] = "qformer"
+    stage: Literal["qformer", "codebook", "pixels"] = "qformer"
     output: Path = Path("out/tokenizer")
     """Each stage has its folder here; the finished tokenizer is ``codebook``."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -49,10 +52,13 @@ class StagesConfig:
     """Path or hub id of a CLIP vision tower with projection (unCLIP's image encoder), or ``substitute``."""
     codebook_run: StageRunConfig = field(default_factory=lambda: StageRunConfig(lr=1e-4, min_lr=1e-5, batch_size=256))
 
+    pixels_run: StageRunConfig = field(default_factory=lambda: StageRunConfig(lr=1e-3, min_lr=1e-5))
+
     @property
     def run_of_stage(self) -> StageRunConfig:
         """Length and rates of the chosen stage."""
-        return self.contrastive_run if self.stage == "qformer" else self.codebook_run
+        runs = {"qformer": self.contrastive_run, "codebook": self.codebook_run, "pixels": self.pixels_run}
+        return runs[self.stage]
 
 
 def run_stage(
@@ -69,6 +75,12 @@ def run_stage(
         init_from_scratch(model, rng)
         return run_contrastive(
             model.to(device), captions, batches, held_out, directory, config.contrastive_run, config.augment
+        )
+    if config.stage == "pixels":
+        tokenizer, _ = load_model(config.output / "codebook")
+        decoder = PixelDecoder(tokenizer.config.image_features_dim)
+        return run_pixels(
+            tokenizer.to(device), decoder.to(device), batches, held_out, directory, config.pixels_run, config.augment
         )
     stage1, _ = load_contrastive(config.output / "qformer")
     target = generation_target(config, stage1, batches).to(device)
