@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tokenizer.augment import AugmentConfig
-from tokenizer.caption_tokenizer import CaptionTokenizer, load_caption_tokenizer, train_caption_tokenizer
+from tokenizer.caption_tokenizer import CaptionTokenizer, load_caption_tokenizer, word_tokenizer
 from tokenizer.checkpoint import load_model
 from tokenizer.codebook_stage import CodebookConfig
 from tokenizer.config import SeedTokenizerConfig
@@ -27,7 +27,7 @@ from trainer.stage_loop import StageRunConfig
 logger = logging.getLogger(__name__)
 
 SUBSTITUTE = "substitute"
-TRAIN_PREFIX = "train:"
+WORDS_PREFIX = "words:"
 FIT_STEPS = 24
 """Batches of unaltered training pictures over which the substitute's principal components are fitted."""
 
@@ -42,7 +42,7 @@ class StagesConfig:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     model: SeedTokenizerConfig = field(default_factory=SeedTokenizerConfig)
     captions: str = "bert-base-uncased"
-    """Caption tokenizer: path, hub id, or ``train:SIZE``, a WordPiece vocabulary of the training captions."""
+    """Caption tokenizer: path, hub id, or ``words:SIZE``, the words of the training captions."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     contrastive_run: StageRunConfig = field(default_factory=StageRunConfig)
@@ -92,12 +92,12 @@ def run_stage(
 
 def caption_tokenizer(source: str, train_captions: Iterable[str]) -> CaptionTokenizer:
     """As ``captions`` of the configuration says."""
-    if not source.startswith(TRAIN_PREFIX):
+    if not source.startswith(WORDS_PREFIX):
         return load_caption_tokenizer(source)
-    size = source.removeprefix(TRAIN_PREFIX)
+    size = source.removeprefix(WORDS_PREFIX)
     if not size.isdigit():
-        raise ValueError(f"captions: expected train:SIZE with a number, got {source!r}")
-    return train_caption_tokenizer(train_captions, int(size))
+        raise ValueError(f"captions: expected words:SIZE with a number, got {source!r}")
+    return word_tokenizer(train_captions, int(size))
 
 
 def generation_target(
