@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Train a SEED tokenizer from WebDataset shards: stage ``qformer`` (image-text contrast), then ``codebook``, then ``pixels``.
+"""Train a SEED tokenizer from WebDataset shards: stage ``qformer`` (image-text contrast), then ``codebook``,
+then ``pixels``.
 
     python jobs/train_tokenizer.py --config recipes/tokenizer_small.yaml --stage qformer
     python jobs/train_tokenizer.py --config recipes/tokenizer_small.yaml --stage codebook
@@ -39,7 +40,8 @@ class PairDataConfig:
     """Globs of tar shards."""
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     group_pattern: str = ""
-    """What this removes from a key gives the group: variants of one picture, which stay on one side of the split."""
+    """What this removes from a key gives the group: variants of one picture, which stay on one side of the
+    split."""
     held_out_fraction: float = 0.02
 
 

@@ -1,8 +1,8 @@
 """Image-text pairs for training the tokenizer, from the same shards and reader as tokenization.
 
-Pictures are decoded and squashed once and kept in memory as uint8 (147 KiB each), which suits up to some hundred
-thousand pairs on one machine; ``PairBatches`` draws batches of them. Every batch is a pure function of seed and step,
-so a run resumes exactly, on any number of ranks.
+Pictures are decoded and squashed once and kept in memory as uint8 (147 KiB each), which suits up to some
+hundred thousand pairs on one machine; ``PairBatches`` draws batches of them. Every batch is a pure function
+of seed and step, so a run resumes exactly, on any number of ranks.
 """
 
 import logging
@@ -57,7 +57,9 @@ def read_pairs(
                 else:
                     refused[pair] += 1
     if refused:
-        logger.warning("refused=%d %s", refused.total(), " ".join(f"{k}={v}" for k, v in sorted(refused.items())))
+        logger.warning(
+            "refused=%d %s", refused.total(), " ".join(f"{k}={v}" for k, v in sorted(refused.items()))
+        )
 
 
 def _pair(
@@ -118,8 +120,8 @@ class PairBatches:
         self._seed = seed
         if len(members) < self._global_batch:
             raise ValueError(
-                f"{len(members)} groups of pairs are fewer than one batch of {self._global_batch} over all ranks: "
-                "lower batch_size or give more shards"
+                f"{len(members)} groups of pairs are fewer than one batch of {self._global_batch} over all "
+                "ranks: lower batch_size or give more shards"
             )
 
     @property

@@ -1,7 +1,8 @@
-"""Training augmentation of whole batches: a random crop, a mirror image, and if asked a turn and a change of light.
+"""Training augmentation of whole batches: a random crop, a mirror image, and if asked a turn and a change of
+light.
 
-The release crops 50-100 % of the area (sides within 3:4..4:3) and mirrors half of the pictures. Here one bilinear
-resampling does crop, mirror and turn together, on the device, from the squashed picture.
+The release crops 50-100 % of the area (sides within 3:4..4:3) and mirrors half of the pictures. Here one
+bilinear resampling does crop, mirror and turn together, on the device, from the squashed picture.
 
 Dimensions: B images, R rows, U columns.
 """
@@ -36,7 +37,9 @@ class AugmentConfig:
             raise ValueError("augment: max_log_aspect, max_turn_degrees and max_gain must not be negative")
 
 
-NO_MIRROR_WORDS = frozenset({"left", "right", "leftwards", "rightwards", "clockwise", "anticlockwise", "counterclockwise"})
+NO_MIRROR_WORDS = frozenset(
+    {"left", "right", "leftwards", "rightwards", "clockwise", "anticlockwise", "counterclockwise"}
+)
 """A caption with one of these would be false of the mirror image."""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import BertWordPieceTokenizer, Tokenizer
-from tokenizers.implementations import BaseTokenizer
+from tokenizers.implementations.base_tokenizer import BaseTokenizer
 from torch import Tensor
 
 MAX_WORDS = 50
@@ -35,7 +35,9 @@ class CaptionTokenizer:
         """
         missing = [token for token in ("[PAD]", "[CLS]", "[SEP]") if tokenizer.token_to_id(token) is None]
         if missing or tokenizer.token_to_id("[PAD]") != 0:
-            raise ValueError(f"caption tokenizer: not BERT's layout ([PAD] is 0, missing: {missing or 'none'})")
+            raise ValueError(
+                f"caption tokenizer: not BERT's layout ([PAD] is 0, missing: {missing or 'none'})"
+            )
         tokenizer.enable_truncation(max_tokens)
         tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")
         self._tokenizer = tokenizer
@@ -78,20 +80,25 @@ def load_caption_tokenizer(source: str, max_tokens: int = 32) -> CaptionTokenize
 
 
 def word_tokenizer(captions: Iterable[str], vocab_size: int, max_tokens: int = 32) -> CaptionTokenizer:
-    """A small WordPiece vocabulary for runs far from BERT's size: every character, and the most frequent words.
+    """A small WordPiece vocabulary for runs far from BERT's size: every character, and the most frequent
+    words.
 
-    Words outside it are spelled. Deterministic, unlike the WordPiece trainer of ``tokenizers``, whose ties fall
-    differently in every process (373 of 1,500 ids differed between two runs on the same captions).
+    Words outside it are spelled. Deterministic, unlike the WordPiece trainer of ``tokenizers``, whose ties
+    fall differently in every process (373 of 1,500 ids differed between two runs on the same captions).
 
     Raises:
         ValueError: ``vocab_size`` does not even hold the characters.
     """
-    counts = Counter(word for caption in captions for word in re.findall(r"\w+|[^\w\s]", clean_caption(caption)))
+    counts = Counter(
+        word for caption in captions for word in re.findall(r"\w+|[^\w\s]", clean_caption(caption))
+    )
     characters = sorted({character for word in counts for character in word})
     entries = [*SPECIAL_TOKENS, *characters, *(f"##{character}" for character in characters)]
     words = sorted((word for word in counts if len(word) > 1), key=lambda word: (-counts[word], word))
     if vocab_size < len(entries):
-        raise ValueError(f"captions: a vocabulary of {vocab_size} cannot hold {len(entries)} characters and marks")
+        raise ValueError(
+            f"captions: a vocabulary of {vocab_size} cannot hold {len(entries)} characters and marks"
+        )
     entries += words[: vocab_size - len(entries)]
     vocabulary = {entry: index for index, entry in enumerate(entries)}
     return CaptionTokenizer(BertWordPieceTokenizer(vocab=vocabulary, lowercase=True), max_tokens)

@@ -1,4 +1,5 @@
-"""How broadly a codebook is used, and what to do about entries that are not: k-means to start, re-seeding on the way.
+"""How broadly a codebook is used, and what to do about entries that are not: k-means to start, re-seeding on
+the way.
 
 Dimensions: E codebook entries, R vectors, C code width.
 """
@@ -80,7 +81,7 @@ def kmeans(vectors_RC: Tensor, num_centres: int, iterations: int, rng: torch.Gen
 
 def _nearest(vectors_RC: Tensor, centres_EC: Tensor) -> Tensor:
     norms_E = centres_EC.square().sum(dim=1)
-    parts = vectors_RC.split(KMEANS_CHUNK)
+    parts = torch.split(vectors_RC, KMEANS_CHUNK)
     return torch.cat([torch.addmm(norms_E, part, centres_EC.T, alpha=-2).argmin(dim=1) for part in parts])
 
 

@@ -1,14 +1,16 @@
-"""Training stage 2: codebook and both decoders over a frozen causal Q-Former (the paper's sections 3.1.2 and 3.1.3).
+"""Training stage 2: codebook and both decoders over a frozen causal Q-Former (the paper's sections 3.1.2 and
+3.1.3).
 
-    picture -> frozen Q-Former -> encode_task_layer -> z -> nearest code -> straight-through -> decode_task_layer
+    picture -> frozen Q-Former -> encode_task_layer -> z -> nearest code -> straight-through ->
+    decode_task_layer
         -> reconstruction head    2   * (1 - cosine) to the Q-Former's output
         -> generation head        0.5 * MSE to the embedding that unCLIP draws from
     z against its code            5   * VQ-VAE's loss with stop-gradients
 
-The published code has two quirks that change gradients but no loss value or need a closer look: taming-transformers'
-``legacy`` weighting puts ``beta`` on the codebook term instead of the commitment, and the frozen Q-Former drops at
-random in training (it is never put in eval mode), so codes and targets are noisy. ``CodebookConfig()`` does neither,
-``RELEASED`` does both.
+The published code has two quirks that change gradients but no loss value or need a closer look:
+taming-transformers' ``legacy`` weighting puts ``beta`` on the codebook term instead of the commitment, and
+the frozen Q-Former drops at random in training (it is never put in eval mode), so codes and targets are
+noisy. ``CodebookConfig()`` does neither, ``RELEASED`` does both.
 
 Dimensions: B images, N codes per image, C code width, D Q-Former width, F generation embedding.
 """
@@ -114,15 +116,14 @@ class CodebookModel(nn.Module):
         reconstruction = stage.reconstruction_weight * (1 - similarity).mean()
         generation = stage.generation_weight * F.mse_loss(generation_BF.float(), target_BF)
         total = vq + reconstruction + generation
-        return Quantized(
-            total, vq, reconstruction, generation, z_BNC, codes_BN, recon_BND, generation_BF
-        )
+        return Quantized(total, vq, reconstruction, generation, z_BNC, codes_BN, recon_BND, generation_BF)
 
 
 def vq_loss(z: Tensor, vectors: Tensor, beta: float, legacy: bool) -> Tensor:
     """VQ-VAE's codebook and commitment terms of fp32 vectors and their codes' entries.
 
-    ``legacy`` weights the codebook term by ``beta``, otherwise the commitment; the value is the same, gradients differ.
+    ``legacy`` weights the codebook term by ``beta``, otherwise the commitment; the value is the same,
+    gradients differ.
     """
     codebook_term = F.mse_loss(vectors, z.detach())
     commitment_term = F.mse_loss(z, vectors.detach())

@@ -1,15 +1,16 @@
 """Training stage 1: the causal Q-Former by image-text contrast (the paper's section 3.1.1, BLIP-2's InfoNCE).
 
-    picture -> vit (frozen) -> ln_vision -> causal Q-Former -> vision_proj -> normalise      image features, one a query
-    caption -> text branch -> text_proj of [CLS] -> normalise                                text feature
-    loss = (CE(image -> text) + CE(text -> image)) / 2 over the captions and pictures of all ranks
+    picture -> vit (frozen) -> ln_vision -> causal Q-Former -> vision_proj -> normalise      image features,
+    one a query caption -> text branch -> text_proj of [CLS] -> normalise                                text
+    feature loss = (CE(image -> text) + CE(text -> image)) / 2 over the captions and pictures of all ranks
 
-The paper scores a picture by its *last* query: under causal attention that one has read all others. Reviewers asked
-for BLIP-2's maximum over all queries; it is ``query: max``. Bilateral attention is ``causal: false`` of the model.
+The paper scores a picture by its *last* query: under causal attention that one has read all others. Reviewers
+asked for BLIP-2's maximum over all queries; it is ``query: max``. Bilateral attention is ``causal: false`` of
+the model.
 
-What other ranks contribute carries no gradient, as in the published code; each rank's own side does. Averaged over
-ranks (as DDP does) the gradient equals that of one process with the whole batch, where the gathered copy of its own
-features is cut off from the graph as well.
+What other ranks contribute carries no gradient, as in the published code; each rank's own side does. Averaged
+over ranks (as DDP does) the gradient equals that of one process with the whole batch, where the gathered copy
+of its own features is cut off from the graph as well.
 
 Dimensions: B pairs of this rank, G pairs of all ranks, N queries, T text tokens, E joint width.
 """
@@ -23,10 +24,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenizer.attention import PreNormBlock, set_dropout
+from tokenizer.causal_qformer import QFormerLayer
 from tokenizer.config import SeedTokenizerConfig
 from tokenizer.official_names import Layout, official_layout
 from tokenizer.seed import SeedModel
-from tokenizer.text_branch import TextBranch, text_layout
+from tokenizer.text_branch import TextBranch, TextLayer, text_layout
 from tokenizer.vit import VisionTransformer
 
 QueryChoice = Literal["last", "max"]
@@ -36,7 +38,8 @@ ENCODER_PARTS = ("vit.", "ln_vision.", "qformer.")
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastiveConfig:
-    """Settings of stage 1. Defaults are those of the release, except ``vocab_size`` (BERT's is 30,523 with [DEC])."""
+    """Settings of stage 1. Defaults are those of the release, except ``vocab_size`` (BERT's is 30,523 with
+    [DEC])."""
 
     vocab_size: int = 30_523
     embed_dim: int = 256
@@ -80,7 +83,8 @@ class Contrast:
 
 
 class ContrastiveModel(nn.Module):
-    """Image encoder and Q-Former of a tokenizer, the text branch, and two projections into the joint space."""
+    """Image encoder and Q-Former of a tokenizer, the text branch, and two projections into the joint
+    space."""
 
     def __init__(self, config: SeedTokenizerConfig, stage: ContrastiveConfig) -> None:
         super().__init__()
@@ -120,8 +124,11 @@ class ContrastiveModel(nn.Module):
 
     @torch.no_grad()
     def init_query_mlps_from_text(self) -> None:
-        """Start the queries' feed-forward layers from BERT's, as the release does before BLIP-2's weights come."""
+        """Start the queries' feed-forward layers from BERT's, as the release does before BLIP-2's weights
+        come."""
         for shared, text in zip(self.qformer.layers, self.text_branch.layers, strict=True):
+            assert isinstance(shared, QFormerLayer)
+            assert isinstance(text, TextLayer)
             shared.mlp.load_state_dict(text.mlp.state_dict())
             shared.mlp_norm.load_state_dict(text.mlp_norm.state_dict())
 
@@ -129,8 +136,8 @@ class ContrastiveModel(nn.Module):
 def hold_key_biases(vit: VisionTransformer) -> None:
     """Keep the key biases of a ViT at zero in training: EVA has none.
 
-    They add the same to all scores of a query, so they change nothing and their gradient is rounding noise, which Adam
-    would scale up to full steps.
+    They add the same to all scores of a query, so they change nothing and their gradient is rounding noise,
+    which Adam would scale up to full steps.
     """
 
     def without_key(gradient: Tensor) -> Tensor:
@@ -140,7 +147,7 @@ def hold_key_biases(vit: VisionTransformer) -> None:
 
     for block in vit.blocks:
         assert isinstance(block, PreNormBlock)
-        block.attn.qkv.bias.register_hook(without_key)
+        block.attn.qkv.bias.register_hook(without_key)  # type: ignore[no-untyped-call]
 
 
 def contrast(image_BNE: Tensor, text_BE: Tensor, temp: Tensor, stage: ContrastiveConfig) -> Contrast:
@@ -160,7 +167,8 @@ def contrast(image_BNE: Tensor, text_BE: Tensor, temp: Tensor, stage: Contrastiv
 
 @torch.no_grad()
 def gather(features: Tensor) -> Tensor:
-    """(B, ...) of this rank -> (G, ...) of all ranks in rank order, without gradient (also with one process)."""
+    """(B, ...) of this rank -> (G, ...) of all ranks in rank order, without gradient (also with one
+    process)."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return features.detach()
     parts = [torch.empty_like(features) for _ in range(dist.get_world_size())]
@@ -169,8 +177,11 @@ def gather(features: Tensor) -> Tensor:
 
 
 def contrastive_layout(config: SeedTokenizerConfig) -> Layout:
-    """Our parameter names of a ``ContrastiveModel`` with the official ones; ``temp``, a scalar, has the same name."""
-    layout = {ours: parts for ours, parts in official_layout(config).items() if ours.startswith(ENCODER_PARTS)}
+    """Our parameter names of a ``ContrastiveModel`` with the official ones; ``temp``, a scalar, has the same
+    name."""
+    layout = {
+        ours: parts for ours, parts in official_layout(config).items() if ours.startswith(ENCODER_PARTS)
+    }
     layout.update(text_layout(config, "text_branch"))
     for name in ("vision_proj", "text_proj"):
         layout.update({f"{name}.{kind}": (f"{name}.{kind}",) for kind in ("weight", "bias")})

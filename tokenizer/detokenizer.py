@@ -1,4 +1,5 @@
-"""Codes to pictures: codes -> generation embedding (the tokenizer) -> picture (unCLIP, or the small pixel decoder).
+"""Codes to pictures: codes -> generation embedding (the tokenizer) -> picture (unCLIP, or the small pixel
+decoder).
 
 The command is ``python -m tokenizer decode CODES.json``; see ``add_decode_command``.
 
@@ -39,8 +40,8 @@ class DrawConfig:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.noise_level < 0 or self.guidance < 0:
             raise ValueError(
-                f"steps must be at least 1, guidance and noise level not negative: got {self.steps}, {self.guidance}, "
-                f"{self.noise_level}"
+                f"steps must be at least 1, guidance and noise level not negative: got {self.steps}, "
+                f"{self.guidance}, {self.noise_level}"
             )
 
 
@@ -84,7 +85,8 @@ def load_detokenizer(
 
     Args:
         source: tokenizer (preset, directory, hub id).
-        diffusion: local path or hub id of an unCLIP pipeline; None for the pixel decoder beside the tokenizer.
+        diffusion: local path or hub id of an unCLIP pipeline; None for the pixel decoder beside the
+        tokenizer.
         device: where both run.
 
     Raises:
@@ -97,13 +99,15 @@ def load_detokenizer(
     decoder = load_pixel_decoder(locate(source).weights.parent).to(device)
     if decoder.embedding_width != tokenizer.config.image_features_dim:
         raise ValueError(
-            f"{source}: the pixel decoder takes embeddings {decoder.embedding_width} wide, the tokenizer makes "
-            f"{tokenizer.config.image_features_dim}; train it with this tokenizer (--stage pixels)"
+            f"{source}: the pixel decoder takes embeddings {decoder.embedding_width} wide, the tokenizer "
+            f"makes {tokenizer.config.image_features_dim}; train it with this tokenizer (--stage pixels)"
         )
     return Detokenizer(tokenizer, lambda embedding, negative, config: decoder.draw(embedding))
 
 
-def _unclip(diffusion: str, device: torch.device | str) -> Callable[[Tensor, Tensor | None, DrawConfig], Tensor]:
+def _unclip(
+    diffusion: str, device: torch.device | str
+) -> Callable[[Tensor, Tensor | None, DrawConfig], Tensor]:
     try:
         from tokenizer.unclip_pipeline import load_unclip
     except ModuleNotFoundError as error:
@@ -122,7 +126,8 @@ def _unclip(diffusion: str, device: torch.device | str) -> Callable[[Tensor, Ten
 
 
 def read_codes(path: Path) -> Codes:
-    """(B, N) codes of a JSON or JSON-lines file: lists of codes, or objects with an entry ``codes``, one or many.
+    """(B, N) codes of a JSON or JSON-lines file: lists of codes, or objects with an entry ``codes``, one or
+    many.
 
     ``python -m tokenizer encode`` writes such lines.
 
@@ -137,7 +142,11 @@ def read_codes(path: Path) -> Codes:
             rows = [row for line in text.splitlines() if line.strip() for row in _code_rows(json.loads(line))]
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: neither JSON nor JSON lines ({error})") from error
-    if not rows or len({len(row) for row in rows}) != 1 or not all(type(code) is int for row in rows for code in row):
+    if (
+        not rows
+        or len({len(row) for row in rows}) != 1
+        or not all(type(code) is int for row in rows for code in row)
+    ):
         raise ValueError(f"{path}: expected lists of codes of one length, or objects with an entry 'codes'")
     return np.array(rows, dtype=np.int64)
 
@@ -171,8 +180,12 @@ def add_decode_command(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     parser = commands.add_parser("decode", help="draw pictures of codes")
     parser.add_argument("codes", type=Path, metavar="CODES.json")
     parser.add_argument("--tokenizer", default="sample", help="preset, directory or Hugging Face id")
-    parser.add_argument("--diffusion", help="unCLIP pipeline (path or hub id); without, the small pixel decoder")
-    parser.add_argument("--negative", type=Path, metavar="CODES.json", help="codes to steer away from (unCLIP)")
+    parser.add_argument(
+        "--diffusion", help="unCLIP pipeline (path or hub id); without, the small pixel decoder"
+    )
+    parser.add_argument(
+        "--negative", type=Path, metavar="CODES.json", help="codes to steer away from (unCLIP)"
+    )
     parser.add_argument("--output", type=Path, required=True, help="picture to write; several are tiled")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--steps", type=int, default=defaults.steps)

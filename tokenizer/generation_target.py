@@ -1,9 +1,10 @@
 """What the generation head of stage 2 learns to predict: an image embedding that pictures can be drawn from.
 
 The real target is the image embedding of CLIP ViT-H/14, which unCLIP Stable Diffusion 2.1 draws from
-(``ClipTarget``). Where no CLIP is at hand ``SubstituteTarget`` stands in: the picture's feature of stage 1, which
-knows what the caption knows, beside principal components of a thumbnail, which know colours and rough shape. It is
-made from the training pictures alone and is enough for the small pixel decoder; no diffusion model can draw from it.
+(``ClipTarget``). Where no CLIP is at hand ``SubstituteTarget`` stands in: the picture's feature of stage 1,
+which knows what the caption knows, beside principal components of a thumbnail, which know colours and rough
+shape. It is made from the training pictures alone and is enough for the small pixel decoder; no diffusion
+model can draw from it.
 
 Dimensions: B images, S thumbnail side, P pixels (3 S S), K components, E joint width, F = E + K.
 """
@@ -23,13 +24,17 @@ THUMBNAIL_SIDE = 32
 class ClipTarget(nn.Module):
     """Image embeddings of a CLIP vision tower with projection, not normalised, as unCLIP takes them."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, source: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Load from a local path or hub id (for SEED: ``image_encoder`` of stable-diffusion-2-1-unclip)."""
         from transformers import CLIPVisionModelWithProjection
 
         super().__init__()
         self.tower = CLIPVisionModelWithProjection.from_pretrained(source, dtype=dtype)
-        self.tower.eval().requires_grad_(False)
+        self.tower.requires_grad_(False)
+        self.tower.train(False)
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
 
@@ -48,7 +53,8 @@ class ClipTarget(nn.Module):
 
 
 class SubstituteTarget(nn.Module):
-    """Feature of stage 1 and principal components of a thumbnail, side by side, at the scale of CLIP's (about 0.5)."""
+    """Feature of stage 1 and principal components of a thumbnail, side by side, at the scale of CLIP's (about
+    0.5)."""
 
     mean_P: Tensor
     components_PK: Tensor
@@ -71,8 +77,8 @@ class SubstituteTarget(nn.Module):
     def fit(self, images_B: Tensor) -> None:
         """Principal components of these pictures ((B, R, U, 3) uint8, more than ``num_components``).
 
-        Components are divided by the fourth root of their variance: half-way between true pixel distances, where the
-        first few drown the rest, and whitening, where noise weighs as much as shape.
+        Components are divided by the fourth root of their variance: half-way between true pixel distances,
+        where the first few drown the rest, and whitening, where noise weighs as much as shape.
         """
         pixels_BP = thumbnails(images_B).flatten(1)
         self.mean_P = pixels_BP.mean(dim=0)

@@ -1,12 +1,14 @@
-"""A small picture straight from a generation embedding: the embedded default where no diffusion model is at hand.
+"""A small picture straight from a generation embedding: the embedded default where no diffusion model is at
+hand.
 
-A projection to 4x4 cells and convolutions that double the side four times; trained with the small tokenizer on the
-same pictures (``jobs/train_tokenizer.py --stage pixels``). It shows what codes hold at 64x64; it invents nothing, so
-what codes leave open comes out blurred.
+A projection to 4x4 cells and convolutions that double the side four times; trained with the small tokenizer
+on the same pictures (``jobs/train_tokenizer.py --stage pixels``). It shows what codes hold at 64x64; it
+invents nothing, so what codes leave open comes out blurred.
 
 Dimensions: B pictures, F width of the generation embedding, S side of the picture (64).
 """
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -24,7 +26,8 @@ GROUPS = 8
 
 
 class UpBlock(nn.Module):
-    """Double the side: nearest neighbour, 3x3 convolution, norm over groups, GELU, and a residual 3x3 convolution."""
+    """Double the side: nearest neighbour, 3x3 convolution, norm over groups, GELU, and a residual 3x3
+    convolution."""
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()
@@ -46,7 +49,7 @@ class PixelDecoder(nn.Module):
         super().__init__()
         self.embedding_width = embedding_width
         self.project = nn.Linear(embedding_width, WIDTHS[0] * CELLS**2)
-        self.blocks = nn.Sequential(*(UpBlock(a, b) for a, b in zip(WIDTHS[:-1], WIDTHS[1:], strict=True)))
+        self.blocks = nn.Sequential(*(UpBlock(a, b) for a, b in pairwise(WIDTHS)))
         self.to_rgb = nn.Conv2d(WIDTHS[-1], 3, 3, padding=1)
 
     def forward(self, embedding_BF: Tensor) -> Tensor:
@@ -58,13 +61,15 @@ class PixelDecoder(nn.Module):
     @torch.inference_mode()
     def draw(self, embedding_BF: Tensor) -> Tensor:
         """(B, F) fp32 -> (B, S, S, 3) uint8 RGB."""
-        pixels = (self(embedding_BF) + 1) * 127.5
+        pixels: Tensor = (self(embedding_BF) + 1) * 127.5
         return pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def save_pixel_decoder(decoder: PixelDecoder, directory: Path, dtype: torch.dtype = torch.float16) -> None:
     """Write ``pixel_decoder.safetensors`` into a tokenizer's directory."""
-    tensors = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in decoder.state_dict().items()}
+    tensors = {
+        name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in decoder.state_dict().items()
+    }
     save_file(tensors, directory / FILE_NAME)
 
 
@@ -77,7 +82,9 @@ def load_pixel_decoder(path: Path) -> PixelDecoder:
     """
     path = path / FILE_NAME if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no pixel decoder; train one (--stage pixels) or give a diffusion model")
+        raise FileNotFoundError(
+            f"{path}: no pixel decoder; train one (--stage pixels) or give a diffusion model"
+        )
     try:
         tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
         decoder = PixelDecoder(tensors["project.weight"].shape[1])

@@ -1,7 +1,8 @@
-"""The text side of stage 1: captions through the self-attention of the Q-Former, with feed-forward layers of their own.
+"""The text side of stage 1: captions through the self-attention of the Q-Former, with feed-forward layers of
+their own.
 
-BLIP-2 has one BERT for both: self-attention layers and the LayerNorm of the embeddings are shared with the queries,
-word and position tables and the feed-forward layers are the text's. Only training needs it.
+BLIP-2 has one BERT for both: self-attention layers and the LayerNorm of the embeddings are shared with the
+queries, word and position tables and the feed-forward layers are the text's. Only training needs it.
 
 Dimensions: B captions, T text tokens (padded), D width.
 """
@@ -35,7 +36,8 @@ class TextLayer(nn.Module):
 
 
 class TextBranch(nn.Module):
-    """Word and position tables and the text layers; runs through the layers of a Q-Former that it does not own."""
+    """Word and position tables and the text layers; runs through the layers of a Q-Former that it does not
+    own."""
 
     def __init__(self, config: SeedTokenizerConfig, vocab_size: int) -> None:
         super().__init__()

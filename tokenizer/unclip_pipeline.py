@@ -1,6 +1,8 @@
-"""diffusers' unCLIP pipeline with what SEED needs on top: an image embedding to steer away from. Imports diffusers.
+"""diffusers' unCLIP pipeline with what SEED needs on top: an image embedding to steer away from. Imports
+diffusers.
 
-The release patched a copy of the pipeline; here one method is extended, and everything else is diffusers' own.
+The release patched a copy of the pipeline; here one method is extended, and everything else is diffusers'
+own.
 """
 
 from typing import Any
@@ -10,14 +12,16 @@ from diffusers import StableUnCLIPImg2ImgPipeline
 from torch import Tensor
 
 
-class SeedUnclipPipeline(StableUnCLIPImg2ImgPipeline):
-    """Stable unCLIP whose unconditional half of the guidance may hold negative embeddings instead of zeros."""
+class SeedUnclipPipeline(StableUnCLIPImg2ImgPipeline):  # type: ignore[misc]
+    """Stable unCLIP whose unconditional half of the guidance may hold negative embeddings instead of
+    zeros."""
 
     negative_image_embeds: Tensor | None = None
     """(B, F), for the next call only; set by ``draw``."""
 
     def _encode_image(self, *args: Any, **options: Any) -> Tensor:
-        """Embeddings for the denoiser: [negative, positive] under guidance. See diffusers for the arguments."""
+        """Embeddings for the denoiser: [negative, positive] under guidance. See diffusers for the
+        arguments."""
         embeds: Tensor = super()._encode_image(*args, **options)
         if self.negative_image_embeds is None or not options["do_classifier_free_guidance"]:
             return embeds
@@ -41,8 +45,8 @@ class SeedUnclipPipeline(StableUnCLIPImg2ImgPipeline):
     ) -> Tensor:
         """Pictures of generation embeddings.
 
-        Latents and noise of picture i come from CPU generators of ``seed + i``: a picture does not depend on the
-        batch it is drawn in, and is the same on the next run of the same software and device.
+        Latents and noise of picture i come from CPU generators of ``seed + i``: a picture does not depend on
+        the batch it is drawn in, and is the same on the next run of the same software and device.
 
         Args:
             embedding_BF: (B, F), F as the pipeline's image encoder has it (1024 for the ViT-H variant).
@@ -62,8 +66,8 @@ class SeedUnclipPipeline(StableUnCLIPImg2ImgPipeline):
         for embedding in (embedding_BF, negative_BF):
             if embedding is not None and embedding.shape[1] != width:
                 raise ValueError(
-                    f"generation embedding is {embedding.shape[1]} wide, the diffusion model takes {width}: SEED-2 "
-                    "needs the unCLIP variant with CLIP ViT-H/14 (stable-diffusion-2-1-unclip, 1024)"
+                    f"generation embedding is {embedding.shape[1]} wide, the diffusion model takes {width}: "
+                    "SEED-2 needs the unCLIP variant with CLIP ViT-H/14 (stable-diffusion-2-1-unclip, 1024)"
                 )
         generators = [torch.Generator().manual_seed(seed + index) for index in range(len(embedding_BF))]
         side = int(self.unet.config.sample_size)
@@ -71,7 +75,9 @@ class SeedUnclipPipeline(StableUnCLIPImg2ImgPipeline):
         latents = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
         self.scheduler.set_timesteps(steps, device=self.device)
         latents = latents.to(self.device, self.unet.dtype) * self.scheduler.init_noise_sigma
-        self.negative_image_embeds = None if negative_BF is None else negative_BF.to(self.device, self.unet.dtype)
+        self.negative_image_embeds = (
+            None if negative_BF is None else negative_BF.to(self.device, self.unet.dtype)
+        )
         try:
             pictures = self(
                 prompt=[""] * len(embedding_BF),
@@ -85,10 +91,13 @@ class SeedUnclipPipeline(StableUnCLIPImg2ImgPipeline):
             ).images
         finally:
             self.negative_image_embeds = None
-        return (pictures.float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu()
+        pixels: Tensor = pictures.float() * 255
+        return pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 
-def load_unclip(source: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> SeedUnclipPipeline:
+def load_unclip(
+    source: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> SeedUnclipPipeline:
     """The pipeline from a local path or hub id; fp16 on a GPU, fp32 on the CPU unless told otherwise.
 
     Raises:
@@ -99,8 +108,9 @@ def load_unclip(source: str, device: torch.device | str = "cpu", dtype: torch.dt
         pipeline = SeedUnclipPipeline.from_pretrained(source, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"diffusion model {source!r}: not found or not complete ({str(error).splitlines()[0]}); give a local folder "
-            "of stable-diffusion-2-1-unclip or its hub id"
+            f"diffusion model {source!r}: not found or not complete ({str(error).splitlines()[0]}); give a local "
+            "folder of stable-diffusion-2-1-unclip or its hub id"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    placed: SeedUnclipPipeline = pipeline.to(device)
+    return placed

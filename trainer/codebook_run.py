@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookCareConfig:
-    """Options against unused codebook entries; all off in the release."""
+    """Options of stage 2 beside its loss, above all against unused codebook entries; all off in the
+    release."""
 
     kmeans_vectors: int = 0
     """Start from k-means over this many vectors before quantisation; 0 starts at random, uniform in +-1/E."""
@@ -38,6 +39,9 @@ class CodebookCareConfig:
     """Steps after which entries that were not chosen since move to recent vectors; 0 never."""
     reseed_until: float = 0.7
     """No re-seeding after this fraction of the run."""
+    cached_views: int = 0
+    """Views of each picture whose features are made once and kept (16 KiB a view at width 128); 0 makes new
+    ones in every step, as released."""
 
 
 def tokenizer_of(stage1: ContrastiveModel, config: SeedTokenizerConfig, rng: torch.Generator) -> SeedModel:
@@ -58,7 +62,7 @@ def tokenizer_of(stage1: ContrastiveModel, config: SeedTokenizerConfig, rng: tor
 
 
 class CodebookStep(nn.Module):
-    """The network of stage 2 with the loss as its output; remembers what the codebook care needs."""
+    """The trained part of stage 2 with the loss as its output; remembers what the codebook care needs."""
 
     def __init__(self, model: CodebookModel) -> None:
         super().__init__()
@@ -67,9 +71,9 @@ class CodebookStep(nn.Module):
         self.window = CodeUsage(model.model.config.n_embed)
         self.recent_z_RC = torch.empty(0)
 
-    def forward(self, images_B: Tensor, target_BF: Tensor) -> StepResult:
-        """One batch on its device."""
-        out = self.model(images_B, target_BF)
+    def forward(self, features_BND: Tensor, target_BF: Tensor) -> StepResult:
+        """One batch of causal embeddings and generation targets."""
+        out = self.model.quantize(features_BND, target_BF)
         self.usage.record(out.codes_BN)
         self.window.record(out.codes_BN)
         self.recent_z_RC = out.z_BNC.detach().flatten(0, 1)
@@ -79,6 +83,25 @@ class CodebookStep(nn.Module):
             "loss_generation": out.loss_generation,
         }
         return StepResult(out.loss, metrics)
+
+
+class FeatureCache:
+    """Causal embeddings and targets of a fixed number of views, made once: the encoder is frozen in stage
+    2."""
+
+    def __init__(self, make: Callable[[int], tuple[Tensor, Tensor]], num_batches: int, seed: int) -> None:
+        batches = [make(step) for step in range(num_batches)]
+        self._features = torch.cat([features.half() for features, _ in batches])
+        self._targets = torch.cat([targets for _, targets in batches])
+        self._batch_size = len(batches[0][0])
+        self._seed = seed
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """A random batch; a pure function of the step."""
+        rng = torch.Generator().manual_seed(hash((self._seed, step)) % 2**63)
+        rows = torch.randperm(len(self._targets), generator=rng)[: self._batch_size]
+        rows = rows.to(self._targets.device)
+        return self._features[rows].float(), self._targets[rows]
 
 
 class CodebookRun:
@@ -103,19 +126,26 @@ class CodebookRun:
 
     def execute(self, batches: Batches, held_out: HeldOut, output: Path) -> dict[str, float]:
         """Train (or resume), write the tokenizer, and give figures on held-out pictures."""
-        inputs = augmented_inputs(batches, self.augmentation, self.run.seed, self.model.codebook.weight.device)
+        pictures = augmented_inputs(
+            batches, self.augmentation, self.run.seed, self.model.codebook.weight.device
+        )
+
+        def encoded(step: int) -> tuple[Tensor, Tensor]:
+            (images,) = pictures(step)
+            return self.step_module.model.encode(images), self.target(images)
+
+        inputs: Callable[[int], tuple[Tensor, Tensor]] = encoded
+        if self.care.cached_views:
+            inputs = FeatureCache(encoded, self.care.cached_views * batches.steps_per_epoch, self.run.seed)
+            logger.info("cached batches=%d", self.care.cached_views * batches.steps_per_epoch)
         loop = StageLoop(self.step_module, self.run, output, batches.steps_per_epoch)
         if loop.resume() == 0 and self.care.kmeans_vectors:
-            self._start_from_kmeans(lambda step: inputs(step)[0])
-
-        def with_target(step: int) -> tuple[Tensor, Tensor]:
-            (images,) = inputs(step)
-            return images, self.target(images)
+            self._start_from_kmeans(inputs)
 
         def figures() -> dict[str, float]:
             return code_figures(self.model, held_out.images, self.augmentation, self.run.seed)
 
-        loop.train(with_target, lambda step: self._after_step(step, loop), figures)
+        loop.train(inputs, lambda step: self._after_step(step, loop), figures)
         save_model(self.final_model(), output)
         return figures()
 
@@ -126,13 +156,15 @@ class CodebookRun:
         return self.model
 
     @torch.no_grad()
-    def _start_from_kmeans(self, images_of: Callable[[int], Tensor]) -> None:
-        model = self.step_module.model.eval()
+    def _start_from_kmeans(self, inputs: Callable[[int], tuple[Tensor, Tensor]]) -> None:
+        self.step_module.eval()
         vectors: list[Tensor] = []
         while sum(map(len, vectors)) < self.care.kmeans_vectors:
-            features = model.encode(images_of(len(vectors)))
+            features, _ = inputs(len(vectors))
             vectors.append(self.model.encode_task_layer(features).float().flatten(0, 1).cpu())
-        centres = kmeans(torch.cat(vectors), self.model.config.n_embed, self.care.kmeans_iterations, self._rng)
+        centres = kmeans(
+            torch.cat(vectors), self.model.config.n_embed, self.care.kmeans_iterations, self._rng
+        )
         self.model.codebook.weight.copy_(centres)
         logger.info("kmeans vectors=%d centres=%d", sum(map(len, vectors)), len(centres))
 

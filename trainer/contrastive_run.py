@@ -1,7 +1,7 @@
 """One run of stage 1: from initial weights to a directory that stage 2 starts from.
 
-The directory holds ``stage1.safetensors`` (official names, ViT included), ``config.json``, ``stage1.json`` and the
-caption tokenizer.
+The directory holds ``stage1.safetensors`` (official names, ViT included), ``config.json``, ``stage1.json``
+and the caption tokenizer.
 """
 
 import dataclasses
@@ -107,7 +107,8 @@ def augmented_inputs(
     device: torch.device,
     captions: CaptionTokenizer | None = None,
 ) -> Callable[[int], tuple[Tensor, ...]]:
-    """Function of the step: augmented pictures, and word ids and mask if ``captions`` is given, on ``device``."""
+    """Function of the step: augmented pictures, and word ids and mask if ``captions`` is given, on
+    ``device``."""
 
     def make(step: int) -> tuple[Tensor, ...]:
         batch = batches.batch(step)

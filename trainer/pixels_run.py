@@ -1,7 +1,7 @@
 """One run of stage ``pixels``: the small decoder that draws a tokenizer's generation embeddings at 64x64.
 
-The tokenizer is frozen; a picture's view is encoded to codes, the codes give the embedding, and the decoder learns the
-view's thumbnail. Loss: mean absolute difference, which blurs less than squares.
+The tokenizer is frozen; a picture's view is encoded to codes, the codes give the embedding, and the decoder
+learns the view's thumbnail. Loss: mean absolute difference, which blurs less than squares.
 """
 
 from collections.abc import Mapping
@@ -69,7 +69,8 @@ def run_pixels(
 def pixel_figures(
     model: SeedModel, decoder: PixelDecoder, held_out: HeldOut, mean_picture: Tensor
 ) -> Mapping[str, float]:
-    """PSNR on held-out pictures from their codes; from codes of other pictures and of the mean picture to compare."""
+    """PSNR on held-out pictures from their codes; from codes of other pictures and of the mean picture to
+    compare."""
     codes = encode_all(model, held_out.images)
     target = thumbnails(torch.as_tensor(held_out.images), SIDE)
     drawn = decoder(model.generation_embedding(codes.to(model.codebook.weight.device))).cpu()

@@ -1,7 +1,8 @@
-"""The optimisation loop of the two tokenizer stages: AdamW, warm-up and cosine, resume, one line of metrics per N steps.
+"""The optimisation loop of the two tokenizer stages: AdamW, warm-up and cosine, resume, one line of metrics
+per N steps.
 
-The network decides the loss (its ``forward`` gives ``StepResult``), the caller the batches (a function of the step),
-and this file only steps. With more than one process gradients are averaged by DDP.
+The network decides the loss (its ``forward`` gives ``StepResult``), the caller the batches (a function of the
+step), and this file only steps. With more than one process gradients are averaged by DDP.
 """
 
 import json
@@ -38,13 +39,14 @@ class StageRunConfig:
     warmup_lr: float = 3e-7
     warmup_steps: int = 2000
     schedule: Literal["cosine", "released"] = "cosine"
-    """``cosine``: per step, to ``min_lr`` at the end. ``released``: constant through the first epoch after the
-    warm-up, then one cosine step per epoch over ``max_epochs``."""
+    """``cosine``: per step, to ``min_lr`` at the end. ``released``: constant through the first epoch after
+    the warm-up, then one cosine step per epoch over ``max_epochs``."""
     max_epochs: int = 10
     """Length of the ``released`` schedule."""
     weight_decay: float = 0.05
     decay_tables: bool = False
-    """The release also decays queries, position tables and the codebook (every tensor of two or more dimensions)."""
+    """The release also decays queries, position tables and the codebook (every tensor of two or more
+    dimensions)."""
     max_grad_norm: float = 0.0
     """0: no clipping, as released."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -83,13 +85,16 @@ class StepResult:
 def parameter_groups(module: nn.Module, run: StageRunConfig) -> list[dict[str, Any]]:
     """AdamW groups: tensors that decay, and those that do not.
 
-    The release's rule goes by name and number of dimensions; without ``decay_tables`` only weights of layers decay.
+    The release's rule goes by name and number of dimensions; without ``decay_tables`` only weights of layers
+    decay.
     """
     decayed, plain = [], []
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        is_table = any(part in name for part in ("queries", "pos_embed", "cls_token", "embeddings", "codebook"))
+        is_table = any(
+            part in name for part in ("queries", "pos_embed", "cls_token", "embeddings", "codebook")
+        )
         is_weight = parameter.ndim >= 2 and (run.decay_tables or not is_table)
         (decayed if is_weight else plain).append(parameter)
     return [{"params": decayed, "weight_decay": run.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -139,9 +144,9 @@ class StageLoop:
         self.module.train()
         clock, num_images = time.perf_counter(), 0
         while self.step < self.run.steps:
-            inputs = make_inputs(self.step)
             with torch.random.fork_rng():  # dropout of a step is the same after a resume
                 torch.manual_seed(hash((self.run.seed, self.step)))
+                inputs = make_inputs(self.step)
                 result, lr, grad_norm = self._step(forward, inputs)
             num_images += len(inputs[0])
             self.step += 1
@@ -149,7 +154,12 @@ class StageLoop:
                 after_step(self.step - 1)
             if self.step % self.run.log_every == 0:
                 elapsed = time.perf_counter() - clock
-                figures = {"loss": result.loss, "lr": lr, "grad_norm": grad_norm, "images_s": num_images / elapsed}
+                figures = {
+                    "loss": result.loss,
+                    "lr": lr,
+                    "grad_norm": grad_norm,
+                    "images_s": num_images / elapsed,
+                }
                 self.log(figures | dict(result.metrics))
                 clock, num_images = time.perf_counter(), 0
             if evaluate is not None and self._is_due(self.run.evaluate_every):
@@ -177,7 +187,9 @@ class StageLoop:
         with torch.autocast(device, torch.bfloat16, enabled=self.run.precision == "bf16"):
             result: StepResult = forward(*inputs)
         if not result.loss.isfinite():
-            raise FloatingPointError(f"step {self.step}: loss is {result.loss.item()}; nothing was stepped or saved")
+            raise FloatingPointError(
+                f"step {self.step}: loss is {result.loss.item()}; nothing was stepped or saved"
+            )
         self.optimizer.zero_grad()
         result.loss.backward()
         norm = self.run.max_grad_norm or math.inf
@@ -189,7 +201,10 @@ class StageLoop:
         """One line to the log and to ``metrics.jsonl``, with the number of finished steps; rank 0 only."""
         if not self._is_main:
             return
-        values = {"step": self.step} | {name: float(value.detach() if isinstance(value, Tensor) else value) for name, value in figures.items()}
+        values = {"step": self.step} | {
+            name: float(value.detach() if isinstance(value, Tensor) else value)
+            for name, value in figures.items()
+        }
         logger.info(" ".join(f"{name}={value:.5g}" for name, value in values.items()))
         with (self.output / METRICS_NAME).open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")

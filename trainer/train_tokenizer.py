@@ -50,7 +50,9 @@ class StagesConfig:
     care: CodebookCareConfig = field(default_factory=CodebookCareConfig)
     generation_target: str = SUBSTITUTE
     """Path or hub id of a CLIP vision tower with projection (unCLIP's image encoder), or ``substitute``."""
-    codebook_run: StageRunConfig = field(default_factory=lambda: StageRunConfig(lr=1e-4, min_lr=1e-5, batch_size=256))
+    codebook_run: StageRunConfig = field(
+        default_factory=lambda: StageRunConfig(lr=1e-4, min_lr=1e-5, batch_size=256)
+    )
 
     pixels_run: StageRunConfig = field(default_factory=lambda: StageRunConfig(lr=1e-3, min_lr=1e-5))
 
@@ -80,7 +82,13 @@ def run_stage(
         tokenizer, _ = load_model(config.output / "codebook")
         decoder = PixelDecoder(tokenizer.config.image_features_dim)
         return run_pixels(
-            tokenizer.to(device), decoder.to(device), batches, held_out, directory, config.pixels_run, config.augment
+            tokenizer.to(device),
+            decoder.to(device),
+            batches,
+            held_out,
+            directory,
+            config.pixels_run,
+            config.augment,
         )
     stage1, _ = load_contrastive(config.output / "qformer")
     target = generation_target(config, stage1, batches).to(device)

@@ -56,7 +56,12 @@ def test_gain_stays_within_bounds(images: torch.Tensor) -> None:
 
 @pytest.mark.parametrize(
     ("caption", "allowed"),
-    [("a red fish", True), ("Left-facing fist", False), ("black rightwards arrow", False), ("leftover", True)],
+    [
+        ("a red fish", True),
+        ("Left-facing fist", False),
+        ("black rightwards arrow", False),
+        ("leftover", True),
+    ],
 )
 def test_captions_that_name_a_side_forbid_mirroring(caption: str, allowed: bool) -> None:
     assert may_mirror(caption) == allowed

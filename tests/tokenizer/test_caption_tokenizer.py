@@ -7,7 +7,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import BertTokenizer
 
-from tokenizer.caption_tokenizer import CaptionTokenizer, clean_caption, load_caption_tokenizer, word_tokenizer
+from tokenizer.caption_tokenizer import (
+    CaptionTokenizer,
+    clean_caption,
+    load_caption_tokenizer,
+    word_tokenizer,
+)
 
 CAPTIONS = ["A red fish; swimming!", "the man's (blue) hat", "fish and hat", "red hat"] * 3
 
@@ -38,7 +43,10 @@ def test_layout_is_berts() -> None:
 
 def test_vocabulary_is_the_frequent_words_whatever_the_order() -> None:
     tokenizer = word_tokenizer(CAPTIONS, 60)
-    assert word_tokenizer(CAPTIONS[::-1], 60).encode(CAPTIONS)[0].tolist() == tokenizer.encode(CAPTIONS)[0].tolist()
+    assert (
+        word_tokenizer(CAPTIONS[::-1], 60).encode(CAPTIONS)[0].tolist()
+        == tokenizer.encode(CAPTIONS)[0].tolist()
+    )
     (hat, *_), (tah, *_) = (row[1:].tolist() for row in tokenizer.encode(["hat", "tah"])[0])
     assert hat != tah
     assert tokenizer.encode(["hat"])[0].shape == (1, 3)
@@ -56,7 +64,22 @@ def test_save_and_load_give_the_same_ids(tmp_path: Path) -> None:
 
 
 def test_vocab_txt_equals_transformers_bert(tmp_path: Path) -> None:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "fish", "sw", "##im", "##ming", "hat", "'", "s"]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "a",
+        "red",
+        "fish",
+        "sw",
+        "##im",
+        "##ming",
+        "hat",
+        "'",
+        "s",
+    ]
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
     captions = ["a red fish", "swimming hat", "a hat's fish", "unknown words"]
     bert = BertTokenizer.from_pretrained(str(tmp_path))

@@ -125,7 +125,9 @@ def test_training_mode_is_repeatable_by_default_and_noisy_as_released(reverse: G
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not shared_golden("stage2/dropout_note.json").is_file(), reason="the large golden sets are not here")
+@pytest.mark.skipif(
+    not shared_golden("stage2/dropout_note.json").is_file(), reason="the large golden sets are not here"
+)
 def test_released_dropout_has_the_published_statistics(reverse: Golden) -> None:
     """Mean losses over 20 seeds, in training mode, as the published loop would see them."""
     note = json.loads(shared_golden("stage2/dropout_note.json").read_text())["released_train_mode"]

@@ -43,7 +43,10 @@ def test_features_and_loss_equal_the_published_code(golden: dict[str, np.ndarray
 def test_all_text_positions_equal_the_published_code(golden: dict[str, np.ndarray]) -> None:
     model = stage1_model()
     _, ids, mask = stage1_batch()
-    assert relative_error(model.text_branch(model.qformer, ids, mask), golden["w1/text_output"]) < VALUE_TOLERANCE
+    assert (
+        relative_error(model.text_branch(model.qformer, ids, mask), golden["w1/text_output"])
+        < VALUE_TOLERANCE
+    )
 
 
 def test_gradients_equal_the_published_code(golden: dict[str, np.ndarray]) -> None:
@@ -137,12 +140,18 @@ def two_ranks(rank: int, directory: str) -> None:
     result = {f"own/{k}": v for k, v in official_gradients(alone, LAYOUT).items()}
     result |= {f"mean/{k}": v for k, v in official_gradients(averaged, LAYOUT).items()}
     result |= {"own/temp": alone.temp.grad, "mean/temp": averaged.temp.grad, "loss": out.loss.detach()}
-    result |= {"logits_i2t": out.logits_i2t_BG.detach(), "logits_t2i": out.logits_t2i_BG.detach(), "targets": out.targets_B}
+    result |= {
+        "logits_i2t": out.logits_i2t_BG.detach(),
+        "logits_t2i": out.logits_t2i_BG.detach(),
+        "targets": out.targets_B,
+    }
     torch.save(result, f"{directory}/rank{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_gloo_ranks_equal_the_published_code_and_one_rank(tmp_path: Path, golden: dict[str, np.ndarray]) -> None:
+def test_two_gloo_ranks_equal_the_published_code_and_one_rank(
+    tmp_path: Path, golden: dict[str, np.ndarray]
+) -> None:
     mp.spawn(two_ranks, args=(str(tmp_path),), nprocs=2)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     for rank, result in enumerate(ranks):

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.tokenizer.conftest import Golden
 from tokenizer.__main__ import main
 from tokenizer.checkpoint import load_tokenizer
-from tokenizer.detokenizer import DrawConfig, Detokenizer, load_detokenizer, read_codes, tile
+from tokenizer.detokenizer import Detokenizer, DrawConfig, load_detokenizer, read_codes, tile
 from tokenizer.pixel_decoder import SIDE, PixelDecoder, load_pixel_decoder, save_pixel_decoder
 
 WIDTH = 40
@@ -54,14 +54,19 @@ def test_what_enters_the_denoiser_is_the_generation_embedding(tiny: Golden, uncl
     pipeline.unet.register_forward_pre_hook(
         lambda module, args, options: seen.append(options["class_labels"]), with_kwargs=True
     )
-    positive, negative = torch.tensor(tiny["generation_embedding"][:2]), torch.tensor(tiny["generation_embedding"][2:4])
+    positive, negative = (
+        torch.tensor(tiny["generation_embedding"][:2]),
+        torch.tensor(tiny["generation_embedding"][2:4]),
+    )
     pipeline.draw(positive, steps=1)
     pipeline.draw(positive, negative, steps=1)
     pipeline.draw(positive, steps=1, guidance=1.0)
     (zeros, plain), (steered, again), (unguided,) = (labels.split(2) for labels in seen)
     assert not zeros.any()
     assert torch.equal(plain, again)
-    torch.testing.assert_close(plain[:, :WIDTH], positive, atol=0.05, rtol=0)  # level 0 still adds a little noise
+    torch.testing.assert_close(
+        plain[:, :WIDTH], positive, atol=0.05, rtol=0
+    )  # level 0 still adds a little noise
     torch.testing.assert_close(steered[:, :WIDTH], negative, atol=0.05, rtol=0)
     torch.testing.assert_close(unguided[:, :WIDTH], positive, atol=0.05, rtol=0)
 
@@ -125,7 +130,9 @@ def test_code_files(write: Callable[[list[list[int]]], str], tmp_path: Path) -> 
     assert read_codes(path).tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '["a"]', "[1.5]", "[[1], [2, 3]]", '{"image": "x"}', "[true]"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '["a"]', "[1.5]", "[[1], [2, 3]]", '{"image": "x"}', "[true]"]
+)
 def test_other_code_files_are_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "codes.json"
     path.write_text(text)
@@ -146,11 +153,15 @@ def test_command_with_a_diffusion_model(tiny: Golden, unclip_directory: Path, tm
     codes.write_text(json.dumps(tiny["codes"][:2].tolist()))
     command = ["decode", str(codes), "--tokenizer", str(tiny.directory), "--output", str(output)]
     assert main([*command, "--diffusion", str(unclip_directory), "--steps", "3"]) == 0
-    expected = load_detokenizer(str(tiny.directory), str(unclip_directory)).draw(tiny["codes"][:2], config=FAST)
+    expected = load_detokenizer(str(tiny.directory), str(unclip_directory)).draw(
+        tiny["codes"][:2], config=FAST
+    )
     assert np.array_equal(np.asarray(Image.open(output)), tile(expected))
 
 
-def test_command_refuses_what_cannot_be(tiny: Golden, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_refuses_what_cannot_be(
+    tiny: Golden, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     codes = tmp_path / "codes.json"
     codes.write_text(json.dumps([[9000] * 32]))
     output = str(tmp_path / "o.png")

@@ -27,7 +27,9 @@ def test_text_branch_is_transformers_bert() -> None:
         add_pooling_layer=False,
     ).eval()  # fmt: skip
     ours = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.ndim}
-    layout = {name: parts for name, parts in contrastive_layout(CONFIG).items() if not name.startswith("vit.")}
+    layout = {
+        name: parts for name, parts in contrastive_layout(CONFIG).items() if not name.startswith("vit.")
+    }
     official = split(ours, layout)
     state = {k.removeprefix("Qformer.bert."): v for k, v in official.items() if k.startswith("Qformer.bert.")}
     missing, _ = bert.load_state_dict(state, strict=False)

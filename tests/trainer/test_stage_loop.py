@@ -1,4 +1,5 @@
-"""The loop of the tokenizer stages: resume equals uninterrupted, schedules, weight decay, refusal of bad losses."""
+"""The loop of the tokenizer stages: resume equals uninterrupted, schedules, weight decay, refusal of bad
+losses."""
 
 import dataclasses
 import json
@@ -45,7 +46,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     StageLoop(whole, RUN, tmp_path / "whole", 2).train(batch)
     first = StageLoop(start(), RUN, tmp_path / "cut", 2)
     with pytest.raises(KeyboardInterrupt):
-        first.train(batch, after_step=lambda step: (_ for _ in ()).throw(KeyboardInterrupt) if step == 5 else None)
+        first.train(
+            batch, after_step=lambda step: (_ for _ in ()).throw(KeyboardInterrupt) if step == 5 else None
+        )
     torch.rand(7)  # whatever happens between
     resumed = start(seed=1)
     loop = StageLoop(resumed, RUN, tmp_path / "cut", 2)
@@ -88,7 +91,9 @@ def test_cosine_schedule() -> None:
 
 def test_released_schedule_steps_once_an_epoch() -> None:
     """Golden notes, section 7: warm-up in epoch 0, then constant, then a cosine per epoch."""
-    run = StageRunConfig(lr=3e-5, min_lr=3e-6, warmup_lr=3e-7, warmup_steps=20, schedule="released", max_epochs=10)
+    run = StageRunConfig(
+        lr=3e-5, min_lr=3e-6, warmup_lr=3e-7, warmup_steps=20, schedule="released", max_epochs=10
+    )
     assert run.lr_at(10, 50) == pytest.approx(3e-7 + (3e-5 - 3e-7) / 2)
     assert run.lr_at(49, 50) == run.lr_at(20, 50) == pytest.approx(3e-5)
     for epoch in (1, 4, 9):

@@ -1,4 +1,5 @@
-"""Both stages and the pixel decoder, a few steps each, from real shards to a tokenizer that loads and draws."""
+"""Both stages and the pixel decoder, a few steps each, from real shards to a tokenizer that loads and
+draws."""
 
 import dataclasses
 import json
@@ -28,7 +29,14 @@ from trainer.train_tokenizer import StagesConfig, run_stage
 
 SHARDS = sorted((Path(__file__).resolve().parents[2] / "samples" / "pairs").glob("*.tar"))
 RUN = StageRunConfig(
-    steps=3, batch_size=4, lr=1e-3, warmup_steps=1, log_every=1, checkpoint_every=2, evaluate_every=3, max_grad_norm=1.0
+    steps=3,
+    batch_size=4,
+    lr=1e-3,
+    warmup_steps=1,
+    log_every=1,
+    checkpoint_every=2,
+    evaluate_every=3,
+    max_grad_norm=1.0,
 )
 MODEL = SeedTokenizerConfig(
     patch_size=56, vit_width=16, vit_depth=1, vit_heads=2, vit_mlp_hidden=16, bert_hidden=16, bert_layers=2,
@@ -46,12 +54,15 @@ def stages(output: Path, **changes: object) -> StagesConfig:
     config = StagesConfig(
         output=output, device="cpu", model=MODEL, captions="words:400", augment=AugmentConfig(),
         contrastive=ContrastiveConfig(embed_dim=8, train_vit=True), contrastive_run=RUN,
-        care=CodebookCareConfig(kmeans_vectors=200, reseed_every=1), codebook_run=RUN, pixels_run=RUN,
+        care=CodebookCareConfig(kmeans_vectors=200, reseed_every=1, cached_views=1), codebook_run=RUN,
+        pixels_run=RUN,
     )  # fmt: skip
     return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
 
 
-def test_all_stages_end_in_a_tokenizer_that_encodes_and_draws(pairs: list[TrainingPair], tmp_path: Path) -> None:
+def test_all_stages_end_in_a_tokenizer_that_encodes_and_draws(
+    pairs: list[TrainingPair], tmp_path: Path
+) -> None:
     batches = PairBatches(pairs, RUN.batch_size, seed=0)
     held_out = HeldOut(np.stack([pair.image for pair in pairs[:6]]), [pair.caption for pair in pairs[:6]])
     captions = [pair.caption for pair in pairs]
@@ -69,7 +80,9 @@ def test_all_stages_end_in_a_tokenizer_that_encodes_and_draws(pairs: list[Traini
     stage1, _ = load_contrastive(tmp_path / "qformer")
     for name, parameter in stage1.qformer.named_parameters():  # stage 2 left the encoder alone
         assert torch.equal(tokenizer.model.qformer.get_parameter(name), parameter)
-    (tmp_path / "pixels" / "pixel_decoder.safetensors").rename(tmp_path / "codebook" / "pixel_decoder.safetensors")
+    (tmp_path / "pixels" / "pixel_decoder.safetensors").rename(
+        tmp_path / "codebook" / "pixel_decoder.safetensors"
+    )
     assert load_detokenizer(str(tmp_path / "codebook")).draw(codes).shape == (6, 64, 64, 3)
     lines = [json.loads(line) for line in (tmp_path / "codebook" / "metrics.jsonl").read_text().splitlines()]
     assert {"codes_used", "perplexity", "codes_dead"} <= set().union(*lines)
@@ -87,7 +100,11 @@ def test_batches_are_a_function_of_seed_and_step_and_ranks_share_them(pairs: lis
     ranks = [PairBatches(pairs, 4, seed=3, rank=rank, world_size=2) for rank in (0, 1)]
     for step in (0, whole.steps_per_epoch - 1, whole.steps_per_epoch + 1):
         parts = [rank.batch(step).captions for rank in ranks]
-        assert parts[0] + parts[1] == whole.batch(step).captions == PairBatches(pairs, 8, seed=3).batch(step).captions
+        assert (
+            parts[0] + parts[1]
+            == whole.batch(step).captions
+            == PairBatches(pairs, 8, seed=3).batch(step).captions
+        )
     epoch = [caption for step in range(whole.steps_per_epoch) for caption in whole.batch(step).captions]
     assert len(epoch) == len(set(epoch)) == whole.steps_per_epoch * 8
     assert whole.batch(0).captions != PairBatches(pairs, 8, seed=4).batch(0).captions
@@ -98,7 +115,11 @@ def test_an_epoch_has_one_pair_of_each_group(pairs: list[TrainingPair]) -> None:
     batches = PairBatches(grouped, 2, seed=0)
     assert batches.steps_per_epoch == (len(pairs) + 2) // 3 // 2
     group_of = {pair.caption: pair.group for pair in grouped}
-    groups = [group_of[caption] for step in range(batches.steps_per_epoch) for caption in batches.batch(step).captions]
+    groups = [
+        group_of[caption]
+        for step in range(batches.steps_per_epoch)
+        for caption in batches.batch(step).captions
+    ]
     assert len(groups) == len(set(groups))
     with pytest.raises(ValueError, match="fewer than one batch"):
         PairBatches(pairs, len(pairs) + 1, seed=0)

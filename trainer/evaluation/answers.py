@@ -1,7 +1,7 @@
 """VQA accuracy: an answer counts fully when three of the other annotators gave it.
 
-Same rules as the official VQA v2 evaluation: mean over leaving out each annotator of min(matches / 3, 1); answers are
-normalised only when the annotators disagree. The prompt is the paper's.
+Same rules as the official VQA v2 evaluation: mean over leaving out each annotator of min(matches / 3, 1);
+answers are normalised only when the annotators disagree. The prompt is the paper's.
 """
 
 import re
@@ -19,13 +19,14 @@ _FULL_STOP = re.compile(r"\.(?!\d)")
 MAX_FULL_STOPS = 32
 """The official script passes a flag where the number of replacements belongs; so many are removed."""
 _CONTRACTIONS = (
-    "ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't "
-    "it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've shouldn't that's "
-    "there'd there're there's they'd they'll they're they've wasn't we've weren't what'll what're what's what've when's "
-    "where'd where's where've who'd who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll "
-    "you're you've somebody'll somebody's someone'd someone'll someone's something'd something'll"
-).split()
-_WITH_APOSTROPHE = {word.replace("'", ""): word for word in _CONTRACTIONS} | {"twas": "'twas"}
+    "ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd "
+    "how'll how's isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock "
+    "oughtn't shan't should've shouldn't that's there'd there're there's they'd they'll they're they've "
+    "wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd who'll "
+    "who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've "
+    "somebody'll somebody's someone'd someone'll someone's something'd something'll "
+)
+_WITH_APOSTROPHE = {word.replace("'", ""): word for word in _CONTRACTIONS.split()} | {"twas": "'twas"}
 
 
 def vqa_accuracy(answer: str, annotators: Sequence[str]) -> float:
@@ -47,7 +48,8 @@ def normalise_answer(answer: str) -> str:
 
 
 def _without_punctuation(text: str) -> str:
-    """Marks beside a blank vanish, those between letters become blanks (all vanish if a number has a comma)."""
+    """Marks beside a blank vanish, those between letters become blanks (all vanish if a number has a
+    comma)."""
     has_number = _NUMBER_COMMA.search(text) is not None
     cleaned = text
     for mark in _PUNCTUATION:

@@ -1,7 +1,8 @@
 """Scores of captions against references: CIDEr-D and corpus BLEU, without Java.
 
-Both work on words. COCO's own tool splits with Stanford's PTB tokenizer (a Java program); ``caption_words`` splits by a
-rule that agrees with it on ordinary captions. Given the same words, the scores equal pycocoevalcap's.
+Both work on words. COCO's own tool splits with Stanford's PTB tokenizer (a Java program); ``caption_words``
+splits by a rule that agrees with it on ordinary captions. Given the same words, the scores equal
+pycocoevalcap's.
 """
 
 import math
@@ -25,11 +26,14 @@ def ngrams(words: Words, order: int) -> Counter[tuple[str, ...]]:
     return Counter(tuple(words[i : i + order]) for i in range(len(words) - order + 1))
 
 
-def bleu(candidates: Sequence[Words], references: Sequence[Sequence[Words]], max_order: int = MAX_ORDER) -> list[float]:
-    """Corpus BLEU-1..``max_order`` in percent (Papineni et al. 2002): clipped matches, brevity by the nearest reference.
+def bleu(
+    candidates: Sequence[Words], references: Sequence[Sequence[Words]], max_order: int = MAX_ORDER
+) -> list[float]:
+    """Corpus BLEU-1..``max_order`` in percent (Papineni et al. 2002): clipped matches, brevity by the nearest
+    reference.
 
-    Of two references equally near in length the shorter counts. No smoothing: an order without a match makes its
-    score and all higher ones 0.
+    Of two references equally near in length the shorter counts. No smoothing: an order without a match makes
+    its score and all higher ones 0.
     """
     _check_pairs(candidates, references)
     matches, totals = [0] * max_order, [0] * max_order
@@ -83,7 +87,10 @@ class _Weighted:
         for order in range(1, MAX_ORDER + 1):
             counts = ngrams(words, order)
             self.vectors.append(
-                {gram: count * (log_images - math.log(max(1, frequency[gram]))) for gram, count in counts.items()}
+                {
+                    gram: count * (log_images - math.log(max(1, frequency[gram])))
+                    for gram, count in counts.items()
+                }
             )
         self.norms = [math.sqrt(math.fsum(value**2 for value in vector.values())) for vector in self.vectors]
         self.num_bigrams = max(0, len(words) - 1)
@@ -97,7 +104,9 @@ def _similarity(candidate: _Weighted, reference: _Weighted) -> float:
         candidate.vectors, reference.vectors, candidate.norms, reference.norms, strict=True
     ):
         if norm and other_norm:
-            product = math.fsum(min(value, theirs.get(gram, 0.0)) * theirs.get(gram, 0.0) for gram, value in mine.items())
+            product = math.fsum(
+                min(value, theirs.get(gram, 0.0)) * theirs.get(gram, 0.0) for gram, value in mine.items()
+            )
             total += product / (norm * other_norm)
     difference = candidate.num_bigrams - reference.num_bigrams
     return total / MAX_ORDER * math.exp(-(difference**2) / (2 * CIDER_SIGMA**2))

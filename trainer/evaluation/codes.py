@@ -60,7 +60,9 @@ def _agreements(
     model: SeedModel, images: npt.NDArray[np.uint8], codes_IN: Tensor, augmentation: AugmentConfig, seed: int
 ) -> Iterator[tuple[str, float]]:
     none = torch.zeros(len(images), dtype=torch.bool)
-    light = dataclasses.replace(augmentation, min_area=0.9, max_turn_degrees=0.0, max_log_aspect=0.05, max_gain=0.05)
+    light = dataclasses.replace(
+        augmentation, min_area=0.9, max_turn_degrees=0.0, max_log_aspect=0.05, max_gain=0.05
+    )
     mirror = AugmentConfig(min_area=1.0, mirror=1.0)
     for name, config, mirrored in (
         ("crop", augmentation, none),

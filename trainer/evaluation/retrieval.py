@@ -1,4 +1,5 @@
-"""Retrieval on pairs: how often the right caption is among the k nearest of a picture, and the other way round.
+"""Retrieval on pairs: how often the right caption is among the k nearest of a picture, and the other way
+round.
 
 Dimensions: I images, T texts, N queries, E joint width.
 """
@@ -34,7 +35,8 @@ def recalls(similarity_QG: Tensor, targets_Q: Tensor, ks: Sequence[int] = RANKS)
 
 
 def retrieval(image_IE: Tensor, text_TE: Tensor, ks: Sequence[int] = RANKS) -> dict[str, float]:
-    """Both ways for I = T pairs in the same order; ``R@mean`` is the mean of all, as the paper's table has it.
+    """Both ways for I = T pairs in the same order; ``R@mean`` is the mean of all, as the paper's table has
+    it.
 
     Args:
         image_IE: (I, E) normalised features.
