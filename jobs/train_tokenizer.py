@@ -9,7 +9,6 @@ then ``pixels``.
 A stage that was interrupted goes on from its last checkpoint when the same command is given again.
 """
 
-import glob
 import json
 import logging
 import os
@@ -17,32 +16,17 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.config_file import parse_config
-from pipeline.training_pairs import PairBatches, TrainingPair, is_held_out, read_pairs
-from tokenizer.preprocess import PreprocessConfig
-from trainer.contrastive_run import HeldOut
+from pipeline.training_pairs import PairBatches, PairDataConfig, split_pairs
+from trainer.contrastive_run import held_out_of
 from trainer.train_tokenizer import StagesConfig, run_stage
 
 logger = logging.getLogger("train_tokenizer")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairDataConfig:
-    """Which pairs, and which of them are kept for evaluation."""
-
-    input: tuple[str, ...] = ()
-    """Globs of tar shards."""
-    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
-    group_pattern: str = ""
-    """What this removes from a key gives the group: variants of one picture, which stay on one side of the
-    split."""
-    held_out_fraction: float = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +44,8 @@ def main() -> None:
         dist.init_process_group()
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    train, held_out = split_pairs(config.data)
+    train, kept = split_pairs(config.data)
+    held_out = held_out_of(kept)
     run = config.run_of_stage
     batches = PairBatches(train, run.batch_size, run.seed, rank, world_size)
     logger.info(
@@ -73,24 +58,6 @@ def main() -> None:
         (config.output / config.stage / "figures.json").write_text(text, encoding="utf-8")
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def split_pairs(data: PairDataConfig) -> tuple[list[TrainingPair], HeldOut]:
-    """Training pairs, and of each held-out group its first pair."""
-    shards = sorted({Path(name) for pattern in data.input for name in glob.glob(pattern)})
-    if not shards:
-        raise ValueError(f"data.input {data.input}: no shard matches")
-    train: list[TrainingPair] = []
-    kept: dict[str, TrainingPair] = {}
-    for pair in read_pairs(shards, data.preprocess, data.group_pattern):
-        if not is_held_out(pair.group, data.held_out_fraction):
-            train.append(pair)
-        elif pair.group not in kept or pair.key < kept[pair.group].key:
-            kept[pair.group] = pair
-    pairs = [kept[group] for group in sorted(kept)]
-    if not pairs:
-        raise ValueError("data.held_out_fraction leaves no pair for evaluation")
-    return train, HeldOut(np.stack([pair.image for pair in pairs]), [pair.caption for pair in pairs])
 
 
 if __name__ == "__main__":

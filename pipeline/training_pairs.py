@@ -5,11 +5,12 @@ hundred thousand pairs on one machine; ``PairBatches`` draws batches of them. Ev
 of seed and step, so a run resumes exactly, on any number of ranks.
 """
 
+import glob
 import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
@@ -23,6 +24,23 @@ from tokenizer.preprocess import ImageError, PreprocessConfig, load_image
 logger = logging.getLogger(__name__)
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairDataConfig:
+    """Which pairs, and which of them are kept for evaluation."""
+
+    input: tuple[str, ...] = ()
+    """Globs of tar shards."""
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    group_pattern: str = ""
+    """What this removes from a key gives the group: variants of one picture, on one side of the split."""
+    held_out_fraction: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out_fraction < 1:
+            raise ValueError(f"data.held_out_fraction must be in (0, 1), got {self.held_out_fraction}")
+        re.compile(self.group_pattern)
 
 
 @dataclass(frozen=True)
@@ -88,6 +106,30 @@ def is_held_out(group: str, fraction: float) -> bool:
     """Whether a group belongs to the held-out share: a property of its name alone, the same in every run."""
     digest = blake2b(group.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < fraction * 2**64
+
+
+def split_pairs(data: PairDataConfig) -> tuple[list[TrainingPair], list[TrainingPair]]:
+    """Training pairs, and of each held-out group the first pair (by key).
+
+    Raises:
+        ValueError: no shard matches, or nothing is left for one of the two.
+    """
+    shards = sorted({Path(name) for pattern in data.input for name in glob.glob(pattern)})
+    if not shards:
+        raise ValueError(f"data.input {list(data.input)}: no shard matches")
+    train: list[TrainingPair] = []
+    kept: dict[str, TrainingPair] = {}
+    for pair in read_pairs(shards, data.preprocess, data.group_pattern):
+        if not is_held_out(pair.group, data.held_out_fraction):
+            train.append(pair)
+        elif pair.group not in kept or pair.key < kept[pair.group].key:
+            kept[pair.group] = pair
+    if not train or not kept:
+        raise ValueError(
+            f"data.held_out_fraction {data.held_out_fraction} leaves {len(train)} pairs for training and "
+            f"{len(kept)} for evaluation"
+        )
+    return train, [kept[group] for group in sorted(kept)]
 
 
 @dataclass(frozen=True)

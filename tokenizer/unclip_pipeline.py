@@ -108,8 +108,8 @@ def load_unclip(
         pipeline = SeedUnclipPipeline.from_pretrained(source, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"diffusion model {source!r}: not found or not complete ({str(error).splitlines()[0]}); give a local "
-            "folder of stable-diffusion-2-1-unclip or its hub id"
+            f"diffusion model {source!r}: not found or not complete ({str(error).splitlines()[0]}); give a "
+            "local folder of stable-diffusion-2-1-unclip or its hub id"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     placed: SeedUnclipPipeline = pipeline.to(device)

@@ -50,6 +50,20 @@ class HeldOut:
     captions: Sequence[str]
 
 
+class Pair(Protocol):
+    """One picture with its caption."""
+
+    @property
+    def image(self) -> npt.NDArray[np.uint8]: ...
+    @property
+    def caption(self) -> str: ...
+
+
+def held_out_of(pairs: Sequence[Pair]) -> HeldOut:
+    """The arrays of held-out pairs."""
+    return HeldOut(np.stack([pair.image for pair in pairs]), [pair.caption for pair in pairs])
+
+
 class ContrastiveStep(nn.Module):
     """The network of stage 1 with the loss as its output, as the loop wants it."""
 

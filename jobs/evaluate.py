@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""Evaluate what was trained; results as JSON and as a Markdown table.
+
+    python jobs/evaluate.py tokenizer --recipe recipes/tokenizer_small.yaml --tokenizer
+    out/tokenizer_small/codebook \
+        --stage1 out/tokenizer_small/qformer --draw --output out/evaluation/tokenizer
+    python jobs/evaluate.py captions --file captions.jsonl --output out/evaluation/captions
+    python jobs/evaluate.py answers --file answers.jsonl --output out/evaluation/answers
+"""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jobs.config_file import from_entries
+from pipeline.training_pairs import PairDataConfig, split_pairs
+from tokenizer.augment import AugmentConfig
+from trainer.contrastive_run import held_out_of
+from trainer.evaluation.report import Tables, write_report
+from trainer.evaluation.text_scores import answer_tables, caption_tables
+from trainer.evaluation.tokenizer_tables import TokenizerEvaluation, tokenizer_tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateTokenizer(TokenizerEvaluation):
+    """Retrieval, codes and pictures of a tokenizer on the held-out pairs of a recipe."""
+
+    recipe: Path
+    """Configuration of the training run: its ``data`` and ``augment`` decide what is held out, and how it is
+    varied."""
+    output: Path
+    """Results, without suffix."""
+
+    def tables(self) -> Tables:
+        entries = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        _, kept = split_pairs(from_entries(PairDataConfig, entries.get("data", {}), "data"))
+        augment = from_entries(AugmentConfig, entries.get("augment", {}), "augment")
+        return tokenizer_tables(self, held_out_of(kept), augment)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateCaptions:
+    """CIDEr-D and BLEU; a JSON object a line with ``caption`` and ``references``."""
+
+    file: Path
+    output: Path
+
+    def tables(self) -> Tables:
+        return caption_tables(read_json_lines(self.file))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateAnswers:
+    """VQA accuracy; a JSON object a line with ``answer`` and ``annotators``."""
+
+    file: Path
+    output: Path
+
+    def tables(self) -> Tables:
+        return answer_tables(read_json_lines(self.file))
+
+
+Command = (
+    Annotated[EvaluateTokenizer, tyro.conf.subcommand("tokenizer")]
+    | Annotated[EvaluateCaptions, tyro.conf.subcommand("captions")]
+    | Annotated[EvaluateAnswers, tyro.conf.subcommand("answers")]
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Evaluate, write, and print the Markdown."""
+    logging.basicConfig(level=logging.WARNING)
+    command = tyro.cli(Command, args=arguments, description=__doc__)
+    write_report(command.tables(), vars(command), command.output)
+    print(command.output.with_name(f"{command.output.name}.md").read_text(encoding="utf-8"))
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Objects of a JSON-lines file.
+
+    Raises:
+        ValueError: a line is no JSON object; it is named.
+    """
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{number}: not JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
+            rows.append(row)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
