@@ -11,7 +11,6 @@ A stage that was interrupted goes on from its last checkpoint when the same comm
 
 import json
 import logging
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.config_file import parse_config
 from pipeline.training_pairs import PairBatches, PairDataConfig, split_pairs
+from schemas.atomic_write import write_atomically
 from trainer.contrastive_run import held_out_of
+from trainer.processes import process_group
 from trainer.train_tokenizer import StagesConfig, run_stage
 
 logger = logging.getLogger("train_tokenizer")
@@ -40,24 +41,18 @@ def main() -> None:
     """Parse, read the pairs, run the stage."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     config = parse_config(TrainTokenizerConfig, description=__doc__ or "")
-    if "WORLD_SIZE" in os.environ:
-        dist.init_process_group()
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    train, kept = split_pairs(config.data)
-    held_out = held_out_of(kept)
-    run = config.run_of_stage
-    batches = PairBatches(train, run.batch_size, run.seed, rank, world_size)
-    logger.info(
-        "stage=%s pairs=%d held_out=%d steps_per_epoch=%d",
-        config.stage, len(train), len(held_out.captions), batches.steps_per_epoch,
-    )  # fmt: skip
-    figures = run_stage(config, batches, held_out, (pair.caption for pair in train))
-    if rank == 0:
-        text = json.dumps(figures, indent=1) + "\n"
-        (config.output / config.stage / "figures.json").write_text(text, encoding="utf-8")
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    with process_group(torch.device(config.device)):
+        train, kept = split_pairs(config.data)
+        run = config.run_of_stage
+        batches = PairBatches(train, run.batch_size, run.seed, dist.get_rank(), dist.get_world_size())
+        logger.info(
+            "stage=%s pairs=%d held_out=%d steps_per_epoch=%d",
+            config.stage, len(train), len(kept), batches.steps_per_epoch,
+        )  # fmt: skip
+        figures = run_stage(config, batches, held_out_of(kept), [pair.caption for pair in train])
+        if dist.get_rank() == 0:
+            text = json.dumps(figures, indent=1) + "\n"
+            write_atomically(config.output / config.stage / "figures.json", text.encode())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokenizer.codebook import Codebook
 
@@ -35,15 +35,18 @@ def usage_figures(counts_E: Tensor) -> UsageFigures:
     return UsageFigures(int((counts_E > 0).sum()), float(torch.exp(-(share * share.log()).sum())), total)
 
 
-class CodeUsage:
-    """Running counts of chosen codes, over all ranks when asked."""
+class CodeUsage(nn.Module):
+    """Running counts of chosen codes, over all ranks when asked. A buffer, so that checkpoints keep it."""
+
+    counts_E: Tensor
 
     def __init__(self, num_codes: int) -> None:
-        self.counts_E = torch.zeros(num_codes, dtype=torch.int64)
+        super().__init__()
+        self.register_buffer("counts_E", torch.zeros(num_codes, dtype=torch.int64))
 
     def record(self, codes: Tensor) -> None:
         """Count integer codes of any shape."""
-        self.counts_E += torch.bincount(codes.detach().flatten().cpu(), minlength=len(self.counts_E))
+        self.counts_E += torch.bincount(codes.detach().flatten(), minlength=len(self.counts_E))
 
     def gathered(self) -> Tensor:
         """(E,) counts of all ranks; every rank must call it."""

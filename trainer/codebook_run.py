@@ -122,7 +122,6 @@ class CodebookRun:
         self.target = target
         self.run = run
         self.augmentation = augmentation
-        self._rng = torch.Generator().manual_seed(run.seed)
 
     def execute(self, batches: Batches, held_out: HeldOut, output: Path) -> dict[str, float]:
         """Train (or resume), write the tokenizer, and give figures on held-out pictures."""
@@ -162,9 +161,8 @@ class CodebookRun:
         while sum(map(len, vectors)) < self.care.kmeans_vectors:
             features, _ = inputs(len(vectors))
             vectors.append(self.model.encode_task_layer(features).float().flatten(0, 1).cpu())
-        centres = kmeans(
-            torch.cat(vectors), self.model.config.n_embed, self.care.kmeans_iterations, self._rng
-        )
+        rng = torch.Generator().manual_seed(self.run.seed)
+        centres = kmeans(torch.cat(vectors), self.model.config.n_embed, self.care.kmeans_iterations, rng)
         self.model.codebook.weight.copy_(centres)
         logger.info("kmeans vectors=%d centres=%d", sum(map(len, vectors)), len(centres))
 
@@ -180,6 +178,7 @@ class CodebookRun:
             counts = module.window.gathered()
             module.window.reset()
             if step < self.care.reseed_until * self.run.steps:
-                moved = reseed_dead(self.model.codebook, counts, module.recent_z_RC, self._rng)
+                rng = torch.Generator().manual_seed(hash((self.run.seed, step)) % 2**63)
+                moved = reseed_dead(self.model.codebook, counts, module.recent_z_RC, rng)
                 loop.forget(self.model.codebook.weight, moved)
                 logger.info("step=%d reseeded=%d", step + 1, len(moved))

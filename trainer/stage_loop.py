@@ -2,10 +2,10 @@
 per N steps.
 
 The network decides the loss (its ``forward`` gives ``StepResult``), the caller the batches (a function of the
-step), and this file only steps. With more than one process gradients are averaged by DDP.
+step), and this file only steps. Checkpoints and metrics are the trainer's; with more than one process
+gradients are averaged by DDP. A process group must exist (``processes.process_group``), also for one process.
 """
 
-import json
 import logging
 import math
 import time
@@ -19,12 +19,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from schemas.atomic_write import atomic_path
+from trainer.checkpoint import CheckpointConfig, CheckpointStore, Progress, TrainingState, seed_step
+from trainer.metrics import MetricsConfig, MetricsWriter
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_NAME = "resume.pt"
-METRICS_NAME = "metrics.jsonl"
+CHECKPOINTS_KEPT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,18 +110,19 @@ class StageLoop:
         self.steps_per_epoch = steps_per_epoch
         self.step = 0
         self.optimizer = torch.optim.AdamW(parameter_groups(module, run), lr=run.lr, betas=(0.9, 0.999))
-        self._is_main = not dist.is_initialized() or dist.get_rank() == 0
-        output.mkdir(parents=True, exist_ok=True)
+        self._state = TrainingState([module], [[self.optimizer]], skips_frozen=True)
+        checkpoints = CheckpointConfig(
+            every_steps=run.checkpoint_every, keep=CHECKPOINTS_KEPT, is_async=False
+        )
+        self._store = CheckpointStore(output / "checkpoints", checkpoints, {"kind": type(module).__name__})
+        self._metrics: MetricsWriter | None = None
 
     def resume(self) -> int:
         """Load the newest checkpoint of this directory, if there is one; the step to go on with."""
-        path = self.output / CHECKPOINT_NAME
-        if path.is_file():
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            self.module.load_state_dict(state["module"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step = state["step"]
-            logger.info("resumed step=%d from=%s", self.step, path)
+        newest = self._store.newest()
+        if newest is not None:
+            self.step = self._store.load(newest, self._state).step
+            logger.info("resumed step=%d from=%s", self.step, newest)
         return self.step
 
     def train(
@@ -140,12 +141,16 @@ class StageLoop:
         Raises:
             FloatingPointError: a loss is not finite; nothing was stepped or saved.
         """
-        forward = DistributedDataParallel(self.module) if dist.is_initialized() else self.module
+        forward = self.module
+        if dist.get_world_size() > 1:
+            forward = DistributedDataParallel(self.module, broadcast_buffers=False)
+        if dist.get_rank() == 0:
+            self._metrics = MetricsWriter(self.output, self.step, MetricsConfig())
         self.module.train()
         clock, num_images = time.perf_counter(), 0
         while self.step < self.run.steps:
             with torch.random.fork_rng():  # dropout of a step is the same after a resume
-                torch.manual_seed(hash((self.run.seed, self.step)))
+                seed_step(self.run.seed, self.step, dist.get_rank())
                 inputs = make_inputs(self.step)
                 result, lr, grad_norm = self._step(forward, inputs)
             num_images += len(inputs[0])
@@ -167,7 +172,10 @@ class StageLoop:
                 self.log(evaluate())
                 self.module.train()
             if self._is_due(self.run.checkpoint_every):
-                self._save()
+                self._store.save(self._state, Progress(step=self.step, seed=self.run.seed))
+        self._store.finish()
+        if self._metrics is not None:
+            self._metrics.close()
         self.module.eval()
 
     def forget(self, parameter: Tensor, rows: Tensor) -> None:
@@ -199,24 +207,9 @@ class StageLoop:
 
     def log(self, figures: Mapping[str, Tensor | float]) -> None:
         """One line to the log and to ``metrics.jsonl``, with the number of finished steps; rank 0 only."""
-        if not self._is_main:
-            return
-        values = {"step": self.step} | {
-            name: float(value.detach() if isinstance(value, Tensor) else value)
-            for name, value in figures.items()
-        }
-        logger.info(" ".join(f"{name}={value:.5g}" for name, value in values.items()))
-        with (self.output / METRICS_NAME).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
-
-    def _save(self) -> None:
-        if self._is_main:
-            with atomic_path(self.output / CHECKPOINT_NAME) as path:
-                torch.save(
-                    {
-                        "step": self.step,
-                        "module": self.module.state_dict(),
-                        "optimizer": self.optimizer.state_dict(),
-                    },
-                    path,
-                )
+        if self._metrics is not None:
+            values = {
+                name: float(value.detach() if isinstance(value, Tensor) else value)
+                for name, value in figures.items()
+            }
+            self._metrics.write({"step": self.step} | values)

@@ -22,6 +22,7 @@ from tokenizer.pixel_decoder import PixelDecoder
 from trainer.codebook_run import CodebookCareConfig, CodebookRun, tokenizer_of
 from trainer.contrastive_run import Batches, HeldOut, load_contrastive, run_contrastive
 from trainer.pixels_run import run_pixels
+from trainer.processes import process_group
 from trainer.stage_loop import StageRunConfig
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,13 @@ def run_stage(
     config: StagesConfig, batches: Batches, held_out: HeldOut, train_captions: Iterable[str]
 ) -> dict[str, float]:
     """Run the chosen stage to its end (or resume it); figures on the held-out pairs."""
+    with process_group(torch.device(config.device)):
+        return _run_stage(config, batches, held_out, train_captions)
+
+
+def _run_stage(
+    config: StagesConfig, batches: Batches, held_out: HeldOut, train_captions: Iterable[str]
+) -> dict[str, float]:
     directory = config.output / config.stage
     device = torch.device(config.device)
     rng = torch.Generator().manual_seed(config.run_of_stage.seed)

@@ -4,6 +4,7 @@ losses."""
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,17 @@ from torch import Tensor, nn
 
 from tokenizer.config import SeedTokenizerConfig
 from tokenizer.contrastive_stage import ContrastiveConfig, ContrastiveModel
-from trainer.stage_loop import CHECKPOINT_NAME, StageLoop, StageRunConfig, StepResult, parameter_groups
+from trainer.checkpoint import complete_checkpoints, load_full_model, read_progress
+from trainer.processes import process_group
+from trainer.stage_loop import StageLoop, StageRunConfig, StepResult, parameter_groups
 
 RUN = StageRunConfig(steps=8, batch_size=4, lr=1e-2, warmup_steps=2, log_every=2, checkpoint_every=4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_process() -> Iterator[None]:
+    with process_group(torch.device("cpu")):
+        yield
 
 
 class Regression(nn.Module):
@@ -76,9 +85,11 @@ def test_a_bad_loss_stops_before_the_step(tmp_path: Path) -> None:
 
     with pytest.raises(FloatingPointError, match="step 3"):
         loop.train(poisoned)
-    state = torch.load(tmp_path / CHECKPOINT_NAME, weights_only=True)
-    assert state["step"] == 3
-    assert all(torch.equal(value, state["module"][name]) for name, value in model.state_dict().items())
+    newest = complete_checkpoints(tmp_path / "checkpoints")[-1]
+    assert read_progress(newest).step == 3
+    saved = start(seed=1).state_dict()
+    load_full_model(newest, saved)
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
 
 
 def test_cosine_schedule() -> None:
