@@ -15,7 +15,6 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,7 +23,7 @@ from jobs.config_file import parse_config
 from pipeline.training_pairs import PairBatches, PairDataConfig, split_pairs
 from schemas.atomic_write import write_atomically
 from trainer.contrastive_run import held_out_of
-from trainer.processes import process_group
+from trainer.processes import choose_device, process_group
 from trainer.train_tokenizer import StagesConfig, run_stage
 
 logger = logging.getLogger("train_tokenizer")
@@ -41,7 +40,7 @@ def main() -> None:
     """Parse, read the pairs, run the stage."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     config = parse_config(TrainTokenizerConfig, description=__doc__ or "")
-    with process_group(torch.device(config.device)):
+    with process_group(choose_device(config.device)):
         train, kept = split_pairs(config.data)
         run = config.run_of_stage
         batches = PairBatches(train, run.batch_size, run.seed, dist.get_rank(), dist.get_world_size())

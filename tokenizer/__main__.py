@@ -1,4 +1,4 @@
-"""Command line of the tokenizer: ``python -m tokenizer encode IMAGE...``, ``decode CODES.json``, ``info``, ``draw``."""
+"""Command line of the tokenizer: ``python -m tokenizer encode IMAGE...``, ``decode``, ``info``, ``draw``."""
 
 import argparse
 import json

@@ -28,11 +28,15 @@ class ClipTarget(nn.Module):
     std: Tensor
 
     def __init__(self, source: str | Path, dtype: torch.dtype = torch.float16) -> None:
-        """Load from a local path or hub id (for SEED: ``image_encoder`` of stable-diffusion-2-1-unclip)."""
+        """Load from a local path, or from the hub as ``owner/name:folder``.
+
+        For SEED: ``stabilityai/stable-diffusion-2-1-unclip:image_encoder``.
+        """
         from transformers import CLIPVisionModelWithProjection
 
         super().__init__()
-        self.tower = CLIPVisionModelWithProjection.from_pretrained(source, dtype=dtype)
+        repository, _, folder = str(source).partition(":")
+        self.tower = CLIPVisionModelWithProjection.from_pretrained(repository, subfolder=folder, dtype=dtype)
         self.tower.requires_grad_(False)
         self.tower.train(False)
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)

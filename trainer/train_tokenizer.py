@@ -18,11 +18,12 @@ from tokenizer.config import SeedTokenizerConfig
 from tokenizer.contrastive_stage import ContrastiveConfig, ContrastiveModel
 from tokenizer.from_scratch import init_from_scratch
 from tokenizer.generation_target import ClipTarget, SubstituteTarget
+from tokenizer.initial_weights import load_initial_weights
 from tokenizer.pixel_decoder import PixelDecoder
 from trainer.codebook_run import CodebookCareConfig, CodebookRun, tokenizer_of
 from trainer.contrastive_run import Batches, HeldOut, load_contrastive, run_contrastive
 from trainer.pixels_run import run_pixels
-from trainer.processes import process_group
+from trainer.processes import choose_device, process_group
 from trainer.stage_loop import StageRunConfig
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,10 @@ class StagesConfig:
     stage: Literal["qformer", "codebook", "pixels"] = "qformer"
     output: Path = Path("out/tokenizer")
     """Each stage has its folder here; the finished tokenizer is ``codebook``."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = "auto"
+    """``auto`` takes this rank's GPU where there is one."""
+    initial_weights: tuple[Path, ...] = ()
+    """Files that stage 1 starts from (EVA's ViT, BLIP-2's Q-Former); what they lack is drawn."""
     model: SeedTokenizerConfig = field(default_factory=SeedTokenizerConfig)
     captions: str = "bert-base-uncased"
     """Caption tokenizer: path, hub id, or ``words:SIZE``, the words of the training captions."""
@@ -50,7 +54,7 @@ class StagesConfig:
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     care: CodebookCareConfig = field(default_factory=CodebookCareConfig)
     generation_target: str = SUBSTITUTE
-    """Path or hub id of a CLIP vision tower with projection (unCLIP's image encoder), or ``substitute``."""
+    """Path or ``owner/name:folder`` on the hub of a CLIP vision tower with projection, or ``substitute``."""
     codebook_run: StageRunConfig = field(
         default_factory=lambda: StageRunConfig(lr=1e-4, min_lr=1e-5, batch_size=256)
     )
@@ -68,7 +72,7 @@ def run_stage(
     config: StagesConfig, batches: Batches, held_out: HeldOut, train_captions: Iterable[str]
 ) -> dict[str, float]:
     """Run the chosen stage to its end (or resume it); figures on the held-out pairs."""
-    with process_group(torch.device(config.device)):
+    with process_group(choose_device(config.device)):
         return _run_stage(config, batches, held_out, train_captions)
 
 
@@ -76,13 +80,16 @@ def _run_stage(
     config: StagesConfig, batches: Batches, held_out: HeldOut, train_captions: Iterable[str]
 ) -> dict[str, float]:
     directory = config.output / config.stage
-    device = torch.device(config.device)
+    device = choose_device(config.device)
     rng = torch.Generator().manual_seed(config.run_of_stage.seed)
     if config.stage == "qformer":
         captions = caption_tokenizer(config.captions, train_captions)
         stage = dataclasses.replace(config.contrastive, vocab_size=captions.vocab_size)
         model = ContrastiveModel(config.model, stage)
         init_from_scratch(model, rng)
+        if config.initial_weights:
+            missing = load_initial_weights(model, config.initial_weights)
+            logger.info("drawn parameters=%d first=%s", len(missing), missing[:3])
         return run_contrastive(
             model.to(device), captions, batches, held_out, directory, config.contrastive_run, config.augment
         )
