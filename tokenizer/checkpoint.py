@@ -87,12 +87,14 @@ def load_model(
     return model, weights_sha256(official_tensors(model), config)
 
 
-def save_model(model: SeedModel, directory: Path) -> None:
+def save_model(model: SeedModel, directory: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write ``model.safetensors`` (official names, position ids included) and ``config.json`` into a
-    directory.
+    directory. Half precision halves the file; a tokenizer is what its file holds, so evaluate it after
+    loading.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    write_tensors(official_tensors(model) | position_ids(model.config), directory / WEIGHTS_NAME)
+    tensors = {name: tensor.to(dtype) for name, tensor in official_tensors(model).items()}
+    write_tensors(tensors | position_ids(model.config), directory / WEIGHTS_NAME)
     text = json.dumps(model.config.to_dict(), indent=1) + "\n"
     (directory / CONFIG_NAME).write_text(text, encoding="utf-8")
 
