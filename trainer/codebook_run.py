@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenizer.augment import AugmentConfig
-from tokenizer.checkpoint import save_model
+from tokenizer.checkpoint import load_model, save_model
 from tokenizer.code_usage import CodeUsage, kmeans, reseed_dead, usage_figures
 from tokenizer.codebook_stage import CodebookConfig, CodebookModel
 from tokenizer.config import SeedTokenizerConfig
@@ -39,6 +39,8 @@ class CodebookCareConfig:
     """Steps after which entries that were not chosen since move to recent vectors; 0 never."""
     reseed_until: float = 0.7
     """No re-seeding after this fraction of the run."""
+    stores_fp16: bool = False
+    """Write the finished tokenizer in half precision."""
     cached_views: int = 0
     """Views of each picture whose features are made once and kept (16 KiB a view at width 128); 0 makes new
     ones in every step, as released."""
@@ -145,8 +147,11 @@ class CodebookRun:
             return code_figures(self.model, held_out.images, self.augmentation, self.run.seed)
 
         loop.train(inputs, lambda step: self._after_step(step, loop), figures)
-        save_model(self.final_model(), output)
-        return figures()
+        dtype = torch.float16 if self.care.stores_fp16 else torch.float32
+        save_model(self.final_model(), output, dtype)
+        stored, _ = load_model(output)
+        stored = stored.to(self.model.codebook.weight.device).eval()
+        return code_figures(stored, held_out.images, self.augmentation, self.run.seed)
 
     def final_model(self) -> SeedModel:
         """The tokenizer, its configuration saying how the codebook was trained."""

@@ -54,8 +54,8 @@ def stages(output: Path, **changes: object) -> StagesConfig:
     config = StagesConfig(
         output=output, device="cpu", model=MODEL, captions="words:400", augment=AugmentConfig(),
         contrastive=ContrastiveConfig(embed_dim=8, train_vit=True), contrastive_run=RUN,
-        care=CodebookCareConfig(kmeans_vectors=200, reseed_every=1, cached_views=1), codebook_run=RUN,
-        pixels_run=RUN,
+        care=CodebookCareConfig(kmeans_vectors=200, reseed_every=1, cached_views=1, stores_fp16=True),
+        codebook_run=RUN, pixels_run=RUN,
     )  # fmt: skip
     return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
 
@@ -79,7 +79,7 @@ def test_all_stages_end_in_a_tokenizer_that_encodes_and_draws(
     assert codes.shape == (6, 32)
     stage1, _ = load_contrastive(tmp_path / "qformer")
     for name, parameter in stage1.qformer.named_parameters():  # stage 2 left the encoder alone
-        assert torch.equal(tokenizer.model.qformer.get_parameter(name), parameter)
+        assert torch.equal(tokenizer.model.qformer.get_parameter(name), parameter.half().float())
     (tmp_path / "pixels" / "pixel_decoder.safetensors").rename(
         tmp_path / "codebook" / "pixel_decoder.safetensors"
     )
