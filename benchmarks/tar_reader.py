@@ -70,20 +70,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=2.0, help="time for each figure")
     seconds = parser.parse_args().seconds
-    print(f"{'shard':28} {'ours/s':>10} {'webdataset/s':>13} {'tarfile/s':>10} {'ours/webdataset':>16} {'ours MB/s':>10}")
+    print(f"{'shard':28} {'ours/s':>10} {'webdataset/s':>13} {'tarfile/s':>10} {'ratio':>6} {'MB/s':>6}")
     for label, num_samples, image_bytes in (
         ("5,000 samples of 200 B", 5_000, 200),
         ("2,000 samples of 30 kB", 2_000, 30_000),
         ("20 samples of 10 MB", 20, 10_000_000),
     ):
         data = make_tar(num_samples, image_bytes)
-        rates = [samples_per_s(read, data, num_samples, seconds) for read in (read_ours, read_webdataset, read_tarfile)]
+        rates = [
+            samples_per_s(read, data, num_samples, seconds)
+            for read in (read_ours, read_webdataset, read_tarfile)
+        ]
         megabytes = rates[0] * len(data) / num_samples / 1e6
-        print(f"{label:28} {rates[0]:10.0f} {rates[1]:13.0f} {rates[2]:10.0f} {rates[0] / rates[1]:16.2f} {megabytes:10.0f}")
+        print(
+            f"{label:28} {rates[0]:10.0f} {rates[1]:13.0f} {rates[2]:10.0f} "
+            f"{rates[0] / rates[1]:6.2f} {megabytes:6.0f}"
+        )
     data = make_tar(2_000, 30_000)
     packed = zstandard.ZstdCompressor().compress(data)
     rate = samples_per_s(read_ours, packed, 2_000, seconds)
-    print(f"{'2,000 of 30 kB, .tar.zst':28} {rate:10.0f} {'':13} {'':10} {'':16} {rate * len(data) / 2e9:10.0f}")
+    print(
+        f"{'2,000 of 30 kB, .tar.zst':28} {rate:10.0f} {'':13} {'':10} {'':6} {rate * len(data) / 2e9:6.0f}"
+    )
 
 
 if __name__ == "__main__":

@@ -25,24 +25,24 @@ FORMATS = tuple({"JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"} & Image.OP
 """Formats that are read (MPO comes with JPEG, AVIF with Pillow 11.3). Others (JPEG 2000, ICO, PSD, EPS, ...)
 are refused, which keeps the attack surface small."""
 
+DAMAGED, UNREAD = Reason.IMAGE_DECODE_ERROR, Reason.IMAGE_UNSUPPORTED_FORMAT
 SIGNATURES = (
-    (b"\xff\xd8\xff", True),
-    (b"\x89PNG\r\n\x1a\n", True),
-    (b"GIF87a", True),
-    (b"GIF89a", True),
-    (b"BM", True),
-    (b"II*\0", True),
-    (b"MM\0*", True),
-    (b"\0\0\0\x0cjP  ", False),
-    (b"\xff\x4f\xff\x51", False),
-    (b"\0\0\x01\0", False),
-    (b"8BPS", False),
-    (b"%!PS", False),
-    (b"\x76\x2f\x31\x01", False),
-    (b"\xff\x0a", False),
-    (b"\0\0\0\x0cJXL ", False),
+    (b"\xff\xd8\xff", "JPEG", DAMAGED),
+    (b"\x89PNG\r\n\x1a\n", "PNG", DAMAGED),
+    (b"GIF8", "GIF", DAMAGED),
+    (b"BM", "BMP", DAMAGED),
+    (b"II*\0", "TIFF", UNREAD),  # Pillow reads some of its many kinds, and says no more of the others
+    (b"MM\0*", "TIFF", UNREAD),
+    (b"\0\0\0\x0cjP  ", "JPEG 2000", UNREAD),
+    (b"\xff\x4f\xff\x51", "JPEG 2000", UNREAD),
+    (b"\0\0\0\x0cJXL ", "JPEG XL", UNREAD),
+    (b"\xff\x0a", "JPEG XL", UNREAD),
+    (b"\0\0\x01\0", "ICO", UNREAD),
+    (b"8BPS", "PSD", UNREAD),
+    (b"%!PS", "PostScript", UNREAD),
+    (b"\x76\x2f\x31\x01", "OpenEXR", UNREAD),
 )
-"""First bytes of image formats, and whether we read them: tells damaged pictures from unread formats."""
+"""First bytes of image formats, and why Pillow did not open a file that starts with them."""
 
 FAST_SAMPLINGS = {"444", "422", "420"}
 """Chroma samplings for which both libjpeg-turbo paths were measured equal on real pictures."""
@@ -99,17 +99,16 @@ def open_image(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
 
 def unidentified(data: bytes) -> ImageError:
     """Why Pillow recognised nothing: a damaged picture, a format we do not read, or no picture at all."""
-    for signature, is_readable in SIGNATURES:
+    for signature, name, reason in SIGNATURES:
         if data.startswith(signature):
-            if is_readable:
-                return ImageError(Reason.IMAGE_DECODE_ERROR, "the header is damaged")
-            return ImageError(Reason.IMAGE_UNSUPPORTED_FORMAT, f"format with signature {signature!r}")
+            explanation = "its header is damaged" if reason is DAMAGED else "of a kind that is not read"
+            return ImageError(reason, f"a {name} file, {explanation}")
     if data[4:8] == b"ftyp":
-        return ImageError(Reason.IMAGE_UNSUPPORTED_FORMAT, f"ISO media file of brand {data[8:12]!r}")
+        return ImageError(UNREAD, f"ISO media file of brand {data[8:12]!r}")
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return ImageError(Reason.IMAGE_DECODE_ERROR, "the WebP header is damaged")
+        return ImageError(DAMAGED, "a WebP file, its header is damaged")
     if b"<svg" in data[:4096].lower():
-        return ImageError(Reason.IMAGE_UNSUPPORTED_FORMAT, "SVG is not a raster format")
+        return ImageError(UNREAD, "SVG is not a raster format")
     return ImageError(Reason.IMAGE_NOT_AN_IMAGE, f"starts with {data[:16]!r}")
 
 
@@ -123,6 +122,8 @@ def load_image_file(image: ImageFile.ImageFile) -> None:
         image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(Reason.IMAGE_TOO_LARGE, str(error)) from None
+    except MemoryError as error:
+        raise ImageError(Reason.IMAGE_TOO_LARGE, "not enough memory to decode it") from error
     except Exception as error:  # as above: whatever the decoder raises, the sample is refused with its words
         is_truncated = "truncated" in str(error).lower()
         reason = Reason.IMAGE_TRUNCATED if is_truncated else Reason.IMAGE_DECODE_ERROR

@@ -1,8 +1,9 @@
 """Deterministic full-size weights, so that the golden results of 1.1 billion numbers need no file.
 
-Every official tensor has a generator of its own, seeded by its name. Scales keep 39 + 12 random layers from collapsing
-the tokens and keep residual branches small, which makes wrong LayerNorm epsilons visible in z.
-``torch.randn`` is bit-stable for one vector level of the CPU; at another, values differ by one ulp, far below the margins.
+Every official tensor has a generator of its own, seeded by its name. Scales keep 39 + 12 random layers from
+collapsing the tokens and keep residual branches small, which makes wrong LayerNorm epsilons visible in z.
+``torch.randn`` is bit-stable for one vector level of the CPU; at another, values differ by one ulp, far below
+the margins.
 """
 
 import hashlib

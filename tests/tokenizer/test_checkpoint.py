@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.tokenizer.conftest import GOLDEN_DIRECTORY, Golden
 from torch import Tensor
 
+from tests.tokenizer.conftest import GOLDEN_DIRECTORY, Golden
+from tokenizer.__main__ import main
 from tokenizer.checkpoint import expected_shapes, load_model, load_tokenizer, official_tensors, save_model
 from tokenizer.config import SeedTokenizerConfig, config_from_shapes
 from tokenizer.official_names import official_layout, position_ids
@@ -26,15 +27,17 @@ def published_shapes(use_qformer_image: bool) -> dict[str, tuple[int, ...]]:
     spec = json.loads((GOLDEN_DIRECTORY / "official_shapes.json").read_text())
     shapes = spec["default"]
     if use_qformer_image:
+        dropped = spec["use_qformer_image_drops"]
+        shapes = {name: shape for name, shape in shapes.items() if name not in dropped}
         shapes |= spec["use_qformer_image_adds"]
-        shapes = {name: shape for name, shape in shapes.items() if name not in spec["use_qformer_image_drops"]}
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 
 @pytest.mark.parametrize("use_qformer_image", [False, True])
 def test_full_size_names_and_shapes_are_the_published_ones(use_qformer_image: bool) -> None:
     # The published inference code builds 12 reverse layers, its training code 4.
-    config = SeedTokenizerConfig(use_qformer_image=use_qformer_image, reverse_layers=12 if use_qformer_image else 4)
+    reverse_layers = 12 if use_qformer_image else 4
+    config = SeedTokenizerConfig(use_qformer_image=use_qformer_image, reverse_layers=reverse_layers)
     with torch.device("meta"):
         ours = expected_shapes(SeedModel(config), official_layout(config))
     ours |= {name: tuple(ids.shape) for name, ids in position_ids(config).items()}
@@ -85,12 +88,13 @@ def test_position_ids_may_be_there_or_not(tiny: Golden, tmp_path: Path, is_prese
 
 
 @pytest.mark.parametrize(
-    "suffix, content", [(".pt", "bare"), (".pth", "model"), (".bin", "state_dict"), (".pt", "legacy"), (".pt", "half")]
+    ("suffix", "content"),
+    [(".pt", "bare"), (".pth", "model"), (".bin", "state_dict"), (".pt", "legacy"), (".pt", "half")],
 )
 def test_torch_files_give_the_same_codes(tiny: Golden, tmp_path: Path, suffix: str, content: str) -> None:
     tensors = tensors_of(tiny)
     if content == "half":
-        tensors = {name: t.half() if name.startswith("visual_encoder.blocks") else t for name, t in tensors.items()}
+        tensors |= {name: t.half() for name, t in tensors.items() if name.startswith("visual_encoder.blocks")}
     path = tmp_path / f"weights{suffix}"
     wrapped = tensors if content in ("bare", "legacy", "half") else {content: tensors, "epoch": 3}
     torch.save(wrapped, path, _use_new_zipfile_serialization=content != "legacy")
@@ -130,8 +134,17 @@ def test_missing_unexpected_and_misshapen_tensors_are_all_listed(tiny: Golden, t
     tensors["query_tokens"] = torch.zeros(1, 32, 49)
     with pytest.raises(ValueError, match="2 missing, 1 of another shape; 1 unexpected") as error:
         load_model(directory_with(tmp_path, tiny, tensors))
-    for part in ("blocks.1.attn.q_bias", "image_down.2.weight", "image_down.7.weight", "query_tokens: [1, 32, 49]"):
-        assert part in str(error.value)
+    for name in ("blocks.1.attn.q_bias", "image_down.2.weight", "image_down.7.weight"):
+        assert name in str(error.value)
+    assert "query_tokens: [1, 32, 49]" in str(error.value)
+
+
+def test_leftovers_can_be_dropped_by_asking(tiny: Golden, tmp_path: Path) -> None:
+    source = directory_with(tmp_path, tiny, tensors_of(tiny) | {"distill_text_proj.weight": torch.zeros(2)})
+    with pytest.raises(ValueError, match="--drop-unexpected"):
+        load_model(source)
+    assert main(["convert", str(source), str(tmp_path / "clean"), "--drop-unexpected"]) == 0
+    assert load_model(tmp_path / "clean")[1] == load_model(tiny.directory)[1]
 
 
 def test_a_tensor_of_integers_is_refused(tiny: Golden, tmp_path: Path) -> None:
@@ -142,7 +155,8 @@ def test_a_tensor_of_integers_is_refused(tiny: Golden, tmp_path: Path) -> None:
 
 
 def test_training_checkpoints_are_recognised(tiny: Golden, tmp_path: Path) -> None:
-    trained = {name: t for name, t in tensors_of(tiny).items() if not name.startswith(("visual_encoder", "ln_"))}
+    frozen = ("visual_encoder.", "ln_vision.")
+    trained = {name: t for name, t in tensors_of(tiny).items() if not name.startswith(frozen)}
     with pytest.raises(ValueError, match="merge it with the image encoder"):
         load_model(directory_with(tmp_path, tiny, trained))
     torch.save({"model": trained, "optimizer": {"step": 1}}, tmp_path / "checkpoint_0.pth")
@@ -185,6 +199,7 @@ def pickled_in_tar(path: Path, content: object) -> None:
             archive.addfile(member, io.BytesIO(data))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("write", [pickled_with_torch, pickled_with_legacy_torch, pickled, pickled_in_tar])
 def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, write) -> None:
     trace, path = tmp_path / "trace", tmp_path / "weights.pt"
@@ -195,7 +210,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, write) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, content, message",
+    ("name", "content", "message"),
     [
         ("weights.pt", b"", "not a sound torch file"),
         ("weights.pt", b"not a checkpoint", "refused|not a sound"),
@@ -226,7 +241,7 @@ def test_other_content_is_refused(tmp_path: Path, content: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "entries, message",
+    ("entries", "message"),
     [
         ({"vit_width": 65}, "vit_width 65 is not a multiple of vit_heads 4"),
         ({"vit_width": "64"}, "vit_width must be a positive integer"),
@@ -238,7 +253,9 @@ def test_other_content_is_refused(tmp_path: Path, content: object) -> None:
         ({"beta": True}, "beta must be a positive number"),
     ],
 )
-def test_configurations_that_do_not_hold_are_refused(tiny: Golden, entries: dict[str, object], message: str) -> None:
+def test_configurations_that_do_not_hold_are_refused(
+    tiny: Golden, entries: dict[str, object], message: str
+) -> None:
     whole = json.loads((tiny.directory / "config.json").read_text())
     with pytest.raises(ValueError, match=f"config.json: .*{message}"):
         SeedTokenizerConfig.from_dict(whole | entries)
@@ -247,13 +264,26 @@ def test_configurations_that_do_not_hold_are_refused(tiny: Golden, entries: dict
 @pytest.mark.parametrize("text", ["{", "[1]", ""])
 def test_configurations_that_are_no_json_object_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match="config.json: (not JSON|expected a JSON object)"):
+    with pytest.raises(ValueError, match=r"config\.json: (not JSON|expected a JSON object)"):
         SeedTokenizerConfig.from_json(tmp_path / "config.json")
 
 
 def test_configuration_survives_writing_and_reading(golden: Golden) -> None:
     config = golden.model().config
     assert SeedTokenizerConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_what_decides_no_code_is_not_in_the_fingerprint(tiny: Golden) -> None:
+    whole = json.loads((tiny.directory / "config.json").read_text())
+    config = SeedTokenizerConfig.from_dict(whole)
+    for entries in ({"beta": 1.0}, {"legacy": False}, {"description": "x"}, {"block_mlp_ratio": 4}):
+        assert SeedTokenizerConfig.from_dict(whole | entries).architecture() == config.architecture()
+    prints = {
+        load_tokenizer(tiny.directory, precision=precision).fingerprint({"filter": picture_filter}).hex
+        for precision in ("fp32", "bf16")
+        for picture_filter in ("bicubic", "bilinear")
+    }
+    assert len(prints) == 4
 
 
 def test_bilateral_variant_differs_from_the_causal_one(tiny: Golden) -> None:
