@@ -5,25 +5,25 @@ hundred thousand pairs on one machine; ``PairBatches`` draws batches of them. Ev
 of seed and step, so a run resumes exactly, on any number of ranks.
 """
 
-import glob
 import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.sources.tar_reader import TarSample, read_samples
-from schemas.quarantine import QuarantineRecord
+from pipeline.inputs import SourceShard, expand_inputs
+from pipeline.read_shard import read_shard
+from pipeline.sources.pairs import read_pairs as read_documents
+from pipeline.sources.records import RawDocument
+from schemas.document import TextSegment
+from schemas.quarantine import QuarantineRecord, Reason
 from tokenizer.preprocess import ImageError, PreprocessConfig, load_image
 
 logger = logging.getLogger(__name__)
-
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class PairDataConfig:
     """Which pairs, and which of them are kept for evaluation."""
 
     input: tuple[str, ...] = ()
-    """Globs of tar shards."""
+    """Tar shards as for tokenization: files, globs, braces, folders, ``@file`` lists, URLs."""
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     group_pattern: str = ""
     """What this removes from a key gives the group: variants of one picture, on one side of the split."""
@@ -56,50 +56,48 @@ class TrainingPair:
 
 
 def read_pairs(
-    shards: Iterable[Path], preprocess: PreprocessConfig, group_pattern: str = ""
+    shards: Iterable[SourceShard], preprocess: PreprocessConfig, group_pattern: str = ""
 ) -> Iterator[TrainingPair]:
-    """Pairs of local shards in order; what cannot be used is counted by reason and logged.
+    """Pairs of shards in order; what cannot be used is counted by reason and logged.
 
     Args:
-        shards: tar files in img2dataset layout (picture and ``.txt`` under one key).
+        shards: in img2dataset layout, as tokenization reads them (``sources.pairs``).
         preprocess: how pictures become network input.
         group_pattern: regular expression; what it matches is removed from the key to give the group.
     """
     refused: Counter[str] = Counter()
     for shard in shards:
-        with shard.open("rb") as stream:
-            for item in read_samples(stream, shard.name):
-                pair = _pair(item, preprocess, group_pattern)
-                if isinstance(pair, TrainingPair):
-                    yield pair
-                else:
-                    refused[pair] += 1
+        for item in read_documents(read_shard(shard), shard.name):
+            pair = decoded_pair(item, preprocess, group_pattern)
+            if isinstance(pair, TrainingPair):
+                yield pair
+            else:
+                refused[pair] += 1
     if refused:
-        logger.warning(
-            "refused=%d %s", refused.total(), " ".join(f"{k}={v}" for k, v in sorted(refused.items()))
-        )
+        reasons = " ".join(f"{reason}={count}" for reason, count in sorted(refused.items()))
+        logger.warning("refused=%d %s", refused.total(), reasons)
 
 
-def _pair(
-    item: TarSample | QuarantineRecord, preprocess: PreprocessConfig, group_pattern: str
-) -> TrainingPair | str:
-    """The pair of one sample, or the reason why there is none."""
+def decoded_pair(
+    item: RawDocument | QuarantineRecord, preprocess: PreprocessConfig, group_pattern: str
+) -> TrainingPair | Reason:
+    """The pair of one source item, or the reason why there is none."""
     if isinstance(item, QuarantineRecord):
-        return str(item.reason)
-    data = next((item.members[ext] for ext in IMAGE_EXTENSIONS if ext in item.members), None)
-    if data is None or "txt" not in item.members:
-        return "no_pair"
+        return item.reason
+    (raw,) = item.images
+    (caption,) = (segment.text for segment in item.segments if isinstance(segment, TextSegment))
+    if not caption.strip():
+        return Reason.CAPTION_EMPTY
     try:
-        image = load_image(data, preprocess)
-        caption = item.members["txt"].decode("utf-8").strip()
+        image = load_image(raw.data, preprocess)
     except ImageError as error:
-        return str(error.reason)
-    except UnicodeDecodeError:
-        return "invalid_utf8"
-    if not caption:
-        return "empty_caption"
-    group = re.sub(group_pattern, "", item.key) if group_pattern else item.key
-    return TrainingPair(item.key, group, np.asarray(image), caption)
+        return error.reason
+    return TrainingPair(item.key, group_of(item.key, group_pattern), np.asarray(image), caption.strip())
+
+
+def group_of(key: str, group_pattern: str) -> str:
+    """The group of a key: what is left without the matches of the pattern."""
+    return re.sub(group_pattern, "", key) if group_pattern else key
 
 
 def is_held_out(group: str, fraction: float) -> bool:
@@ -112,11 +110,9 @@ def split_pairs(data: PairDataConfig) -> tuple[list[TrainingPair], list[Training
     """Training pairs, and of each held-out group the first pair (by key).
 
     Raises:
-        ValueError: no shard matches, or nothing is left for one of the two.
+        ValueError, FileNotFoundError: no shard matches, or nothing is left for one of the two.
     """
-    shards = sorted({Path(name) for pattern in data.input for name in glob.glob(pattern)})
-    if not shards:
-        raise ValueError(f"data.input {list(data.input)}: no shard matches")
+    shards = expand_inputs(data.input)
     train: list[TrainingPair] = []
     kept: dict[str, TrainingPair] = {}
     for pair in read_pairs(shards, data.preprocess, data.group_pattern):
