@@ -20,6 +20,7 @@ from tokenizer.config import SeedTokenizerConfig
 from tokenizer.contrastive_stage import ENCODER_PARTS, ContrastiveModel
 from tokenizer.from_scratch import init_from_scratch
 from tokenizer.seed import SeedModel
+from trainer.batch_cache import BatchCache
 from trainer.contrastive_run import Batches, HeldOut, augmented_inputs
 from trainer.evaluation.codes import code_figures
 from trainer.stage_loop import StageLoop, StageRunConfig, StepResult
@@ -42,8 +43,8 @@ class CodebookCareConfig:
     stores_fp16: bool = False
     """Write the finished tokenizer in half precision."""
     cached_views: int = 0
-    """Views of each picture whose features are made once and kept (16 KiB a view at width 128); 0 makes new
-    ones in every step, as released."""
+    """Views of each picture whose features are made once and kept (16 KiB a view at width 128), here and for
+    the pixel decoder; 0 makes new ones in every step, as released."""
 
 
 def tokenizer_of(stage1: ContrastiveModel, config: SeedTokenizerConfig, rng: torch.Generator) -> SeedModel:
@@ -87,25 +88,6 @@ class CodebookStep(nn.Module):
         return StepResult(out.loss, metrics)
 
 
-class FeatureCache:
-    """Causal embeddings and targets of a fixed number of views, made once: the encoder is frozen in stage
-    2."""
-
-    def __init__(self, make: Callable[[int], tuple[Tensor, Tensor]], num_batches: int, seed: int) -> None:
-        batches = [make(step) for step in range(num_batches)]
-        self._features = torch.cat([features.half() for features, _ in batches])
-        self._targets = torch.cat([targets for _, targets in batches])
-        self._batch_size = len(batches[0][0])
-        self._seed = seed
-
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """A random batch; a pure function of the step."""
-        rng = torch.Generator().manual_seed(hash((self._seed, step)) % 2**63)
-        rows = torch.randperm(len(self._targets), generator=rng)[: self._batch_size]
-        rows = rows.to(self._targets.device)
-        return self._features[rows].float(), self._targets[rows]
-
-
 class CodebookRun:
     """State of one run of stage 2."""
 
@@ -137,7 +119,7 @@ class CodebookRun:
 
         inputs: Callable[[int], tuple[Tensor, Tensor]] = encoded
         if self.care.cached_views:
-            inputs = FeatureCache(encoded, self.care.cached_views * batches.steps_per_epoch, self.run.seed)
+            inputs = BatchCache(encoded, self.care.cached_views * batches.steps_per_epoch, self.run.seed)
             logger.info("cached batches=%d", self.care.cached_views * batches.steps_per_epoch)
         loop = StageLoop(self.step_module, self.run, output, batches.steps_per_epoch)
         if loop.resume() == 0 and self.care.kmeans_vectors:

@@ -4,7 +4,7 @@ The tokenizer is frozen; a picture's view is encoded to codes, the codes give th
 learns the view's thumbnail. Loss: mean absolute difference, which blurs less than squares.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from tokenizer.augment import AugmentConfig
 from tokenizer.generation_target import thumbnails
 from tokenizer.pixel_decoder import SIDE, PixelDecoder, save_pixel_decoder
 from tokenizer.seed import SeedModel
+from trainer.batch_cache import BatchCache
 from trainer.contrastive_run import Batches, HeldOut, augmented_inputs
 from trainer.evaluation.codes import encode_all
 from trainer.stage_loop import StageLoop, StageRunConfig, StepResult
@@ -46,6 +47,7 @@ def run_pixels(
     output: Path,
     run: StageRunConfig,
     augmentation: AugmentConfig,
+    cached_views: int = 0,
 ) -> dict[str, float]:
     """Train (or resume), write ``pixel_decoder.safetensors``; figures on held-out pictures."""
     model.eval().requires_grad_(False)
@@ -60,7 +62,10 @@ def run_pixels(
     mean_picture = thumbnails(torch.as_tensor(batches.batch(0).images), SIDE).mean(dim=0, keepdim=True)
     loop = StageLoop(PixelsStep(decoder), run, output, batches.steps_per_epoch)
     loop.resume()
-    loop.train(embedded, evaluate=lambda: pixel_figures(model, decoder, held_out, mean_picture))
+    source: Callable[[int], tuple[Tensor, Tensor]] = embedded
+    if cached_views:
+        source = BatchCache(embedded, cached_views * batches.steps_per_epoch, run.seed)
+    loop.train(source, evaluate=lambda: pixel_figures(model, decoder, held_out, mean_picture))
     save_pixel_decoder(decoder, output)
     return dict(pixel_figures(model, decoder, held_out, mean_picture))
 

@@ -97,14 +97,9 @@ def _run_stage(
         tokenizer, _ = load_model(config.output / "codebook")
         decoder = PixelDecoder(tokenizer.config.image_features_dim)
         return run_pixels(
-            tokenizer.to(device),
-            decoder.to(device),
-            batches,
-            held_out,
-            directory,
-            config.pixels_run,
-            config.augment,
-        )
+            tokenizer.to(device), decoder.to(device), batches, held_out, directory, config.pixels_run,
+            config.augment, config.care.cached_views,
+        )  # fmt: skip
     stage1, _ = load_contrastive(config.output / "qformer")
     target = generation_target(config, stage1, batches).to(device)
     model_config = dataclasses.replace(config.model, image_features_dim=target.width)

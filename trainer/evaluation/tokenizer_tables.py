@@ -10,7 +10,7 @@ from tokenizer.checkpoint import load_model
 from tokenizer.detokenizer import load_detokenizer
 from tokenizer.generation_target import thumbnails
 from trainer.contrastive_run import HeldOut, load_contrastive
-from trainer.evaluation.codes import code_figures, encode_all
+from trainer.evaluation.codes import code_figures
 from trainer.evaluation.pictures import ClipSimilarity, paired_similarity
 from trainer.evaluation.report import Tables
 from trainer.evaluation.tokenizer_retrieval import tokenizer_retrieval
@@ -53,8 +53,7 @@ def picture_figures(evaluation: TokenizerEvaluation, pairs: HeldOut) -> dict[str
     """PSNR at the drawn size, and CLIP similarities if a CLIP model is given; beside those of shuffled
     pairs."""
     detokenizer = load_detokenizer(evaluation.tokenizer, evaluation.diffusion, evaluation.device)
-    codes = encode_all(detokenizer.tokenizer.model, pairs.images)
-    drawn = torch.as_tensor(detokenizer.draw(codes.numpy()))
+    drawn = torch.as_tensor(detokenizer.draw(detokenizer.tokenizer.encode(pairs.images)))
     originals = thumbnails(torch.as_tensor(pairs.images), drawn.shape[1])
     pixels = drawn.permute(0, 3, 1, 2).float() / 127.5 - 1
     figures = {"PSNR": psnr(pixels, originals), "PSNR of shuffled pairs": psnr(pixels.roll(1, 0), originals)}
