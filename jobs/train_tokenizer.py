@@ -20,7 +20,9 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.config_file import parse_config
-from pipeline.training_pairs import PairBatches, PairDataConfig, split_pairs
+from pipeline.inputs import expand_inputs
+from pipeline.pair_stream import PairStream
+from pipeline.training_pairs import PairBatches, PairDataConfig, read_held_out, split_pairs
 from schemas.atomic_write import write_atomically
 from trainer.contrastive_run import held_out_of
 from trainer.processes import choose_device, process_group
@@ -41,14 +43,20 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     config = parse_config(TrainTokenizerConfig, description=__doc__ or "")
     with process_group(choose_device(config.device)):
-        train, kept = split_pairs(config.data)
         run = config.run_of_stage
-        batches = PairBatches(train, run.batch_size, run.seed, dist.get_rank(), dist.get_world_size())
+        options = (run.batch_size, run.seed, dist.get_rank(), dist.get_world_size())
+        batches: PairStream | PairBatches
+        if config.data.shuffle_pairs:
+            shards = expand_inputs(config.data.input)
+            batches, kept = PairStream(shards, config.data, *options), read_held_out(shards, config.data)
+            captions: list[str] = []
+        else:
+            train, kept = split_pairs(config.data)
+            batches, captions = PairBatches(train, *options), [pair.caption for pair in train]
         logger.info(
-            "stage=%s pairs=%d held_out=%d steps_per_epoch=%d",
-            config.stage, len(train), len(kept), batches.steps_per_epoch,
-        )  # fmt: skip
-        figures = run_stage(config, batches, held_out_of(kept), [pair.caption for pair in train])
+            "stage=%s held_out=%d steps_per_epoch=%d", config.stage, len(kept), batches.steps_per_epoch
+        )
+        figures = run_stage(config, batches, held_out_of(kept), captions)
         if dist.get_rank() == 0:
             text = json.dumps(figures, indent=1) + "\n"
             write_atomically(config.output / config.stage / "figures.json", text.encode())

@@ -8,7 +8,7 @@ of seed and step, so a run resumes exactly, on any number of ranks.
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -36,11 +36,21 @@ class PairDataConfig:
     group_pattern: str = ""
     """What this removes from a key gives the group: variants of one picture, on one side of the split."""
     held_out_fraction: float = 0.02
+    shuffle_pairs: int = 0
+    """0: all pairs are held in memory. Otherwise they are streamed through a shuffle buffer of so many."""
+    pairs_per_epoch: int = 0
+    """Streaming only: how many pairs count as an epoch."""
+    held_out_limit: int = 5000
+    """Streaming only: held-out groups that are looked for."""
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out_fraction < 1:
             raise ValueError(f"data.held_out_fraction must be in (0, 1), got {self.held_out_fraction}")
         re.compile(self.group_pattern)
+        if self.shuffle_pairs < 0 or self.held_out_limit < 1:
+            raise ValueError("data.shuffle_pairs must not be negative, data.held_out_limit at least 1")
+        if self.shuffle_pairs and self.pairs_per_epoch < 1:
+            raise ValueError("data.pairs_per_epoch must be given where pairs are streamed (shuffle_pairs)")
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,10 @@ class TrainingPair:
 
 
 def read_pairs(
-    shards: Iterable[SourceShard], preprocess: PreprocessConfig, group_pattern: str = ""
+    shards: Iterable[SourceShard],
+    preprocess: PreprocessConfig,
+    group_pattern: str = "",
+    is_wanted: Callable[[str], bool] = lambda group: True,
 ) -> Iterator[TrainingPair]:
     """Pairs of shards in order; what cannot be used is counted by reason and logged.
 
@@ -64,10 +77,13 @@ def read_pairs(
         shards: in img2dataset layout, as tokenization reads them (``sources.pairs``).
         preprocess: how pictures become network input.
         group_pattern: regular expression; what it matches is removed from the key to give the group.
+        is_wanted: of a group; pairs of others are passed over undecoded.
     """
     refused: Counter[str] = Counter()
     for shard in shards:
         for item in read_documents(read_shard(shard), shard.name):
+            if isinstance(item, RawDocument) and not is_wanted(group_of(item.key, group_pattern)):
+                continue
             pair = decoded_pair(item, preprocess, group_pattern)
             if isinstance(pair, TrainingPair):
                 yield pair
@@ -126,6 +142,20 @@ def split_pairs(data: PairDataConfig) -> tuple[list[TrainingPair], list[Training
             f"{len(kept)} for evaluation"
         )
     return train, [kept[group] for group in sorted(kept)]
+
+
+def read_held_out(shards: Iterable[SourceShard], data: PairDataConfig) -> list[TrainingPair]:
+    """The first ``data.held_out_limit`` held-out groups of the shards, one pair of each; others stay
+    undecoded."""
+    kept: dict[str, TrainingPair] = {}
+    fraction = data.held_out_fraction
+    for pair in read_pairs(shards, data.preprocess, data.group_pattern, lambda g: is_held_out(g, fraction)):
+        kept.setdefault(pair.group, pair)
+        if len(kept) == data.held_out_limit:
+            break
+    if not kept:
+        raise ValueError(f"data.held_out_fraction {fraction} leaves no pair for evaluation")
+    return list(kept.values())
 
 
 @dataclass(frozen=True)
