@@ -20,7 +20,6 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.config_file import parse_config
-from pipeline.inputs import expand_inputs
 from pipeline.pair_stream import PairStream
 from pipeline.training_pairs import PairBatches, PairDataConfig, read_held_out, split_pairs
 from schemas.atomic_write import write_atomically
@@ -47,7 +46,7 @@ def main() -> None:
         options = (run.batch_size, run.seed, dist.get_rank(), dist.get_world_size())
         batches: PairStream | PairBatches
         if config.data.shuffle_pairs:
-            shards = expand_inputs(config.data.input)
+            shards = config.data.shards()
             batches, kept = PairStream(shards, config.data, *options), read_held_out(shards, config.data)
             captions: list[str] = []
         else:

@@ -52,6 +52,17 @@ class PairDataConfig:
         if self.shuffle_pairs and self.pairs_per_epoch < 1:
             raise ValueError("data.pairs_per_epoch must be given where pairs are streamed (shuffle_pairs)")
 
+    def shards(self) -> list[SourceShard]:
+        """All shards in the order of the patterns; two folders may hold shards of one name.
+
+        Raises:
+            ValueError, FileNotFoundError: no pattern is given, or one matches nothing.
+        """
+        if not self.input:
+            raise ValueError("data.input: no shards are given")
+        found = [shard for pattern in self.input for shard in expand_inputs([pattern])]
+        return list({shard.url: shard for shard in found}.values())
+
 
 @dataclass(frozen=True)
 class TrainingPair:
@@ -128,7 +139,7 @@ def split_pairs(data: PairDataConfig) -> tuple[list[TrainingPair], list[Training
     Raises:
         ValueError, FileNotFoundError: no shard matches, or nothing is left for one of the two.
     """
-    shards = expand_inputs(data.input)
+    shards = data.shards()
     train: list[TrainingPair] = []
     kept: dict[str, TrainingPair] = {}
     for pair in read_pairs(shards, data.preprocess, data.group_pattern):

@@ -3,6 +3,7 @@
 import io
 import tarfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,3 +83,11 @@ def test_settings_that_cannot_work_are_refused(shards: list[SourceShard]) -> Non
         PairStream(shards, DATA, 100, seed=0)
     with pytest.raises(ValueError, match="pairs_per_epoch must be given"):
         PairDataConfig(shuffle_pairs=10)
+
+
+def test_shards_of_one_name_in_two_folders_are_both_read(shards: list[SourceShard], tmp_path: Path) -> None:
+    (tmp_path / "00000.tar").write_bytes(Path(shards[1].url).read_bytes())
+    data = PairDataConfig(input=(shards[0].url, str(tmp_path / "00000.tar"), shards[0].url))
+    assert [shard.url for shard in data.shards()] == [shards[0].url, str(tmp_path / "00000.tar")]
+    with pytest.raises(ValueError, match="no shards are given"):
+        PairDataConfig().shards()
