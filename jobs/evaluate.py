@@ -75,12 +75,17 @@ Command = (
 )
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Evaluate, write, and print the Markdown."""
+def main(arguments: list[str] | None = None) -> int:
+    """Evaluate, write, and print the Markdown; the exit status is 2 for wrong settings or data."""
     logging.basicConfig(level=logging.WARNING)
     command = tyro.cli(Command, args=arguments, description=__doc__)
-    write_report(command.tables(), vars(command), command.output)
+    try:
+        write_report(command.tables(), vars(command), command.output)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(command.output.with_name(f"{command.output.name}.md").read_text(encoding="utf-8"))
+    return 0
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -103,4 +108,4 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

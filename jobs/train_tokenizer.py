@@ -6,7 +6,8 @@ then ``pixels``.
     python jobs/train_tokenizer.py --config recipes/tokenizer_small.yaml --stage codebook
     torchrun --nproc-per-node 8 jobs/train_tokenizer.py --config recipes/tokenizer_seed2.yaml --stage qformer
 
-A stage that was interrupted goes on from its last checkpoint when the same command is given again.
+A stage that was interrupted goes on from its last checkpoint when the same command is given again. Exit
+status: 0 finished, 1 stopped because a loss was not finite, 2 wrong settings or data.
 """
 
 import json
@@ -29,6 +30,8 @@ from trainer.train_tokenizer import StagesConfig, run_stage
 
 logger = logging.getLogger("train_tokenizer")
 
+FINISHED, FAILED, USAGE = 0, 1, 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTokenizerConfig(StagesConfig):
@@ -37,10 +40,22 @@ class TrainTokenizerConfig(StagesConfig):
     data: PairDataConfig = field(default_factory=PairDataConfig)
 
 
-def main() -> None:
-    """Parse, read the pairs, run the stage."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    config = parse_config(TrainTokenizerConfig, description=__doc__ or "")
+def main() -> int:
+    """Run the job; returns the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        train(parse_config(TrainTokenizerConfig, description=__doc__ or ""))
+    except FloatingPointError as error:
+        logger.error("%s", error)
+        return FAILED
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+    return FINISHED
+
+
+def train(config: TrainTokenizerConfig) -> None:
+    """Read the pairs, run the stage, write its figures."""
     with process_group(choose_device(config.device)):
         run = config.run_of_stage
         options = (run.batch_size, run.seed, dist.get_rank(), dist.get_world_size())
@@ -50,8 +65,8 @@ def main() -> None:
             batches, kept = PairStream(shards, config.data, *options), read_held_out(shards, config.data)
             captions: list[str] = []
         else:
-            train, kept = split_pairs(config.data)
-            batches, captions = PairBatches(train, *options), [pair.caption for pair in train]
+            pairs, kept = split_pairs(config.data)
+            batches, captions = PairBatches(pairs, *options), [pair.caption for pair in pairs]
         logger.info(
             "stage=%s held_out=%d steps_per_epoch=%d", config.stage, len(kept), batches.steps_per_epoch
         )
@@ -62,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,7 @@
 """The evaluation job: scores of files, reports, and refusals that name the line."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ def write(path: Path, rows: list[object]) -> Path:
 def test_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [CAPTION, {"caption": "blue hat", "references": ["a green tree in the garden"]}]
     file = write(tmp_path / "captions.jsonl", rows)
-    main(["captions", "--file", str(file), "--output", str(tmp_path / "result")])
+    assert main(["captions", "--file", str(file), "--output", str(tmp_path / "result")]) == 0
     table = json.loads((tmp_path / "result.json").read_text())["results"]["captions"]
     assert table["captions"] == 2
     assert 0 < table["BLEU-1"] < 100
@@ -43,9 +44,13 @@ def test_answers(tmp_path: Path) -> None:
         ([], "no rows"),
     ],
 )
-def test_bad_rows_are_named(rows: list[object], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=message):
-        main(["captions", "--file", str(write(tmp_path / "c.jsonl", rows)), "--output", str(tmp_path / "o")])
+def test_bad_rows_are_named(
+    rows: list[object], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "c.jsonl", rows)
+    assert main(["captions", "--file", str(file), "--output", str(tmp_path / "o")]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "o.json").exists()
 
 
 def test_config_files_are_strict_and_overridable(tmp_path: Path) -> None:
