@@ -4,8 +4,10 @@
     python jobs/evaluate.py tokenizer --recipe recipes/tokenizer_small.yaml --tokenizer
     out/tokenizer_small/codebook \
         --stage1 out/tokenizer_small/qformer --draw --output out/evaluation/tokenizer
-    python jobs/evaluate.py captions --file captions.jsonl --output out/evaluation/captions
-    python jobs/evaluate.py answers --file answers.jsonl --output out/evaluation/answers
+    python jobs/evaluate.py language --model out/pretrain/model --packed out/packed_held_out --output
+    out/evaluation/language python jobs/evaluate.py captions --file captions.jsonl --output
+    out/evaluation/captions python jobs/evaluate.py answers --file answers.jsonl --output
+    out/evaluation/answers
 """
 
 import json
@@ -22,11 +24,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.config_file import from_entries
 from pipeline.training_pairs import PairDataConfig, split_pairs
+from schemas.packed_folder import PackedFolder
 from tokenizer.augment import AugmentConfig
+from tokenizer.text_tokenizer import TextTokenizer
 from trainer.contrastive_run import held_out_of
+from trainer.evaluation.language_model import image_structure, language_losses
 from trainer.evaluation.report import Tables, write_report
 from trainer.evaluation.text_scores import answer_tables, caption_tables
 from trainer.evaluation.tokenizer_tables import TokenizerEvaluation, tokenizer_tables
+from trainer.load_model import load_model
+from trainer.prompt import encode_prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +75,35 @@ class EvaluateAnswers:
         return answer_tables(read_json_lines(self.file))
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluateLanguage:
+    """A language model on packed rows that it was not trained on: loss and perplexity of text and image
+    ids."""
+
+    model: Path
+    """Exported folder, or checkpoint."""
+    packed: Path
+    output: Path
+    num_rows: int = 256
+    text_tokenizer: str = ""
+    """With ``prompts``: the text tokenizer that the rows were packed with."""
+    prompts: Path | None = None
+    """Captions, one a line: images are drawn of them without constraint, and malformed ones counted."""
+
+    def tables(self) -> Tables:
+        model, layout = load_model(self.model)
+        tables = {"language model": language_losses(model, PackedFolder(self.packed), self.num_rows)}
+        if self.prompts is not None:
+            tokenizer = TextTokenizer(self.text_tokenizer)
+            lines = self.prompts.read_text(encoding="utf-8").splitlines()
+            prompts = [encode_prompt([line], tokenizer, layout) for line in lines if line.strip()]
+            tables["images drawn without constraint, percent"] = image_structure(model, prompts, layout)
+        return tables
+
+
 Command = (
     Annotated[EvaluateTokenizer, tyro.conf.subcommand("tokenizer")]
+    | Annotated[EvaluateLanguage, tyro.conf.subcommand("language")]
     | Annotated[EvaluateCaptions, tyro.conf.subcommand("captions")]
     | Annotated[EvaluateAnswers, tyro.conf.subcommand("answers")]
 )
