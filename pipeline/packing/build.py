@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -148,31 +148,43 @@ class Build:
         name = f"{source:03d}-{self.mixture.config.sources[source].name}"
         return self.work / name / f"epoch-{segment.epoch:04d}-{segment.start:07d}-{segment.stop:07d}"
 
-    def _render(self, source: int, segment: Segment) -> Counter[str]:
-        """Render and shuffle a segment, unless that is done; what became of its documents.
+    def _render(self, wanted: Sequence[tuple[int, Segment]]) -> None:
+        """Render and shuffle segments of sources, unless that is done.
 
         The rendered files are removed when the shuffled ones are complete.
         """
+        left = [item for item in wanted if not (self._folder(*item) / COUNTS_NAME).exists()]
+        renders = {item: self._render_tasks(*item) for item in left}
+        shuffles = {item: self._shuffle_tasks(*item, renders[item]) for item in left}
+        worker = partial(_make_render_worker, self.mixture)
+        self.executor.run("render", worker, [task for tasks in renders.values() for task in tasks])
+        self.executor.run("shuffle", _FileWorker, [task for tasks in shuffles.values() for task in tasks])
+        for item, tasks in renders.items():
+            counts = read_counts([task.output for task in tasks])
+            write_atomically(self._folder(*item) / COUNTS_NAME, json.dumps(counts).encode())
+            for task in tasks:
+                task.output.unlink()
+
+    def _render_tasks(self, source: int, segment: Segment) -> list[RenderTask]:
         folder = self._folder(source, segment)
-        if (folder / COUNTS_NAME).exists():
-            return Counter(json.loads((folder / COUNTS_NAME).read_bytes()))
-        name = f"{self.mixture.config.sources[source].name}/epoch-{segment.epoch}"
-        tasks = [
+        return [
             RenderTask(chunk, segment, folder / f"rendered-{index:06d}.arrow", self._duplicates)
             for index, chunk in enumerate(self._chunks[source])
         ]
-        self.executor.run(f"render/{name}", partial(_make_render_worker, self.mixture), tasks)
-        rendered = tuple(task.output for task in tasks)
-        shuffles = [
-            ShuffleTask(bucket, rendered, Path(path))
-            for bucket, path in enumerate(self._shuffled_paths(source, segment))
-        ]
-        self.executor.run(f"shuffle/{name}", _FileWorker, shuffles)
-        counts = read_counts(rendered)
-        write_atomically(folder / COUNTS_NAME, json.dumps(counts).encode())
-        for path in rendered:
-            path.unlink()
-        return counts
+
+    def _shuffle_tasks(
+        self, source: int, segment: Segment, renders: Sequence[RenderTask]
+    ) -> list[ShuffleTask]:
+        rendered = tuple(task.output for task in renders)
+        paths = self._shuffled_paths(source, segment)
+        return [ShuffleTask(bucket, rendered, Path(path)) for bucket, path in enumerate(paths)]
+
+    def _counts(self, source: int, segments: Sequence[Segment]) -> Counter[str]:
+        """What became of the documents of rendered segments."""
+        total: Counter[str] = Counter()
+        for segment in segments:
+            total.update(json.loads((self._folder(source, segment) / COUNTS_NAME).read_bytes()))
+        return total
 
     def _shuffled_paths(self, source: int, segment: Segment) -> list[str]:
         folder = self._folder(source, segment)
@@ -201,6 +213,7 @@ class Build:
         """The windows; adds further segments of sources that run dry to ``segments``."""
         config = self.mixture.config
         while True:
+            self._render([(source, segment) for source in self._sources for segment in segments[source]])
             supplies = [self._supply(source, segments[source]) for source in self._sources]
             try:
                 plan = plan_windows(
@@ -221,7 +234,7 @@ class Build:
     def _supply(self, source: int, segments: list[Segment]) -> Supply:
         """What a source has rendered so far."""
         config = self.mixture.config.sources[source]
-        counts = sum((self._render(source, segment) for segment in segments), Counter[str]())
+        counts = self._counts(source, segments)
         items = self._shuffled(source, segments)
         if not len(items) and segments[-1].stop == WHOLE_EPOCH:
             raise MixtureError(
@@ -278,7 +291,7 @@ class Build:
 
     def _source_reports(self, segments: list[list[Segment]], windows: WindowPlan) -> Iterator[SourceReport]:
         for source in self._sources:
-            counts = sum((self._render(source, segment) for segment in segments[source]), Counter[str]())
+            counts = self._counts(source, segments[source])
             num_taken = int(windows.bounds[-1, source])
             left_over = self._shuffled(source, segments[source]).count_documents(num_taken)
             name = self.mixture.config.sources[source].name

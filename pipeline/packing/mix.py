@@ -13,12 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.packing.compiled import compiled
 from pipeline.packing.shuffle_task import ShuffledSource
-
-try:
-    import numba
-except ImportError:
-    numba = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ def plan_windows(
     bounds, taken = [positions.copy()], [ids.copy()]
     is_endless = np.array([supply.is_endless for supply in supplies])
     budget = np.int64(max_ids if max_ids is not None else np.iinfo(np.int64).max)
-    step = _step_compiled() if use_numba and numba is not None else _take_window
+    step = (compiled(_take_window) if use_numba else None) or _take_window
     while True:
         lengths, costs, ends = _look_ahead(supplies, positions, window_items, count_documents)
         counts = np.zeros(num_sources, np.int64)
@@ -143,13 +139,3 @@ def _take_window(  # type: ignore[no-untyped-def]
         total += costs[index]
         num_taken += 1
     return -1
-
-
-_compiled = None
-
-
-def _step_compiled():  # type: ignore[no-untyped-def]
-    global _compiled
-    if _compiled is None:
-        _compiled = numba.njit(cache=True, nogil=True)(_take_window)
-    return _compiled

@@ -72,7 +72,7 @@ class Executor:
             from pipeline.ray_tasks import run_on_ray
 
             yield from run_on_ray(factory, tasks, self.num_workers)
-        elif self.num_workers == 1:
+        elif self.num_workers == 1 or len(tasks) == 1:
             worker = factory()
             for task in tasks:
                 _run_one(worker, task)

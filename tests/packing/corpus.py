@@ -47,7 +47,9 @@ def make_pairs(num_documents: int, seed: int = 0) -> list[Document]:
         Document(
             f"pair-{index:06d}",
             (image(rng), TextSegment(f"{texts[int(rng.integers(len(texts)))]} ({index})")),
-            json.dumps({"similarity": round(float(rng.random()), 3), "language": "en" if index % 3 else "de"}),
+            json.dumps(
+                {"similarity": round(float(rng.random()), 3), "language": "en" if index % 3 else "de"}
+            ),
         )
         for index in range(num_documents)
     ]
@@ -62,7 +64,7 @@ def make_pages(num_documents: int, seed: int = 1) -> list[Document]:
         for _ in range(int(rng.integers(1, 40))):
             is_image = rng.random() < 0.3
             segments.append(image(rng) if is_image else TextSegment(texts[int(rng.integers(len(texts)))]))
-        documents.append(Document(f"page-{index:06d}", tuple([*segments, TextSegment(f"page {index}")])))
+        documents.append(Document(f"page-{index:06d}", (*segments, TextSegment(f"page {index}"))))
     return documents
 
 
