@@ -98,6 +98,10 @@ class Build:
         """
         if finished := self._find_finished():
             return finished
+        with self.executor.session():
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         codebooks = check_codebooks(self.mixture)
         self._claim_folder()
         self._chunks = [list_chunks(self.mixture, source) for source in self._sources]

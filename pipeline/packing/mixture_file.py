@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,8 @@ class Mixture:
         """The text tokenizer; TextTokenizerError if it cannot be had."""
         config = self.config.text_tokenizer
         local = self.root / config.path
-        tokenizer = load_text_tokenizer(
-            str(local) if local.exists() else config.path,
-            bos_token=config.bos_token,
-            eos_token=config.eos_token,
-        )
-        tokenizer.name = config.path
-        return tokenizer
+        found = str(local) if local.exists() else config.path
+        return _load_tokenizer(found, config.path, config.bos_token, config.eos_token)
 
     def components(self) -> dict[str, Any]:
         """All that decides the packed set, as plain JSON; not what only decides how the work is cut."""
@@ -61,6 +57,13 @@ class Mixture:
         """Hash over the components."""
         text = json.dumps(self.components(), sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@lru_cache(maxsize=4)
+def _load_tokenizer(path: str, name: str, bos_token: str | None, eos_token: str | None) -> TextTokenizer:
+    tokenizer = load_text_tokenizer(path, bos_token=bos_token, eos_token=eos_token)
+    tokenizer.name = name
+    return tokenizer
 
 
 def load_mixture(path: Path) -> Mixture:

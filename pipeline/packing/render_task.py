@@ -6,10 +6,9 @@ depend on chunks, buckets or workers. A partial epoch is a range of keys, too: o
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from pipeline.packing.duplicates import DigestTask, DuplicateList, write_digests
 from pipeline.packing.inputs import Chunk, read_chunk
 from pipeline.packing.metadata_filter import parse_expression, read_metadata
 from pipeline.packing.mixture_file import Mixture, template_settings
+from pipeline.packing.pair_columns import PairColumns, is_plain, read_pairs, render_pairs
 from pipeline.packing.render import Piece, RenderedBatch, render, split_points
 from pipeline.packing.rendered import Items, items_schema, write_items
 from pipeline.packing.templates import TEMPLATES, DocumentRefusedError
@@ -94,15 +94,21 @@ class Renderer:
         rules = self.sources[task.chunk.source]
         write_digests(self.mixture, task, lambda document: not isinstance(rules.apply(document, _ANY), str))
 
-    def _render_chunk(self, task: RenderTask, counts: Counter[str]) -> Any:
+    def _render_chunk(self, task: RenderTask, counts: Counter[str]) -> Iterator[Items]:
         chunk, rules = task.chunk, self.sources[task.chunk.source]
         name = self.mixture.files[chunk.source][chunk.file]
         stream = stable_hash(self.mixture.config.seed, rules.name, name, task.segment.epoch)
         keys = row_keys(stream, chunk.first_row, chunk.num_rows)
         is_wanted = task.segment.buckets(keys) >= 0
         duplicates = DuplicateList(task.duplicates).rows(chunk) if task.duplicates else set[int]()
-        pieces, rows = list[list[Piece]](), list[int]()
         counts["documents_in"] += int(np.count_nonzero(is_wanted))
+        if (
+            rules.is_plain_pair
+            and (pairs := read_pairs(self.mixture.path(name), chunk.row_groups)) is not None
+        ):
+            yield from self._render_pairs(pairs, is_wanted, keys, duplicates, task, counts)
+            return
+        pieces, rows = list[list[Piece]](), list[int]()
         for index, document in enumerate(read_chunk(self.mixture, chunk)):
             if not is_wanted[index]:
                 continue
@@ -116,12 +122,12 @@ class Renderer:
             pieces.append(result)
             rows.append(index)
             if len(pieces) == DOCUMENTS_PER_CALL:
-                yield self._to_items(pieces, rows, keys, task, counts)
+                yield self._render_pieces(pieces, rows, keys, task, counts)
                 pieces, rows = [], []
         if pieces:
-            yield self._to_items(pieces, rows, keys, task, counts)
+            yield self._render_pieces(pieces, rows, keys, task, counts)
 
-    def _to_items(
+    def _render_pieces(
         self,
         pieces: list[list[Piece]],
         rows: list[int],
@@ -130,13 +136,43 @@ class Renderer:
         counts: Counter[str],
     ) -> Items:
         batch = render(pieces, self.tokenizer, self.layout)
+        return self._to_items(batch, np.array(rows), keys, task, counts)
+
+    def _render_pairs(
+        self,
+        pairs: PairColumns,
+        is_wanted: NDArray[np.bool_],
+        keys: NDArray[np.uint64],
+        duplicates: set[int],
+        task: RenderTask,
+        counts: Counter[str],
+    ) -> Iterator[Items]:
+        if duplicates:
+            is_duplicate = np.isin(np.arange(len(pairs)) + task.chunk.first_row, list(duplicates))
+            counts["refused:duplicate"] += int(np.count_nonzero(is_duplicate & is_wanted))
+            is_wanted = is_wanted & ~is_duplicate
+        wanted, settings = np.flatnonzero(is_wanted), self.sources[task.chunk.source].settings
+        for start in range(0, len(wanted), DOCUMENTS_PER_CALL):
+            some = wanted[start : start + DOCUMENTS_PER_CALL]
+            batch, rows = render_pairs(pairs, some, keys, settings, self.tokenizer, self.layout, counts)
+            if len(rows):
+                yield self._to_items(batch, rows, keys, task, counts)
+
+    def _to_items(
+        self,
+        batch: RenderedBatch,
+        rows: NDArray[np.int64],
+        keys: NDArray[np.uint64],
+        task: RenderTask,
+        counts: Counter[str],
+    ) -> Items:
         offsets, documents, parts = split_long(batch, self.mixture.config.seq_length, self.layout)
         mask = batch.loss_mask.copy()
         mask[offsets[:-1]] = False  # nothing predicts the first id of a continuation
-        counts["documents_rendered"] += len(pieces)
+        counts["documents_rendered"] += len(rows)
         counts["ids"] += len(batch.ids)
         counts["documents_split"] += int(np.count_nonzero(parts == 1))
-        row_indices = np.array(rows)[documents]
+        row_indices = rows[documents]
         num_items = len(documents)
         return Items(
             batch.ids.astype(self.layout.id_dtype),
@@ -157,15 +193,18 @@ class _SourceRules:
         source = mixture.config.sources[index]
         self.name = source.name
         self._template = TEMPLATES[source.template][0]
-        self._settings = template_settings(source)
+        self.settings = template_settings(source)
         self._refuse = make_filter(source.filters)
+        self.is_plain_pair = (
+            source.format == "token_shards" and self._refuse is None and is_plain(self.settings)
+        )
 
     def apply(self, document: Document, draws: DocumentDraws) -> list[Piece] | str:
         """Pieces of the document, or the reason why it is refused."""
         if self._refuse is not None and (reason := self._refuse(document)):
             return reason
         try:
-            return self._template(document, self._settings, draws)
+            return self._template(document, self.settings, draws)
         except DocumentRefusedError as refusal:
             return refusal.reason.value
 

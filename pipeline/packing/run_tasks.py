@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,6 +48,17 @@ class Executor:
     num_workers: int = 1
     """Processes, or Ray tasks at a time; 1 without Ray: this process."""
     use_ray: bool = False
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Connection to the cluster, where there is one, for all stages within the block."""
+        if not self.use_ray:
+            yield
+            return
+        from pipeline.ray_tasks import connected
+
+        with connected():
+            yield
 
     def run(self, name: str, factory: WorkerFactory, tasks: Sequence[Task]) -> None:
         """Do all tasks whose output does not exist yet.

@@ -363,3 +363,23 @@ class TestErrors:
         (tmp_path / "prose.jsonl").write_text("\n".join(lines))
         with pytest.raises(TaskFailedError, match=r"prose\.jsonl: line 301 is no JSON object"):
             Build(write_mixture(tmp_path, "m"), tmp_path / "out", Executor(num_workers)).run()
+
+
+@pytest.mark.ray
+class TestRay:
+    """The same build on a local Ray cluster."""
+
+    def test_the_same_bytes(
+        self, built: tuple[Mixture, Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        mixture, output, _ = built
+        Build(mixture, tmp_path / "out", Executor(num_workers=2, use_ray=True)).run()
+        assert packed_bytes(tmp_path / "out") == packed_bytes(output)
+
+    def test_a_failing_task_names_itself(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        write_corpus(tmp_path, num_pairs=6, num_pages=2)
+        (tmp_path / "prose.jsonl").write_text('{"text": "fine"}\n' * 300 + "{broken")
+        with pytest.raises(TaskFailedError, match=r"prose\.jsonl: line 301 is no JSON object"):
+            Build(write_mixture(tmp_path, "m"), tmp_path / "out", Executor(2, use_ray=True)).run()
