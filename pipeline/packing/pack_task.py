@@ -7,6 +7,7 @@ look-ahead over a random order allows.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +122,10 @@ def _lay_out(
     """(num_rows, seq_length) ids with padding, and where each item starts in its row."""
     num_rows = len(first_items) - 1
     ids = np.full((num_rows, footer.seq_length), footer.padding_id, footer.vocabulary.id_dtype)
-    row_starts = items.offsets[first_items[:-1]]
-    starts = items.offsets[:-1] - row_starts[rows]
-    id_rows = np.repeat(rows, items.lengths)
-    ids[id_rows, np.arange(len(items.ids)) - row_starts[id_rows]] = items.ids
-    return ids, starts
+    bounds = items.offsets[first_items]
+    for row, (start, stop) in enumerate(pairwise(bounds.tolist())):
+        ids[row, : stop - start] = items.ids[start:stop]
+    return ids, items.offsets[:-1] - bounds[rows]
 
 
 def _origins(
@@ -178,12 +178,16 @@ def order_rows(
 def _count(
     items: Items, item_sources: NDArray[np.uint16], footer: PackedShardFooter, counts: NDArray[np.int64]
 ) -> None:
-    id_sources = np.repeat(item_sources, items.lengths)
+    starts = items.offsets[:-1]
     is_image = items.ids == footer.vocabulary.img_start_id
-    for column, flags in enumerate((items.parts == 0, None, items.loss_mask, is_image)):
-        sources = item_sources if column == 0 else id_sources
-        chosen = sources if flags is None else sources[flags]
-        counts[:, column] += np.bincount(chosen, minlength=len(counts))
+    columns = (
+        items.parts == 0,
+        items.lengths,
+        np.add.reduceat(items.loss_mask, starts, dtype=np.int64),
+        np.add.reduceat(is_image, starts, dtype=np.int64),
+    )
+    for column, amounts in enumerate(columns):
+        np.add.at(counts[:, column], item_sources, amounts)
 
 
 def _finish_footer(

@@ -82,11 +82,7 @@ class Renderer:
         groups = [_empty_items(self.layout)] * num_buckets
         if batches:
             items = Items.concatenate(batches)
-            buckets = task.segment.buckets(items.keys)
-            order = np.argsort(buckets, kind="stable")
-            items = items.take(order)
-            bounds = np.searchsorted(buckets[order], np.arange(num_buckets + 1))
-            groups = [items.slice(bounds[i], bounds[i + 1]) for i in range(num_buckets)]
+            groups = [items] if num_buckets == 1 else _deal(items, task.segment)
         write_items(task.output, groups, dict(counts), schema)
 
     def run_digests(self, task: DigestTask) -> None:
@@ -261,6 +257,15 @@ def vocabulary_layout(mixture: Mixture, tokenizer: TextTokenizer) -> VocabularyL
             f"text_tokenizer.base_vocabulary {base} is smaller than the tokenizer's {tokenizer.base_size} ids"
         )
     return VocabularyLayout(base or tokenizer.base_size)
+
+
+def _deal(items: Items, segment: Segment) -> list[Items]:
+    """Items by bucket, in their order."""
+    buckets = segment.buckets(items.keys)
+    order = np.argsort(buckets, kind="stable")
+    dealt = items.take(order)
+    bounds = np.searchsorted(buckets[order], np.arange(segment.num_buckets + 1))
+    return [dealt.slice(bounds[i], bounds[i + 1]) for i in range(segment.num_buckets)]
 
 
 def _empty_items(layout: VocabularyLayout) -> Items:

@@ -41,14 +41,20 @@ class Items:
         return len(self.keys)
 
     @property
+    def _flat(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        return self.ids, self.loss_mask
+
+    @property
     def lengths(self) -> NDArray[np.int64]:
         return np.diff(self.offsets)
 
     def take(self, order: NDArray[np.integer]) -> "Items":
         """Items in another order, or some of them."""
-        flat, offsets = gather_runs(self.offsets, order)
-        columns = [getattr(self, name)[order] for name in _ITEM_COLUMNS]
-        return Items(self.ids[flat], self.loss_mask[flat], offsets, *columns)
+        starts, stops = self.offsets[:-1][order].tolist(), self.offsets[1:][order].tolist()
+        spans = [slice(start, stop) for start, stop in zip(starts, stops, strict=True)]
+        flat = [np.concatenate([column[:0], *map(column.__getitem__, spans)]) for column in self._flat]
+        offsets = np.concatenate([[0], np.cumsum(self.lengths[order])])
+        return Items(*flat, offsets, *(getattr(self, name)[order] for name in _ITEM_COLUMNS))
 
     def slice(self, start: int, stop: int) -> "Items":
         """Consecutive items, without copying."""
@@ -76,16 +82,6 @@ _TYPES = {
     "epochs": pa.uint16(),
     "parts": pa.uint16(),
 }
-
-
-def gather_runs(
-    offsets: NDArray[np.int64], order: NDArray[np.integer]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Flat indices of the runs ``order`` of a ragged array, and the offsets of the result."""
-    lengths = np.diff(offsets)[order]
-    result = np.concatenate([[0], np.cumsum(lengths)])
-    flat = np.repeat(offsets[:-1][order] - result[:-1], lengths) + np.arange(result[-1])
-    return flat, result
 
 
 def items_schema(id_dtype: type[np.generic]) -> pa.Schema:

@@ -132,3 +132,22 @@ class TestFolder:
             remote = PackedFolder(folder.folder, filesystem=filesystem)
             assert_same(remote[100], folder[100])
             assert remote.source_counts == folder.source_counts
+
+
+def test_mapped_ids_are_those_that_parquet_reads(folder: PackedFolder) -> None:
+    """Local files are mapped, others read by Arrow: the same rows."""
+    import pyarrow.fs
+
+    read = PackedFolder(folder.folder, filesystem=pyarrow.fs.LocalFileSystem())
+    for index in range(NUM_SEQUENCES):
+        assert_same(folder[index], read[index])
+
+
+def test_a_file_rewritten_by_another_program_is_refused(folder: PackedFolder, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    for path in folder.paths:
+        table = pq.read_table(path)
+        pq.write_table(table, tmp_path / Path(path).name, compression="zstd", row_group_size=64)
+    with pytest.raises(PackedShardError, match="not one plain uncompressed page"):
+        PackedFolder(tmp_path)[0]
