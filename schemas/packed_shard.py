@@ -84,8 +84,8 @@ class PackedSequence:
         The first id of a document is never learned, so no label crosses a document's bound.
         """
         labels = np.full(len(self.ids), IGNORED_LABEL, np.int64)
-        learned = np.flatnonzero(self.loss_mask)
-        labels[learned - 1] = self.ids[learned]
+        mask, ids = decode_runs(self.loss_runs), self.ids[: self.num_ids]
+        np.copyto(labels[: len(ids) - 1], ids[1:], where=mask[1:])
         return labels
 
 
