@@ -1,0 +1,174 @@
+"""The owner's handle on one decode process: start it, hand it tasks, take its replies, end it."""
+
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.decode import DecodedFrames, DecodeError, DecodeTask
+from pipeline.decode_worker import (
+    FRAME_BYTES,
+    FRAME_SHAPE,
+    READY,
+    SlotMemory,
+    WorkerSettings,
+    pack_task,
+    unpack_reply,
+)
+from pipeline.frame_buffers import FrameBuffers
+from schemas.quarantine import Reason
+from tokenizer.preprocess import PreprocessConfig
+
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 120.0
+GRACE_S = 5.0  # beyond the worker's own alarm, before the owner kills it
+
+
+class WorkerGone(Exception):  # noqa: N818 - an event, not an error
+    """The worker died, or must be killed because it does not answer."""
+
+
+class DecodeProcess:
+    """One decode process and the owner's ends of its socket and memory."""
+
+    def __init__(
+        self,
+        *,
+        decoder: str,
+        preprocess: PreprocessConfig,
+        num_slots: int,
+        frames_per_task: int,
+        timeout_s: float,
+        max_memory_bytes: int,
+    ) -> None:
+        """Start it and wait until it is ready. Raises WorkerGone if it does not come up."""
+        self.num_slots = num_slots
+        self.num_sent = 0
+        self.num_replied = 0
+        self.has_exceeded_time = False
+        self.connection, theirs = socket.socketpair()
+        memory_fd = anonymous_memory(SlotMemory.num_bytes(num_slots, frames_per_task))
+        self.memory = SlotMemory(memory_fd, num_slots, frames_per_task)
+        settings = WorkerSettings(
+            socket_fd=theirs.fileno(),
+            memory_fd=memory_fd,
+            num_slots=num_slots,
+            frames_per_slot=frames_per_task,
+            decoder=decoder,
+            timeout_s=timeout_s,
+            max_memory_bytes=max_memory_bytes,
+            preprocess=preprocess,
+        )
+        try:
+            self.process = start_process(settings)
+        finally:
+            theirs.close()
+            os.close(memory_fd)
+        self.connection.settimeout(START_TIMEOUT_S)
+        self.unread = bytearray()
+        self.buffers = FrameBuffers(frames_per_task * FRAME_BYTES)
+        try:
+            is_ready = self.connection.recv(len(READY)) == READY
+        except OSError:
+            is_ready = False
+        if not is_ready:
+            raise WorkerGone(f"a decode worker ended with {self.stop()} before it was ready")
+        self.connection.settimeout(timeout_s + GRACE_S)
+
+    def send(self, tasks: Sequence[DecodeTask]) -> None:
+        """Hand over tasks, at most `num_slots` unanswered ones in all. Raises WorkerGone."""
+        messages = []
+        for number, task in enumerate(tasks, start=self.num_sent):
+            messages.append(pack_task(task, self.memory.inputs[number % self.num_slots]))
+        self.num_sent += len(tasks)
+        self.memory.num_sent[0] = self.num_sent
+        try:
+            self.connection.sendall(b"".join(messages))
+        except OSError as error:
+            raise WorkerGone from error
+
+    def receive(self) -> list[DecodedFrames | DecodeError]:
+        """Wait for the oldest task in its hands; returns its outcome and those that arrived with it.
+
+        One wait for several replies: under a busy interpreter each wait costs up to 5 ms to get the GIL.
+
+        Raises:
+            WorkerGone: if it died, did not answer in time (and was killed), or wrote nonsense.
+        """
+        outcomes: list[DecodedFrames | DecodeError] = []
+        try:
+            while not outcomes:
+                data = self.connection.recv(2**16)
+                if not data:
+                    raise WorkerGone
+                self.unread += data
+                while self.num_replied < self.num_sent and (reply := unpack_reply(self.unread)):
+                    outcomes.append(self._outcome(*reply))
+        except TimeoutError as error:
+            self.has_exceeded_time = True
+            raise WorkerGone from error
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise WorkerGone from error
+        return outcomes
+
+    def _outcome(self, num_frames: int, body: Any) -> DecodedFrames | DecodeError:
+        """What a reply says; pixels are copied, so that the slot is free at once."""
+        slot = self.memory.frames[self.num_replied % self.num_slots]
+        self.num_replied += 1
+        if num_frames == 0:
+            return DecodeError(Reason(body["reason"]), body["detail"])
+        pixels = self.buffers.copy(slot[: num_frames * FRAME_BYTES])
+        return DecodedFrames(pixels.reshape(num_frames, *FRAME_SHAPE), tuple(body))
+
+    @property
+    def num_begun(self) -> int:
+        """Tasks begun in its life; those beyond `num_replied` were not answered."""
+        return int(self.memory.num_begun[0])
+
+    def stop(self) -> int:
+        """End the process at once; returns its exit status (-N: killed by signal N)."""
+        status = self.process.poll()
+        self.process.kill()
+        self.process.wait()
+        self.connection.close()
+        return self.process.returncode if status is None else status
+
+    def close(self) -> None:
+        """Let an idle worker end by itself: its socket ends."""
+        with contextlib.suppress(OSError):  # it may have died meanwhile
+            self.connection.shutdown(socket.SHUT_RDWR)
+        try:
+            self.process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            logger.warning("decode worker pid=%d did not exit; killed", self.process.pid)
+        self.stop()
+
+
+def anonymous_memory(num_bytes: int) -> int:
+    """A file descriptor of shareable memory that has no name, so that no death can leave it behind."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("decoded-frames")
+    else:
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    os.ftruncate(fd, num_bytes)
+    return fd
+
+
+def start_process(settings: WorkerSettings) -> subprocess.Popen[bytes]:
+    """A fresh interpreter with our import path: nothing is inherited from a process with threads and CUDA."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline.decode_worker", settings.to_json()],
+        pass_fds=(settings.socket_fd, settings.memory_fd),
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+        | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
