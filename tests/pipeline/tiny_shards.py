@@ -99,7 +99,12 @@ def run_job(
 ) -> subprocess.CompletedProcess[str]:
     """The pairs job in a process of its own, without Ray and with the null tokenizer unless flags say otherwise."""
     return subprocess.run(
-        job_command(*flags), env=job_environment(environment), capture_output=True, text=True, timeout=timeout, **options
+        job_command(*flags),
+        env=job_environment(environment),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        **options,
     )
 
 
