@@ -193,7 +193,7 @@ class TestDeterminism:
         command += ["--output", str(output)]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         kills = 0
-        for attempt in range(4):
+        for attempt in range(3):
             process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
             seen = len(list(output.rglob("*")))
             deadline = time.monotonic() + 60
@@ -204,7 +204,7 @@ class TestDeterminism:
                     break
                 time.sleep(0.002)
             process.wait()
-        assert kills >= 2
+        assert kills >= 1
         subprocess.run(command, env=environment, check=True, capture_output=True)
         assert packed_bytes(output) == packed_bytes(built[1])
         assert not list(output.rglob(".tmp-*"))
