@@ -33,10 +33,12 @@ def run_and_kill(flags: list[str], rng: random.Random, num_shards: int, whole_ru
     if rng.random() < 0.4:
         point = rng.choice(POINTS)
         fault = f"kill:{point}:{rng.randrange(num_shards):05}"
-        status = subprocess.run(command, env=job_environment({VARIABLE: fault}), capture_output=True).returncode
+        environment = job_environment({VARIABLE: fault})
+        status = subprocess.run(command, env=environment, capture_output=True).returncode
         return f"SIGKILL at {point}" if status == -signal.SIGKILL else "ended"
     number = rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
-    process = subprocess.Popen(command, env=job_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=job_environment(), **silent)
     try:
         process.wait(timeout=rng.uniform(0.2, 1.0) * whole_run_s)
     except subprocess.TimeoutExpired:
@@ -45,7 +47,8 @@ def run_and_kill(flags: list[str], rng: random.Random, num_shards: int, whole_ru
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shards", type=int, default=12)

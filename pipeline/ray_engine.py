@@ -23,6 +23,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
 from ray.util.metrics import Counter, Gauge
 
+from pipeline.actor_plan import ActorShape, plan_actors
 from pipeline.batching_encoder import EncoderError
 from pipeline.encode_shard import ShardCancelledError
 from pipeline.local_workers import ShardMoves, fatal_message, is_fatal, one_line, worker_status
@@ -38,7 +39,7 @@ from pipeline.shard_driver import (
 from pipeline.shard_schedule import Loss, ShardSchedule
 from pipeline.shard_task import ShardFailure, ShardReport, ShardTask
 from pipeline.tokenize_config import TokenizeConfig
-from pipeline.worker_tools import NULL_TOKENIZER, WorkerSetup, open_tools
+from pipeline.worker_tools import WorkerSetup, open_tools
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,6 @@ PROBE_EVERY_S = 1.0
 MAX_CUT_OFF_S = 90.0
 """Time in which Ray must find out whether an actor that does not answer is dead."""
 STOP_GRACE_S = 10.0
-CPUS_PER_ACTOR = 4
-"""Cores of an actor without a GPU: the model and decoding share them."""
 MAX_BARREN_ACTORS = 3
 """Actors in a row that may die before any has finished a shard or even started."""
 MAX_ERROR_CHARS = 500
@@ -97,15 +96,6 @@ class EncodeActor:
     def stop(self) -> None:
         """Give up the shards in hand at their next sample."""
         self._tools.is_cancelled.set()
-
-
-@dataclass(frozen=True)
-class ActorShape:
-    """What an actor claims of a node."""
-
-    num_gpus: float
-    num_cpus: float
-    decode_cores: int
 
 
 @dataclass
@@ -166,7 +156,7 @@ class RayWorkers:
         ray.kill(actor.handle)
 
     def close(self) -> None:
-        """Ask the actors to drop what they have in hand, which removes their temporary files; then end them."""
+        """Ask the actors to drop what they have in hand, which removes its files; then end them."""
         running = [ref for ref, (_, call) in self._calls.items() if not call.startswith(":")]
         with contextlib.suppress(RayError):
             for actor in self._actors.values():
@@ -186,7 +176,8 @@ class RayWorkers:
         if now < self._next_resize_s:
             return
         self._next_resize_s = now + RESIZE_EVERY_S
-        shape, num_places = plan_actors(self._config, ray.nodes())
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        shape, num_places = plan_actors(self._config, alive)
         wanted = min(num_places, num_wanted)
         for _ in range(wanted - len(self._actors)):
             self._start_actor(shape, now)
@@ -297,29 +288,6 @@ class RayWorkers:
         for ref in [ref for ref, (owner, _) in self._calls.items() if owner == worker_id]:
             del self._calls[ref]
         return self._actors.pop(worker_id)
-
-
-def plan_actors(config: TokenizeConfig, nodes: list[dict[str, Any]]) -> tuple[ActorShape, int]:
-    """Shape and number of the actors for the nodes of a cluster, as ``ray.nodes()`` lists them."""
-    alive = [node["Resources"] for node in nodes if node["Alive"]]
-    num_gpus = sum(resources.get("GPU", 0.0) for resources in alive)
-    if num_gpus and config.tokenizer != NULL_TOKENIZER:
-        # The poorest GPU node decides: an actor must fit on every one of them.
-        cores_per_gpu = min(
-            resources.get("CPU", 1.0) / resources["GPU"] for resources in alive if resources.get("GPU")
-        )
-        cores = max(1, math.floor(cores_per_gpu * config.gpus_per_actor))
-        places = sum(math.floor(resources.get("GPU", 0.0) / config.gpus_per_actor) for resources in alive)
-        shape = ActorShape(config.gpus_per_actor, cores, cores)
-        return shape, places if config.num_actors is None else config.num_actors
-    cpus = [resources.get("CPU", 0.0) for resources in alive] or [1.0]
-    share = min(CPUS_PER_ACTOR, max(1.0, max(cpus)))
-    if config.num_actors:
-        share = min(share, sum(cpus) / config.num_actors)
-    share = math.floor(share) if share >= 1 else round(share, 3)
-    places = sum(math.floor(number / share) for number in cpus)
-    shape = ActorShape(0, share, max(1, math.floor(share)))
-    return shape, places if config.num_actors is None else config.num_actors
 
 
 def _is_node_loss(error: RayActorError, node_id: str) -> bool:

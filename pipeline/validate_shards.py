@@ -97,7 +97,8 @@ def _ledger_faults(
         if has_ledger:
             yield f"{ledger_name}: its token shard names no ledger: left by a killed run"
         if footer.counts.num_quarantined:
-            yield f"{name}{TOKEN_SHARD_SUFFIX}: {footer.counts.num_quarantined} samples quarantined, no ledger"
+            number = footer.counts.num_quarantined
+            yield f"{name}{TOKEN_SHARD_SUFFIX}: {number} samples quarantined, but no ledger"
         return
     if not has_ledger:
         yield f"{ledger_name}: missing; its token shard names {footer.quarantine.num_records} records"

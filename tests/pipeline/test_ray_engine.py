@@ -1,4 +1,4 @@
-"""The engine on real Ray clusters: actors that die, stall or never start, nodes that come and go, `job submit`."""
+"""The engine on real Ray clusters: actors that die, stall or never start, nodes that come and go."""
 
 import contextlib
 import os
@@ -15,7 +15,8 @@ import pytest
 
 from pipeline.fault_points import VARIABLE
 from pipeline.inspect_shards import main as seed_shards
-from pipeline.ray_token import settle_authentication
+from pipeline.tokenize_config import TokenizeConfig
+from pipeline.tokenize_run import RunOutcome, TokenizeJob, make_plan, run_tokenization
 from tests.pipeline.tiny_shards import (
     JOB,
     PAIRS,
@@ -27,11 +28,6 @@ from tests.pipeline.tiny_shards import (
     token_files,
     write_shards,
 )
-
-settle_authentication()
-
-from pipeline.tokenize_config import TokenizeConfig
-from pipeline.tokenize_run import RunOutcome, TokenizeJob, make_plan, run_tokenization
 
 pytestmark = pytest.mark.ray
 NUM_SHARDS = 12
@@ -54,7 +50,13 @@ def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 def run(shards: Path, folder: Path, **settings: object) -> RunOutcome:
     """One run in this process, on the cluster it is connected to."""
     config = TokenizeConfig(
-        **{"input": (str(shards),), "output": str(folder), "tokenizer": "null", "batch_size": 4, "decode_workers": 0}
+        **{
+            "input": (str(shards),),
+            "output": str(folder),
+            "tokenizer": "null",
+            "batch_size": 4,
+            "decode_workers": 0,
+        }
         | settings
     )
     return run_tokenization(config, JOB_OF_PAIRS, make_plan(config, JOB_OF_PAIRS))
@@ -146,7 +148,9 @@ def test_a_shard_that_kills_every_actor_is_set_aside_and_the_others_are_done(
         outcome = run(shards, folder, num_actors=1, max_attempts=2)
     assert [failure.name for failure in outcome.failures] == ["00002"]
     assert outcome.failures[0].attempts == 2
-    assert token_files(folder) == {name: data for name, data in undisturbed.items() if not name.startswith("00002")}
+    assert token_files(folder) == {
+        name: data for name, data in undisturbed.items() if not name.startswith("00002")
+    }
     run(shards, folder, num_actors=0, retry_failed=True)
     assert token_files(folder) == undisturbed
 
@@ -194,7 +198,9 @@ def test_a_tokenizer_that_the_workers_cannot_load_ends_the_run_with_its_reason(
 
     tokenizer = tmp_path / "tokenizer"
     shutil.copytree(ROOT / "tokenizer" / "sample", tokenizer)
-    config = TokenizeConfig(input=(str(shards),), output=str(tmp_path / "out"), tokenizer=str(tokenizer), num_actors=1)
+    config = TokenizeConfig(
+        input=(str(shards),), output=str(tmp_path / "out"), tokenizer=str(tokenizer), num_actors=1
+    )
     plan = make_plan(config, JOB_OF_PAIRS)
     (tokenizer / "model.safetensors").write_bytes(b"broken meanwhile")
     with pytest.raises(PoolError, match=r"workers do not start: .*model\.safetensors"):
@@ -224,7 +230,10 @@ class TestCommand:
         folder = tmp_path / "out"
         flags = ["--input", str(shards), "--output", str(folder), "--num-actors", "1"]
         process = subprocess.Popen(
-            job_command(*flags), env=job_environment({VARIABLE: "slow:reading:*"}), stderr=subprocess.PIPE, text=True
+            job_command(*flags),
+            env=job_environment({VARIABLE: "slow:reading:*"}),
+            stderr=subprocess.PIPE,
+            text=True,
         )
         assert wait_until(lambda: len(token_files(folder)) > 1)
         process.send_signal(number)
@@ -248,7 +257,8 @@ def test_ray_job_submit(shards: Path, undisturbed: dict[str, bytes], tmp_path: P
     ray_command = [sys.executable, "-m", "ray.scripts.scripts"]
     start = [
         *ray_command, "start", "--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=true",
-        f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=28266", "--object-store-memory=100000000", "--block",
+        f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=28266",
+        "--object-store-memory=100000000", "--block",
     ]  # fmt: skip
     head = subprocess.Popen(
         start, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
@@ -256,9 +266,13 @@ def test_ray_job_submit(shards: Path, undisturbed: dict[str, bytes], tmp_path: P
     try:
         working_dir = tmp_path / "checkout"
         for package in ("schemas", "tokenizer", "pipeline", "jobs"):
-            shutil.copytree(ROOT / package, working_dir / package, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / package, working_dir / package, ignore=shutil.ignore_patterns("__pycache__")
+            )
         script = Path(JOB[-1]).relative_to(ROOT)
-        flags = job_command("--input", str(shards), "--output", str(tmp_path / "out"), "--num-actors", "1")[2:]
+        flags = job_command("--input", str(shards), "--output", str(tmp_path / "out"), "--num-actors", "1")[
+            2:
+        ]
         submit = [
             *ray_command, "job", "submit", f"--address=http://127.0.0.1:{dashboard}",
             "--working-dir", str(working_dir), "--", sys.executable, str(script), *flags,
