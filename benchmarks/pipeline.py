@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.encode_shard import ShardEncoder, ShardSettings
+from pipeline.encode_shard import ShardSettings
 from pipeline.local_workers import LocalWorkers, resident_bytes
 from pipeline.progress import RunProgress
 from pipeline.shard_driver import ShardDriver
@@ -31,7 +31,14 @@ from pipeline.shard_schedule import ShardSchedule
 from pipeline.shard_task import ShardTask
 from pipeline.sources.pairs import PairsConfig, read_pairs
 from pipeline.sources.tar_source import TarSource
-from pipeline.worker_tools import EncoderConfig, WorkerSetup, load_encoder, open_tools, tokenizer_fingerprint
+from pipeline.worker_tools import (
+    EncoderConfig,
+    WorkerSetup,
+    WorkerTools,
+    load_encoder,
+    open_tools,
+    tokenizer_fingerprint,
+)
 from tokenizer.preprocess import ImageError, PreprocessConfig, load_image
 
 SUFFIXES = (".jpg", ".png", ".webp")
@@ -117,25 +124,25 @@ def plain_decoders(corpus: Corpus, num_workers: int) -> Iterator[Callable[[], fl
         process.join()
 
 
-def model_alone(tools: ShardEncoder, num_batches: int) -> float:
+def model_alone(tools: WorkerTools, num_batches: int) -> float:
     """The tokenizer on batches that lie ready: images/s."""
     rng = np.random.default_rng(0)
-    size = tools.batching.batch_size
+    size = tools.shards.batching.batch_size
     batch = list(rng.integers(0, 256, (size, 224, 224, 3), dtype=np.uint8))
     begin = time.perf_counter()
     for _ in range(num_batches):
-        tools.batching.encoder.start(batch, size)()
+        tools.shards.batching.encoder.start(batch, size)()
     return num_batches * size / (time.perf_counter() - begin)
 
 
-def end_to_end(tools: ShardEncoder, tasks: list[ShardTask], in_flight: int) -> tuple[float, ...]:
+def end_to_end(tools: WorkerTools, tasks: list[ShardTask], in_flight: int) -> tuple[float, ...]:
     """Whole shards through the driver.
 
     Returns:
         images/s, share of the time in which the model waits, largest memory in MB, processor time of this
         process (everything but decoding: reading, the model, writing) in microseconds an image.
     """
-    statistics_before = (tools.batching.statistics.busy_s, tools.batching.statistics.starved_s)
+    statistics_before = (tools.shards.batching.statistics.busy_s, tools.shards.batching.statistics.starved_s)
     peak = 0
     is_over = threading.Event()
 
@@ -156,8 +163,8 @@ def end_to_end(tools: ShardEncoder, tasks: list[ShardTask], in_flight: int) -> t
     is_over.set()
     watcher.join()
     assert not progress.failures
-    busy_s = tools.batching.statistics.busy_s - statistics_before[0]
-    starved_s = tools.batching.statistics.starved_s - statistics_before[1]
+    busy_s = tools.shards.batching.statistics.busy_s - statistics_before[0]
+    starved_s = tools.shards.batching.statistics.starved_s - statistics_before[1]
     wait = starved_s / max(busy_s + starved_s, 1e-9)
     cpu_us = (time.process_time() - cpu) / progress.counts.images_written * 1e6
     return progress.counts.images_written / seconds, wait, peak / 1e6, cpu_us

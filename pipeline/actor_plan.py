@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pipeline.tokenize_config import TokenizeConfig
 from pipeline.worker_tools import NULL_TOKENIZER
 
+HELPER_RESOURCE = "seed_decode"
 CPUS_PER_ACTOR = 4
 """Cores of an actor without a GPU: the model and decoding share them."""
 
@@ -43,3 +44,21 @@ def plan_actors(config: TokenizeConfig, nodes: Sequence[Mapping[str, float]]) ->
     places = sum(math.floor(number / share) for number in cpus)
     shape = ActorShape(0, share, max(1, math.floor(share)))
     return shape, places if config.num_actors is None else config.num_actors
+
+
+def plan_helpers(config: TokenizeConfig, nodes: Mapping[str, Mapping[str, float]]) -> dict[str, int]:
+    """Nodes that only decode, with the number of their decoding processes.
+
+    In a cluster with GPUs these are the nodes without one; elsewhere those that are started with the resource
+    ``seed_decode``. One core of each is left to the system.
+
+    Args:
+        config: what was asked for.
+        nodes: by node id, the resources of each node that is alive.
+    """
+    has_gpus = any(node.get("GPU") for node in nodes.values()) and config.tokenizer != NULL_TOKENIZER
+    return {
+        node_id: max(1, math.floor(node.get("CPU", 0.0)) - 1)
+        for node_id, node in nodes.items()
+        if node.get("CPU", 0.0) >= 1 and (node.get(HELPER_RESOURCE) or (has_gpus and not node.get("GPU")))
+    }

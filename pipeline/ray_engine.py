@@ -7,6 +7,7 @@ and so that the number of actors follows the cluster.
 """
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -14,17 +15,20 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
-from ray.util.metrics import Counter, Gauge
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.actor_plan import ActorShape, plan_actors
+from pipeline.actor_plan import ActorShape, plan_actors, plan_helpers
 from pipeline.batching_encoder import EncoderError
+from pipeline.decode import DecodeTask
+from pipeline.decode_pool import DecodePool, DecodePoolConfig
 from pipeline.encode_shard import ShardCancelledError
 from pipeline.local_workers import ShardMoves, fatal_message, is_fatal, one_line, worker_status
 from pipeline.shard_driver import (
@@ -36,16 +40,23 @@ from pipeline.shard_driver import (
     WorkerLost,
     WorkerStatus,
 )
-from pipeline.shard_schedule import Loss, ShardSchedule
-from pipeline.shard_task import ShardFailure, ShardReport, ShardTask
+from pipeline.shard_schedule import Loss
+from pipeline.shard_task import ShardTask
+from pipeline.shared_decoder import Decoded, decode_many
 from pipeline.tokenize_config import TokenizeConfig
-from pipeline.worker_tools import WorkerSetup, open_tools
+from pipeline.worker_tools import WorkerSetup, decode_pool_config, open_tools
 
 logger = logging.getLogger(__name__)
 
 STATUS_EVERY_S = 2.0
 RESIZE_EVERY_S = 5.0
 COMPLAIN_EVERY_S = 60.0
+INTRODUCE_EVERY_S = 30.0
+"""Actors forget a helper that failed them once; one that came back is introduced again."""
+HELPER_CALLS_AT_A_TIME = 8
+"""That a helper works on."""
+HELPER_CALLS_UNDER_WAY = 32
+"""Of one actor."""
 PROBE_EVERY_S = 1.0
 MAX_CUT_OFF_S = 90.0
 """Time in which Ray must find out whether an actor that does not answer is dead."""
@@ -66,19 +77,20 @@ class EncodeActor:
         self._stack = ExitStack()
         self._tools = self._stack.enter_context(open_tools(setup))
         self._moves = ShardMoves()
+        self._askers = ThreadPoolExecutor(HELPER_CALLS_UNDER_WAY, "helper")
         self._node_id = ray.get_runtime_context().get_node_id()
 
     def encode(self, worker_id: str, task: ShardTask) -> WorkerEvent | None:
         """Tokenize one shard; None if the actor was told to stop. Errors come back as values."""
         try:
-            return ShardDone(worker_id, self._tools.encode(task, self._moves.start(task.name)))
+            return ShardDone(worker_id, self._tools.shards.encode(task, self._moves.start(task.name)))
         except ShardCancelledError:
             return None
         except EncoderError as error:
             return WorkerLost(worker_id, Loss.CRASHED, one_line(error))
         except Exception as error:
             fatal = is_fatal(error)
-            message = fatal_message(error, self._tools.folder.url) if fatal else one_line(error)
+            message = fatal_message(error, self._tools.shards.folder.url) if fatal else one_line(error)
             return ShardFailed(worker_id, task.name, f"{message} (on {socket.gethostname()})", fatal)
         finally:
             self._moves.end(task.name)
@@ -93,9 +105,31 @@ class EncodeActor:
         return worker_status(worker_id, self._tools, self._moves)
 
     @ray.method(concurrency_group="control")
+    def set_helpers(self, helpers: dict[str, Any]) -> None:
+        """The decode helpers that there are from now on."""
+        self._tools.decoder.set_helpers(
+            {name: functools.partial(self._ask_helper, handle) for name, handle in helpers.items()}
+        )
+
+    def _ask_helper(self, handle: Any, tasks: Sequence[DecodeTask]) -> "Future[list[Decoded]]":
+        # Not ObjectRef.future(): its callbacks run in a thread of Ray that must make no calls of its own.
+        return self._askers.submit(lambda: ray.get(handle.decode.remote(list(tasks))))
+
+    @ray.method(concurrency_group="control")
     def stop(self) -> None:
         """Give up the shards in hand at their next sample."""
-        self._tools.is_cancelled.set()
+        self._tools.shards.is_cancelled.set()
+
+
+class DecodeHelper:
+    """Decodes for the actors of other nodes, on a node that has no GPU."""
+
+    def __init__(self, config: DecodePoolConfig) -> None:
+        self._pool = DecodePool(config)
+
+    def decode(self, tasks: list[DecodeTask]) -> list[Decoded]:
+        """See ``shared_decoder.decode_many``."""
+        return decode_many(self._pool, tasks)
 
 
 @dataclass
@@ -126,6 +160,9 @@ class RayWorkers:
         self._actors: dict[str, _Actor] = {}
         self._calls: dict[Any, tuple[str, str]] = {}
         """Ref -> worker, and the shard's name or ``status`` or ``join`` behind a colon."""
+        self._helpers: dict[str, Any] = {}
+        """By node."""
+        self._next_introduction_s = 0.0
         self._num_born = 0
         self._num_barren = 0
         self._next_status_s = 0.0
@@ -164,10 +201,11 @@ class RayWorkers:
                     actor.handle.stop.remote()
             if running:
                 ray.wait(running, num_returns=len(running), timeout=STOP_GRACE_S)
-        for actor in self._actors.values():
+        for handle in [*(actor.handle for actor in self._actors.values()), *self._helpers.values()]:
             with contextlib.suppress(RayError):
-                ray.kill(actor.handle)
+                ray.kill(handle)
         self._actors.clear()
+        self._helpers.clear()
         self._calls.clear()
 
     def _resize(self, num_wanted: int) -> None:
@@ -176,8 +214,11 @@ class RayWorkers:
         if now < self._next_resize_s:
             return
         self._next_resize_s = now + RESIZE_EVERY_S
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        shape, num_places = plan_actors(self._config, alive)
+        nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+        helpers = plan_helpers(self._config, nodes)
+        workers = [resources for node_id, resources in nodes.items() if node_id not in helpers]
+        shape, num_places = plan_actors(self._config, workers)
+        self._update_helpers(helpers, now)
         wanted = min(num_places, num_wanted)
         for _ in range(wanted - len(self._actors)):
             self._start_actor(shape, now)
@@ -187,6 +228,26 @@ class RayWorkers:
                 "no worker is ready yet; each needs %g CPUs and %g GPUs, free are %s",
                 shape.num_cpus, shape.num_gpus, _readable(ray.available_resources()),
             )  # fmt: skip
+
+    def _update_helpers(self, wanted: dict[str, int], now: float) -> None:
+        """Have a helper on each of these nodes, with so many processes; tell the actors."""
+        changed = wanted.keys() != self._helpers.keys()
+        for node_id in self._helpers.keys() - wanted.keys():
+            del self._helpers[node_id]
+        for node_id in wanted.keys() - self._helpers.keys():
+            config = decode_pool_config(self._setup_for("cpu", 1), wanted[node_id])
+            remote = ray.remote(
+                num_cpus=wanted[node_id],
+                max_restarts=-1,
+                max_concurrency=HELPER_CALLS_AT_A_TIME,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+            )(DecodeHelper)
+            self._helpers[node_id] = remote.remote(config)
+        if changed or (self._helpers and now >= self._next_introduction_s):
+            self._next_introduction_s = now + INTRODUCE_EVERY_S
+            for actor in self._actors.values():
+                if actor.node_id:
+                    actor.handle.set_helpers.remote(self._helpers)
 
     def _start_actor(self, shape: ActorShape, now: float) -> None:
         self._num_born += 1
@@ -229,6 +290,8 @@ class RayWorkers:
             return self._reached_again(worker_id)
         if call == ":join":
             actor.node_id = answer
+            if self._helpers:
+                actor.handle.set_helpers.remote(self._helpers)
             return [WorkerJoined(worker_id, self._config.shards_in_flight)]
         if call == ":status":
             actor.is_asked = False
@@ -360,48 +423,3 @@ def _initialize() -> None:
         object_store_memory=LOCAL_OBJECT_STORE_BYTES,
         _node_ip_address="127.0.0.1",
     )
-
-
-class RayMetrics:
-    """The run as Ray metrics, for Prometheus; a ``RunListener``."""
-
-    def __init__(self) -> None:
-        self._images = Counter("seed_shards_images", "Images that were written.")
-        self._samples = Counter("seed_shards_samples_quarantined", "Samples refused.", tag_keys=("reason",))
-        self._shards = Counter(
-            "seed_shards_shards", "Source shards, by what became of them.", tag_keys=("state",)
-        )
-        self._workers = Gauge("seed_shards_workers", "Workers that are ready.")
-        self._wait = Gauge(
-            "seed_shards_model_wait_fraction", "Share of model time without data.", tag_keys=("worker",)
-        )
-        self._remaining = Gauge("seed_shards_shards_remaining", "Source shards not finished.")
-        self._num_workers = 0
-
-    def shard_done(self, report: ShardReport) -> None:
-        self._shards.inc(1, {"state": "done"})
-        if report.counts.images_written:
-            self._images.inc(report.counts.images_written)
-        for reason, number in report.counts.samples_quarantined.items():
-            self._samples.inc(number, {"reason": reason})
-
-    def shard_retried(self, name: str, error: str) -> None:
-        self._shards.inc(1, {"state": "retried"})
-
-    def shard_set_aside(self, failure: ShardFailure) -> None:
-        self._shards.inc(1, {"state": "failed"})
-
-    def worker_joined(self, worker_id: str) -> None:
-        self._num_workers += 1
-
-    def worker_lost(self, worker_id: str, loss: Loss, error: str) -> None:
-        self._num_workers -= 1
-
-    def worker_status(self, status: WorkerStatus) -> None:
-        whole_s = status.busy_s + status.starved_s
-        if whole_s:
-            self._wait.set(status.starved_s / whole_s, {"worker": status.worker_id})
-
-    def tick(self, schedule: ShardSchedule) -> None:
-        self._workers.set(self._num_workers)
-        self._remaining.set(schedule.num_unassigned + schedule.num_running)

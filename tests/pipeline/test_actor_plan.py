@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.actor_plan import ActorShape, plan_actors
+from pipeline.actor_plan import ActorShape, plan_actors, plan_helpers
 from pipeline.tokenize_config import TokenizeConfig
 
 GPU_NODE = {"GPU": 8.0, "CPU": 96.0}
@@ -31,3 +31,19 @@ def config(**settings: object) -> TokenizeConfig:
 )
 def test_plan(settings: dict, nodes: list[dict[str, float]], shape: ActorShape, number: int) -> None:
     assert plan_actors(config(**settings), nodes) == (shape, number)
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "helpers"),
+    [
+        ({}, {"a": CPU_NODE, "b": GPU_NODE}, {"a": 63}),
+        ({}, {"a": CPU_NODE}, {}),
+        ({"tokenizer": "null"}, {"a": CPU_NODE, "b": GPU_NODE}, {}),
+        ({}, {"a": {"CPU": 2.0}, "b": {"CPU": 2.0, "seed_decode": 1.0}}, {"b": 1}),
+        ({}, {"head": {"object_store_memory": 1.0}, "b": GPU_NODE}, {}),
+    ],
+)
+def test_nodes_without_gpu_help_those_that_have_one(
+    settings: dict, nodes: dict[str, dict[str, float]], helpers: dict[str, int]
+) -> None:
+    assert plan_helpers(config(**settings), nodes) == helpers

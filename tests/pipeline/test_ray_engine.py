@@ -191,6 +191,25 @@ def test_a_node_that_joins_is_used_and_a_node_that_dies_costs_no_attempt(
     assert token_files(folder) == token_files(other)
 
 
+def test_a_node_that_only_decodes_helps_and_its_death_costs_nothing(
+    cluster, shards: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    outcomes: list[RunOutcome] = []
+    slow = {"num_actors": 1, "decode_workers": 1, "batch_size": 64}
+    many = write_shards(tmp_path / "in", 40, 60)
+    node = cluster.add_node(num_cpus=2, resources={"seed_decode": 1}, object_store_memory=100 << 20)
+    with fault("none:none:none"):
+        thread = in_background(lambda: outcomes.append(run(many, tmp_path / "out", **slow)))
+        assert wait_until(lambda: len(token_files(tmp_path / "out")) > 30)
+        cluster.remove_node(node, allow_graceful=False)
+        thread.join(timeout=120)
+    (outcome,) = outcomes
+    assert outcome.failures == []
+    assert outcome.progress.summary()["decoded_by_helpers"] > 0
+    run(many, tmp_path / "alone", num_actors=0)
+    assert token_files(tmp_path / "out") == token_files(tmp_path / "alone")
+
+
 def test_a_tokenizer_that_the_workers_cannot_load_ends_the_run_with_its_reason(
     cluster, shards: Path, tmp_path: Path
 ) -> None:
