@@ -65,7 +65,7 @@ def ray_calls(num_calls: int = 4000, num_actors: int = 2) -> dict[str, float]:
     settle_authentication()
     import ray
 
-    from pipeline.ray_engine import connect
+    from pipeline.ray_cluster import connect
 
     connect()
 

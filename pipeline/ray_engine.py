@@ -1,4 +1,4 @@
-"""Shards on Ray actors. The only file of the pipeline that imports ray.
+"""Shards on Ray actors.
 
 One actor per GPU (or per few CPUs) owns the shards it has in hand from reading to commit; decoding processes
 run beside it. The driver holds one small call per shard in flight, never the list of all. Actors are not
@@ -10,10 +10,7 @@ import contextlib
 import functools
 import logging
 import math
-import os
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +28,7 @@ from pipeline.decode import DecodeTask
 from pipeline.decode_pool import DecodePool, DecodePoolConfig
 from pipeline.encode_shard import ShardCancelledError
 from pipeline.local_workers import ShardMoves, fatal_message, is_fatal, one_line, worker_status
+from pipeline.ray_cluster import connect
 from pipeline.shard_driver import (
     PoolError,
     ShardDone,
@@ -65,8 +63,6 @@ MAX_BARREN_ACTORS = 3
 """Actors in a row that may die before any has finished a shard or even started."""
 MAX_ERROR_CHARS = 500
 ACTOR_ERROR_PREAMBLE = ("The actor died", "class_name:", "actor_id:", "pid:", "namespace:", "ip:")
-LOCAL_OBJECT_STORE_BYTES = 100 << 20
-"""Only shard names and reports go through Ray."""
 
 
 class EncodeActor:
@@ -390,36 +386,3 @@ def open_ray_workers(
         pool.close()
         if not was_connected:
             ray.shutdown()
-
-
-def connect() -> None:
-    """``ray.init`` for the cluster that RAY_ADDRESS names, or for a quiet private one.
-
-    Raises:
-        PoolError: if that cluster does not answer.
-    """
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    _initialize()
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():  # Ray puts its own in their place
-            signal.signal(number, handler)
-
-
-def _initialize() -> None:
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        try:
-            ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
-        except (ConnectionError, RayError, ValueError) as error:
-            raise PoolError(
-                f"the Ray cluster at {address} (RAY_ADDRESS) cannot be reached: {error}"
-            ) from error
-        return
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        logging_level=logging.WARNING,
-        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-        _node_ip_address="127.0.0.1",
-    )
