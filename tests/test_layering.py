@@ -13,7 +13,7 @@ ALLOWED = {
     "trainer": {"schemas", "tokenizer"},
     "jobs": {"schemas", "tokenizer", "pipeline", "trainer"},
 }
-RAY_FILES = {f"pipeline/ray_{name}.py" for name in ("cluster", "engine", "helpers", "metrics")}
+RAY_FILES = {f"pipeline/ray_{name}.py" for name in ("cluster", "engine", "helpers", "metrics", "tasks")}
 
 
 def imported_packages(path: Path) -> set[str]:
