@@ -217,7 +217,7 @@ class TestRefusals:
 
 
 def test_a_disk_that_is_really_full(shards: Path, tmp_path: Path) -> None:
-    """On a file system of 64 KiB, in a namespace of its own: what is committed stays, nothing is half-written."""
+    """On a file system of 64 KiB, in a namespace of its own: nothing is half-written."""
     mount = tmp_path / "small"
     mount.mkdir()
     command = job_command("--input", str(shards), "--output", str(mount / "out"))

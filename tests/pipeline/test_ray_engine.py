@@ -1,4 +1,4 @@
-"""The engine on real Ray clusters: actors that die, stall or never start, nodes that come and go, `job submit`."""
+"""The engine on real Ray clusters: actors that die, stall or never start, nodes that come and go."""
 
 import contextlib
 import os
@@ -15,7 +15,8 @@ import pytest
 
 from pipeline.fault_points import VARIABLE
 from pipeline.inspect_shards import main as seed_shards
-from pipeline.ray_token import settle_authentication
+from pipeline.tokenize_config import TokenizeConfig
+from pipeline.tokenize_run import RunOutcome, TokenizeJob, make_plan, run_tokenization
 from tests.pipeline.tiny_shards import (
     JOB,
     PAIRS,
@@ -27,11 +28,6 @@ from tests.pipeline.tiny_shards import (
     token_files,
     write_shards,
 )
-
-settle_authentication()
-
-from pipeline.tokenize_config import TokenizeConfig
-from pipeline.tokenize_run import RunOutcome, TokenizeJob, make_plan, run_tokenization
 
 pytestmark = pytest.mark.ray
 NUM_SHARDS = 12
@@ -114,7 +110,7 @@ def in_background(action: Callable[[], None]) -> threading.Thread:
     return thread
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> bool:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 180.0) -> bool:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if condition():
@@ -164,7 +160,7 @@ def test_an_actor_that_stalls_is_replaced(
 ) -> None:
     once = tmp_path / "once"
     with fault(f"stall:reading:00003:{once}"):
-        outcome = run(shards, tmp_path / "out", num_actors=1, stall_timeout=3.0)
+        outcome = run(shards, tmp_path / "out", num_actors=1, stall_timeout=10.0)
     assert once.exists()
     assert outcome.progress.worker_losses == {"stalled": 1}
     assert outcome.failures == []
@@ -186,13 +182,32 @@ def test_a_node_that_joins_is_used_and_a_node_that_dies_costs_no_attempt(
         assert wait_until(lambda: num_joined(folder) == 2), "no actor joined from the new node"
         time.sleep(1.0)
         cluster.remove_node(node, allow_graceful=False)
-        thread.join(timeout=120)
+        thread.join(timeout=240)
     (outcome,) = outcomes
     assert outcome.failures == [], "a lost node counts as an attempt"
     assert outcome.progress.worker_losses == {"node_lost": 1}
     other = tmp_path / "other"
     run(slow, other, num_actors=0)
     assert token_files(folder) == token_files(other)
+
+
+def test_a_node_that_only_decodes_helps_and_its_death_costs_nothing(
+    cluster, shards: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    outcomes: list[RunOutcome] = []
+    slow = {"num_actors": 1, "decode_workers": 1, "batch_size": 64}
+    many = write_shards(tmp_path / "in", 40, 60)
+    node = cluster.add_node(num_cpus=2, resources={"seed_decode": 1}, object_store_memory=100 << 20)
+    with fault("none:none:none"):
+        thread = in_background(lambda: outcomes.append(run(many, tmp_path / "out", **slow)))
+        assert wait_until(lambda: len(token_files(tmp_path / "out")) > 30)
+        cluster.remove_node(node, allow_graceful=False)
+        thread.join(timeout=240)
+    (outcome,) = outcomes
+    assert outcome.failures == []
+    assert outcome.progress.summary()["decoded_by_helpers"] > 0
+    run(many, tmp_path / "alone", num_actors=0)
+    assert token_files(tmp_path / "out") == token_files(tmp_path / "alone")
 
 
 def test_a_tokenizer_that_the_workers_cannot_load_ends_the_run_with_its_reason(
@@ -261,7 +276,8 @@ def test_ray_job_submit(shards: Path, undisturbed: dict[str, bytes], tmp_path: P
     ray_command = [sys.executable, "-m", "ray.scripts.scripts"]
     start = [
         *ray_command, "start", "--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=true",
-        f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=28266", "--object-store-memory=100000000", "--block",
+        f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=28266",
+        "--object-store-memory=100000000", "--block",
     ]  # fmt: skip
     head = subprocess.Popen(
         start, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
