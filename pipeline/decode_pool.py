@@ -1,0 +1,245 @@
+"""A supervised pool of decode processes, for use inside one process that also feeds a GPU.
+
+Decoding in the process that runs Python and the GPU slows both, and a decoder that crashes or never returns
+must cost one sample, not the actor. So each worker is a process of its own; one that dies or exceeds the time
+limit fails exactly the task it had begun, is replaced, and the task queued behind it goes to its successor.
+
+One thread per worker waits on its socket (asleep, without the GIL), keeps two tasks in the worker's hands so
+that it never idles, and copies results out of shared memory into arrays that the caller owns. That copy is
+about 15 microseconds a picture; in return no lease can be forgotten and no slow consumer can hold a slot.
+`benchmarks/decode.py` measures the pool against a plain loop.
+"""
+
+import logging
+import queue
+import signal
+import threading
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from pipeline.decode import DecodedFrames, DecodeError, DecodeTask, load_decoder, run_decoder
+from pipeline.decode_process import TASKS_PER_WORKER, DecodeProcess, WorkerGone
+from schemas.quarantine import Reason
+from tokenizer.preprocess import PreprocessConfig
+
+logger = logging.getLogger(__name__)
+
+MAX_USELESS_STARTS = 3  # workers in a row that died before they began a task
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodePoolConfig:
+    """How many decode processes, and their bounds."""
+
+    num_workers: int = 2
+    """Processes; 0 decodes in the calling thread (tests, debugging: no isolation, no time limit)."""
+    max_in_flight: int = 64
+    """Tasks submitted and not finished; `submit` waits beyond that."""
+    timeout_s: float = 30.0
+    """Wall time of one task, after which its worker is killed and the task refused."""
+    max_memory_bytes: int = 4 * 2**30
+    """Private memory of one worker; 0 sets no limit."""
+    frames_per_task: int = 1
+    """Most frames of one task: 1 for images."""
+    decoder: str = "pipeline.decode:decode_task"
+    """The function that decodes, `package.module:function`."""
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 0:
+            raise ValueError(f"decode.num_workers must be at least 0, got {self.num_workers}")
+        if self.max_in_flight < 1 or self.frames_per_task < 1:
+            raise ValueError("decode.max_in_flight and decode.frames_per_task must be at least 1")
+        if self.timeout_s <= 0:
+            raise ValueError(f"decode.timeout_s must be positive, got {self.timeout_s}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PendingTask:
+    """A task and the promise of its result."""
+
+    task: DecodeTask
+    future: Future[DecodedFrames]
+
+
+class DecodePool:
+    """Decodes tasks in supervised processes; thread-safe; a context manager.
+
+    A refused task (bad image, crashed decoder, time limit) is a future that raises DecodeError.
+    """
+
+    def __init__(self, config: DecodePoolConfig) -> None:
+        """Start the workers in the background.
+
+        Raises:
+            ValueError: if the decoder cannot be imported.
+        """
+        self.config = config
+        self.num_replaced = 0
+        """Workers that died or were killed so far."""
+        self._decoder = load_decoder(config.decoder)
+        self._free_places = threading.BoundedSemaphore(config.max_in_flight)
+        self._waiting: queue.SimpleQueue[PendingTask | None] = queue.SimpleQueue()
+        self._state_lock = threading.Lock()
+        self._is_closed = False
+        self._threads = [
+            threading.Thread(target=self._serve_worker, name=f"decode-worker-{index}", daemon=True)
+            for index in range(config.num_workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, task: DecodeTask) -> "Future[DecodedFrames]":
+        """Queue one task; waits while `max_in_flight` tasks are unfinished.
+
+        Raises:
+            RuntimeError: if the pool is closed.
+            ValueError: if the task asks for more frames than a slot holds.
+        """
+        if task.num_frames > self.config.frames_per_task:
+            limit = self.config.frames_per_task
+            raise ValueError(f"{task.num_frames} frames asked for, decode.frames_per_task is {limit}")
+        pending = PendingTask(task, Future())
+        if self.config.num_workers == 0:
+            self._decode_here(pending)
+            return pending.future
+        self._free_places.acquire()
+        with self._state_lock:
+            if self._is_closed:
+                self._free_places.release()
+                raise RuntimeError("the decode pool is closed")
+            self._waiting.put(pending)
+        return pending.future
+
+    def close(self) -> None:
+        """Cancel what waits, finish what is being decoded, end the workers. Safe to call twice."""
+        with self._state_lock:
+            self._is_closed = True
+        self._cancel_waiting()
+        for _ in self._threads:
+            self._waiting.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._cancel_waiting()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _decode_here(self, pending: PendingTask) -> None:
+        if self._is_closed:
+            raise RuntimeError("the decode pool is closed")
+        try:
+            pending.future.set_result(run_decoder(self._decoder, pending.task, self.config.preprocess))
+        except DecodeError as error:
+            pending.future.set_exception(error)
+
+    def _cancel_waiting(self) -> None:
+        while True:
+            try:
+                pending = self._waiting.get_nowait()
+            except queue.Empty:
+                return
+            if pending is not None:
+                pending.future.cancel()
+                self._free_places.release()
+
+    def _is_still_wanted(self, pending: PendingTask) -> bool:
+        """False, and its place freed, when the submitter cancelled the future."""
+        if pending.future.set_running_or_notify_cancel():
+            return True
+        self._free_places.release()
+        return False
+
+    def _finish(self, pending: PendingTask, outcome: DecodedFrames | BaseException) -> None:
+        if isinstance(outcome, BaseException):
+            pending.future.set_exception(outcome)
+        else:
+            pending.future.set_result(outcome)
+        self._free_places.release()
+
+    def _serve_worker(self) -> None:
+        """One worker after the other, until the pool closes; runs in a thread of its own."""
+        in_hand: deque[PendingTask] = deque()
+        num_useless_starts = 0
+        while num_useless_starts < MAX_USELESS_STARTS:
+            num_useless_starts += 1
+            try:
+                worker = self._start_worker()
+            except (WorkerGone, OSError) as error:
+                logger.error("%s (attempt %d of %d)", error, num_useless_starts, MAX_USELESS_STARTS)
+                continue
+            try:
+                self._feed(worker, in_hand)
+                return worker.close()
+            except WorkerGone:
+                self._account_for(worker, in_hand)
+            if worker.num_begun:
+                num_useless_starts = 0
+        self._fail_all(in_hand)
+
+    def _start_worker(self) -> DecodeProcess:
+        return DecodeProcess(
+            decoder=self.config.decoder,
+            preprocess=self.config.preprocess,
+            frames_per_task=self.config.frames_per_task,
+            timeout_s=self.config.timeout_s,
+            max_memory_bytes=self.config.max_memory_bytes,
+        )
+
+    def _feed(self, worker: DecodeProcess, in_hand: deque[PendingTask]) -> None:
+        """Keep the worker busy until the pool closes; returns with nothing in hand. Raises WorkerGone."""
+        for pending in in_hand:  # left by a predecessor that had not begun them
+            worker.send(pending.task)
+        is_closing = False
+        while True:
+            while not is_closing and len(in_hand) < TASKS_PER_WORKER:
+                try:
+                    arrival = self._waiting.get(block=not in_hand)
+                except queue.Empty:
+                    break
+                if arrival is None:
+                    is_closing = True
+                elif self._is_still_wanted(arrival):
+                    in_hand.append(arrival)
+                    worker.send(arrival.task)
+            if not in_hand:
+                return
+            outcome = worker.receive()
+            self._finish(in_hand.popleft(), outcome)
+
+    def _account_for(self, worker: DecodeProcess, in_hand: deque[PendingTask]) -> None:
+        """A worker is gone: refuse the task that it had begun, and keep the others for its successor."""
+        status = worker.stop()
+        with self._state_lock:
+            self.num_replaced += 1
+        logger.warning("decode worker pid=%d ended with %d; replacing it", worker.process.pid, status)
+        if worker.num_begun > worker.num_replied:
+            status = -signal.SIGALRM if worker.has_exceeded_time else status
+            self._finish(in_hand.popleft(), cause_of_death(status, self.config.timeout_s))
+
+    def _fail_all(self, in_hand: deque[PendingTask]) -> None:
+        """No worker can be started: nothing submitted may wait forever."""
+        reason = RuntimeError("decode workers do not start; their messages are on stderr")
+        for pending in in_hand:
+            self._finish(pending, reason)
+        in_hand.clear()
+        while (arrival := self._waiting.get()) is not None:
+            if self._is_still_wanted(arrival):
+                self._finish(arrival, reason)
+
+
+def cause_of_death(status: int, timeout_s: float) -> DecodeError:
+    """The refusal of the task during which a worker ended with this status."""
+    if status == -signal.SIGALRM:
+        return DecodeError(Reason.DECODE_TIMEOUT, f"not decoded within {timeout_s:g} s")
+    if status < 0:
+        return DecodeError(Reason.DECODER_CRASHED, f"the decoder died of {signal.Signals(-status).name}")
+    return DecodeError(Reason.DECODER_CRASHED, f"the decoder exited with status {status}")

@@ -1,0 +1,61 @@
+"""Decoders that misbehave as told by the bytes of the task; decode processes import this file by name."""
+
+import ctypes
+import os
+import re
+import signal
+import time
+
+import numpy as np
+
+from pipeline.decode import DecodedFrames, DecodeError, DecodeTask
+from schemas.quarantine import Reason
+from tokenizer.preprocess import PreprocessConfig
+
+
+def loop_in_c() -> None:
+    """Catastrophic backtracking: hours inside one C call that holds the GIL."""
+    re.match(r"(a+)+$", "a" * 40 + "b")
+
+
+def loop_with_alarm_blocked() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    while True:
+        time.sleep(1)
+
+
+def loop_in_python() -> None:
+    while True:
+        pass
+
+
+MISDEEDS = {
+    b"segfault": lambda: ctypes.string_at(0),
+    b"sigsegv": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    b"sigkill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    b"exit": lambda: os._exit(3),
+    b"loop": loop_in_python,
+    b"loop in C": loop_in_c,
+    b"loop, alarm blocked": loop_with_alarm_blocked,
+    b"memory": lambda: np.ones(2**33, np.uint8),
+}
+
+
+def decode(task: DecodeTask, config: PreprocessConfig) -> DecodedFrames:
+    """Frames filled with the number in the task's bytes, unless they name a misdeed."""
+    if task.data in MISDEEDS:
+        MISDEEDS[task.data]()
+    if task.data == b"refuse":
+        raise DecodeError(Reason.IMAGE_TRUNCATED, "as asked")
+    if task.data.startswith(b"sleep "):
+        time.sleep(float(task.data[6:]))
+        return DecodedFrames(np.zeros((1, 224, 224, 3), np.uint8))
+    first = int(task.data)
+    levels = np.arange(first, first + task.num_frames, dtype=np.uint8)
+    pixels = np.broadcast_to(levels[:, None, None, None], (task.num_frames, 224, 224, 3))
+    return DecodedFrames(np.ascontiguousarray(pixels), tuple(float(level) for level in levels))
+
+
+def decode_unless_broken(task: DecodeTask, config: PreprocessConfig) -> DecodedFrames:
+    """Never reached: a worker that imports this module under a wrong environment dies before."""
+    raise AssertionError
