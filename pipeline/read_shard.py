@@ -1,0 +1,31 @@
+"""Samples of one source shard, from its URL."""
+
+from collections.abc import Iterator
+
+from pipeline.inputs import SourceShard
+from pipeline.source_stream import SourceStreamConfig, open_source
+from pipeline.sources.tar_reader import ShardReadReport, TarReaderConfig, TarSample, read_samples
+from schemas.quarantine import QuarantineRecord, Reason, Unit
+
+
+def read_shard(
+    shard: SourceShard,
+    *,
+    tar: TarReaderConfig | None = None,
+    stream: SourceStreamConfig | None = None,
+    report: ShardReadReport | None = None,
+) -> Iterator[TarSample | QuarantineRecord]:
+    """Open a shard and read its samples; see `read_samples`.
+
+    A directory that is called ``x.tar`` is a damaged shard like any other, because no retry can mend it.
+
+    Raises:
+        OSError, ValueError: when the shard cannot be read (missing, refused, stalled), naming its URL.
+    """
+    report = report if report is not None else ShardReadReport()
+    try:
+        with open_source(shard.url, stream) as opened:
+            yield from read_samples(opened, shard.name, url=shard.url, config=tar, report=report)
+    except IsADirectoryError:
+        report.reasons[Reason.TAR_CORRUPT] += 1
+        yield QuarantineRecord(shard.name, "", Unit.SHARD, Reason.TAR_CORRUPT, f"{shard.url} is a directory")

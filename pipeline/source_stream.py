@@ -1,0 +1,261 @@
+"""Opens a source shard, local or behind a URL, as one sequential stream that cannot hang.
+
+A thread reads blocks ahead into a bounded queue. The reader waits for a block no longer than the stall
+timeout; a stall, an I/O error or an early end makes it open the source again behind the last byte it got,
+a bounded number of times. A thread that is stuck inside a read cannot be ended from outside: it is
+abandoned, and ends by itself when its read returns.
+"""
+
+import io
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import fsspec
+from fsspec.core import split_protocol, url_to_fs
+
+logger = logging.getLogger(__name__)
+
+OpenAt = Callable[[int], tuple[BinaryIO, int | None]]
+"""Opens the source at a byte offset; gives the handle and the total size where known."""
+
+PERMANENT_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ValueError)
+"""Trying again cannot help."""
+EXTRAS = {
+    "s3": "pip install 'seed-shards[s3]'",
+    "s3a": "pip install 'seed-shards[s3]'",
+    "gs": "pip install gcsfs",
+    "gcs": "pip install gcsfs",
+    "http": "pip install aiohttp",
+    "https": "pip install aiohttp",
+}
+
+
+class SourceReadError(OSError):
+    """A source could not be read to its end, after all retries."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceStreamConfig:
+    """How a source shard is read."""
+
+    block_bytes: int = 4 * 1024**2
+    """Bytes of one read; for object stores one range request."""
+    num_blocks_ahead: int = 3
+    """Blocks held ready, so that a slow store overlaps with decoding."""
+    stall_timeout_s: float = 60.0
+    """Longest wait for the next block, opening included, before the source counts as stalled."""
+    max_retries: int = 4
+    """Times in a row that the source is opened again without a byte gained."""
+    retry_delay_s: float = 0.5
+    """Pause before the first retry; doubled each time."""
+
+    def __post_init__(self) -> None:
+        for name in ("block_bytes", "num_blocks_ahead", "stall_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"source_stream.{name} must be positive, got {getattr(self, name)}")
+        for name in ("max_retries", "retry_delay_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"source_stream.{name} must not be negative, got {getattr(self, name)}")
+
+
+def open_source(url: str, config: SourceStreamConfig | None = None) -> BinaryIO:
+    """A sequential, buffered stream of the bytes at ``url`` (a local path or an fsspec URL).
+
+    Raises:
+        ValueError: if the package that reads this kind of URL is missing.
+        FileNotFoundError, IsADirectoryError, PermissionError: when reading begins, naming ``url``.
+        SourceReadError: while reading, when the source stalls or fails more often than the retries allow.
+    """
+    config = config or SourceStreamConfig()
+    opener = local_opener(url) if is_local(url) else remote_opener(url, config.block_bytes)
+    return buffered_source(opener, url, config)
+
+
+def buffered_source(opener: OpenAt, url: str, config: SourceStreamConfig) -> BinaryIO:
+    """The same over any function that opens the source at an offset."""
+    return io.BufferedReader(_ReadAheadStream(opener, url, config), 1024**2)
+
+
+def is_local(url: str) -> bool:
+    protocol, _ = split_protocol(url)
+    return protocol is None or (len(protocol) == 1 and os.name == "nt")
+
+
+def local_opener(path: str) -> OpenAt:
+    def open_at(offset: int) -> tuple[BinaryIO, int | None]:
+        handle = open(path, "rb", buffering=0)  # noqa: SIM115  closed by the reading thread
+        size = os.fstat(handle.fileno()).st_size
+        handle.seek(offset)
+        return handle, size
+
+    return open_at
+
+
+def remote_opener(url: str, block_bytes: int) -> OpenAt:
+    filesystem, path = filesystem_of(url)
+
+    def open_at(offset: int) -> tuple[BinaryIO, int | None]:
+        handle = filesystem.open(path, "rb", block_size=block_bytes)
+        if offset:
+            try:
+                handle.seek(offset)
+            except (ValueError, OSError):  # a server without ranges: read up to the place
+                while offset > 0 and (piece := handle.read(min(offset, 1024**2))):
+                    offset -= len(piece)
+        return handle, getattr(handle, "size", None)
+
+    return open_at
+
+
+def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec file system of a URL, and the path inside it.
+
+    Raises:
+        ValueError: naming the package to install, or that the protocol is unknown.
+    """
+    protocol, _ = split_protocol(url)
+    try:
+        return url_to_fs(url)
+    except ImportError as error:
+        remedy = EXTRAS.get(protocol or "", f"install the fsspec package for {protocol}://")
+        raise ValueError(
+            f"{url}: reading {protocol}:// needs a package that is not installed: {remedy}"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{url}: {error}") from error
+
+
+class _ReadAheadStream(io.RawIOBase):
+    """Raw stream over a reading thread, replaced by a new one when it stalls or fails."""
+
+    def __init__(self, opener: OpenAt, url: str, config: SourceStreamConfig) -> None:
+        self._opener = opener
+        self._url = url
+        self._config = config
+        self._offset = 0
+        self._size: int | None = None
+        self._pending = memoryview(b"")
+        self._is_at_end = False
+        self._worker: _Worker | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        if not self._pending and not self._is_at_end:
+            self._pending = memoryview(self._next_block())
+            self._is_at_end = not self._pending
+        size = min(len(buffer), len(self._pending))
+        buffer[:size] = self._pending[:size]
+        self._pending = self._pending[size:]
+        return size
+
+    def close(self) -> None:
+        self._abandon_worker()
+        super().close()
+
+    def _next_block(self) -> bytes:
+        """The next bytes, empty at the end; retries until bytes come or the retries are used up."""
+        for attempt in range(self._config.max_retries + 1):
+            if attempt:
+                time.sleep(self._config.retry_delay_s * 2 ** (attempt - 1))
+            try:
+                block = self._block_once()
+            except PERMANENT_ERRORS as error:
+                self._abandon_worker()
+                raise _with_url(error, self._url) from error
+            except Exception as error:  # stores raise what they like: botocore, aiohttp, OSError
+                self._abandon_worker()
+                failure = error
+                logger.warning(
+                    "source=%s offset=%d attempt=%d error=%r", self._url, self._offset, attempt, error
+                )
+            else:
+                self._offset += len(block)
+                return block
+        raise SourceReadError(
+            f"{self._url}: failed at byte {self._offset} "
+            f"(retried {self._config.max_retries} times): {failure!r}"
+        ) from failure
+
+    def _block_once(self) -> bytes:
+        if self._worker is None:
+            self._worker = _Worker(self._opener, self._offset, self._config)
+        block, size = self._worker.next_block(self._config.stall_timeout_s)
+        if self._size is None:
+            self._size = size
+        elif size is not None and size != self._size:
+            raise ValueError(f"the source changed while it was read: {self._size} bytes became {size}")
+        if not block and self._size is not None and self._offset < self._size:
+            raise OSError(f"the source ended after {self._offset} of {self._size} bytes")
+        return block
+
+    def _abandon_worker(self) -> None:
+        if self._worker is not None:
+            self._worker.abandon()
+            self._worker = None
+
+
+class _Worker:
+    """A daemon thread that reads blocks from an offset to the end, never more than a few ahead."""
+
+    def __init__(self, opener: OpenAt, offset: int, config: SourceStreamConfig) -> None:
+        self._opener = opener
+        self._offset = offset
+        self._block_bytes = config.block_bytes
+        self._queue: queue.Queue[bytes | BaseException] = queue.Queue()
+        self._free_slots = threading.Semaphore(config.num_blocks_ahead)
+        self._is_abandoned = False
+        self._size: int | None = None
+        threading.Thread(target=self._run, name="source-reader", daemon=True).start()
+
+    def next_block(self, timeout_s: float) -> tuple[bytes, int | None]:
+        """The next block and the size of the source where known; the block is empty at the end.
+
+        Raises:
+            TimeoutError: if none came in time.
+            Exception: what the source raised.
+        """
+        try:
+            item = self._queue.get(timeout=timeout_s)
+        except queue.Empty:
+            raise TimeoutError(f"no byte for {timeout_s:g} s (source_stream.stall_timeout_s)") from None
+        self._free_slots.release()
+        if isinstance(item, BaseException):
+            raise item
+        return item, self._size
+
+    def abandon(self) -> None:
+        self._is_abandoned = True
+        self._free_slots.release()
+
+    def _run(self) -> None:
+        try:
+            handle, self._size = self._opener(self._offset)
+            with handle:
+                self._read_blocks(handle)
+        except BaseException as error:  # handed to the reader, which decides
+            self._queue.put(error)
+
+    def _read_blocks(self, handle: BinaryIO) -> None:
+        block = None
+        while block != b"":
+            self._free_slots.acquire()
+            if self._is_abandoned:
+                return
+            block = handle.read(self._block_bytes)
+            self._queue.put(block)
+
+
+def _with_url(error: Exception, url: str) -> Exception:
+    """The same kind of error with a message that begins with the URL."""
+    if isinstance(error, OSError) and error.strerror:
+        return type(error)(error.errno, f"{url}: {error.strerror}")
+    text = str(error)
+    return type(error)(text if text.startswith(url) else f"{url}: {text or type(error).__name__}")

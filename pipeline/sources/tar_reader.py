@@ -1,0 +1,279 @@
+"""The strict, streaming shard reader: a tar stream in, samples and quarantine records out.
+
+A sample is a run of adjacent members with one key (see `member_names`). What webdataset and tarfile lose or
+mix in silence is reported here:
+
+- a key that comes again after its run has ended is ``duplicate_key``; the runs are never merged, so the
+  image of one sample cannot meet the caption of another. The first run stands.
+- two members of one name in a run are ``duplicate_member``; which one is meant cannot be known.
+- damage ends the shard (``tar_truncated``, ``tar_corrupt``). What was complete before it comes out. The run
+  that the damage cut is refused. Where the damage lies *between* members, the last run is taken as
+  complete when it has at least as many members as the run before it, and is refused otherwise.
+- a second tar behind the end marker is read on, and reported as ``tar_concatenated``.
+
+Memory: the members of one sample, and 8 bytes of hash (about 100 bytes as Python objects) for each key.
+Speed: `benchmarks/tar_reader.py`.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import BinaryIO
+
+from pipeline.sources.decompress import TarDamageError, compression_of, decompressed
+from pipeline.sources.member_names import split_name
+from pipeline.sources.tar_header import BLOCK_BYTES
+from pipeline.sources.tar_members import ByteCounter, EndMarker, TarMember, TarWalk
+from schemas.quarantine import QuarantineRecord, Reason, Unit
+
+logger = logging.getLogger(__name__)
+
+SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.zstd", ".tzst")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TarReaderConfig:
+    """Bounds of what one shard may make the reader hold or do."""
+
+    max_member_bytes: int = 256 * 1024**2
+    """Larger members are passed over and refused (member_too_large)."""
+    max_sample_bytes: int = 1024**3
+    """Members of one sample together; a larger sample is refused (member_too_large)."""
+    max_decompressed_bytes: int = 64 * 1024**3
+    """Plain bytes that one .tar.gz or .tar.zst may give; beyond it the shard is tar_corrupt."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_member_bytes", "max_sample_bytes", "max_decompressed_bytes"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"tar_reader.{name} must be positive, got {getattr(self, name)}")
+
+
+@dataclass(slots=True)
+class TarSample:
+    """One sample as it stands in the tar."""
+
+    key: str
+    members: dict[str, bytes]
+    """Extension (lower case, without the first dot) -> bytes, in tar order."""
+    offset: int
+    """Of the first member's header in the decompressed tar, in bytes."""
+    refused: dict[str, Reason] = field(default_factory=dict)
+    """Extensions of members that were refused: links, too large."""
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(map(len, self.members.values()))
+
+
+@dataclass(slots=True)
+class ShardReadReport:
+    """Counters of one shard; complete when the reader is exhausted.
+
+    ``num_samples == num_emitted + num_quarantined`` always holds.
+    """
+
+    num_samples: int = 0
+    """Runs of members with one key that were begun."""
+    num_emitted: int = 0
+    num_quarantined: int = 0
+    """Samples that the reader itself refused (records of unit ``sample``)."""
+    num_members: int = 0
+    num_bytes: int = 0
+    """Of the decompressed tar."""
+    compression: str = ""
+    """``""``, ``"gzip"`` or ``"zstd"``, by content."""
+    is_complete: bool = False
+    """False while reading, and for ever when damage hid a part of the shard."""
+    reasons: Counter[Reason] = field(default_factory=Counter)
+    """Records of every unit, by reason."""
+
+
+def read_samples(
+    stream: BinaryIO,
+    source: str,
+    *,
+    url: str = "",
+    config: TarReaderConfig | None = None,
+    report: ShardReadReport | None = None,
+) -> Iterator[TarSample | QuarantineRecord]:
+    """Samples of one tar stream in order, with a record for everything that is not one.
+
+    Args:
+        stream: a tar, plain or compressed with gzip or zstd (told by content); read once, never sought.
+        source: name of the shard in the records.
+        url: where the shard came from; only to tell whether its name hides that it is compressed.
+        config: bounds.
+        report: counters, filled while reading.
+
+    Raises:
+        OSError: when the stream itself fails; damage never raises.
+    """
+    config = config or TarReaderConfig()
+    report = report if report is not None else ShardReadReport()
+    for item in _Grouping(source, config, report).read(stream, url or source):
+        if isinstance(item, QuarantineRecord):
+            report.reasons[item.reason] += 1
+        yield item
+
+
+@dataclass(slots=True)
+class _Run:
+    """The sample that is being gathered."""
+
+    key: str
+    offset: int
+    members: dict[str, bytes] = field(default_factory=dict)
+    refused: dict[str, Reason] = field(default_factory=dict)
+    num_members: int = 0
+    num_bytes: int = 0
+    fault: tuple[Reason, str] | None = None
+
+
+class _Grouping:
+    """State of reading one shard."""
+
+    def __init__(self, source: str, config: TarReaderConfig, report: ShardReadReport) -> None:
+        self._source = source
+        self._config = config
+        self._report = report
+        self._run: _Run | None = None
+        self._closed_keys: set[int] = set()
+        self._previous_num_members = 0
+
+    def read(self, stream: BinaryIO, url: str) -> Iterator[TarSample | QuarantineRecord]:
+        head = _read_head(stream)
+        if not head:
+            yield self._shard_record(Reason.TAR_ZERO_LENGTH, "the shard has zero bytes")
+            return
+        self._report.compression = compression_of(head)
+        if self._report.compression:
+            if url.lower().endswith(".tar"):
+                detail = f"{self._report.compression} data under the name of a plain tar; read all the same"
+                yield self._shard_record(Reason.TAR_GZIP_MISLABELLED, detail)
+            plain = decompressed(stream, self._report.compression, head, self._config.max_decompressed_bytes)
+            tar = ByteCounter(plain)
+        else:
+            tar = ByteCounter(stream, head)
+        walk = TarWalk(tar, self._config.max_member_bytes)
+        try:
+            yield from self._group(walk)
+            self._report.is_complete = True
+            if not self._report.num_members:
+                yield self._shard_record(Reason.TAR_EMPTY, "a tar without members")
+        except TarDamageError as damage:
+            yield from self._end_at_damage(walk.unfinished_name, damage)
+        finally:
+            self._report.num_bytes = tar.offset
+
+    def _group(self, walk: TarWalk) -> Iterator[TarSample | QuarantineRecord]:
+        report = self._report
+        for member in walk:
+            if isinstance(member, EndMarker):
+                yield from self._close_run()
+                detail = f"byte {member.offset}: another tar follows the end-of-archive marker; read on"
+                yield self._shard_record(Reason.TAR_CONCATENATED, detail)
+                continue
+            report.num_members += 1
+            if member.reason is Reason.MEMBER_IGNORED:  # a directory
+                continue
+            key, extension = split_name(member.name)
+            if isinstance(key, Reason):
+                yield self._member_record(member, key, extension)
+                continue
+            run = self._run
+            if run is None or run.key != key:
+                if run is not None:
+                    yield from self._close_run()
+                run = self._run = _Run(key, member.offset)
+            if member.data is None:
+                run.refused[extension] = member.reason
+                yield self._member_record(member, member.reason, member.detail)
+            else:
+                self._add(run, extension, member)
+        yield from self._close_run()
+
+    def _add(self, run: _Run, extension: str, member: TarMember) -> None:
+        if not run.num_members:
+            self._report.num_samples += 1
+            if _key_hash(run.key) in self._closed_keys:
+                run.fault = Reason.DUPLICATE_KEY, _DUPLICATE_KEY_DETAIL
+        run.num_members += 1
+        run.num_bytes += member.size
+        if run.fault is not None:
+            return
+        if extension in run.members or extension in run.refused:
+            run.fault = Reason.DUPLICATE_MEMBER, f"two members .{extension} under one key"
+        elif run.num_bytes > self._config.max_sample_bytes:
+            detail = f"members together exceed {self._config.max_sample_bytes} bytes (max_sample_bytes)"
+            run.fault = Reason.MEMBER_TOO_LARGE, detail
+        else:
+            run.members[extension] = member.data
+            return
+        run.members.clear()
+
+    def _close_run(self) -> Iterator[TarSample | QuarantineRecord]:
+        run, self._run = self._run, None
+        if run is None or not run.num_members:  # all its members were refused, and recorded
+            return
+        self._closed_keys.add(_key_hash(run.key))
+        self._previous_num_members = run.num_members
+        if run.fault is not None:
+            yield self._sample_record(run, *run.fault)
+        else:
+            self._report.num_emitted += 1
+            yield TarSample(run.key, run.members, run.offset, run.refused)
+
+    def _end_at_damage(
+        self, unfinished_name: bytes | None, damage: TarDamageError
+    ) -> Iterator[TarSample | QuarantineRecord]:
+        """Close the last run or refuse it, name the sample that was cut, and report the shard."""
+        cut_key = split_name(unfinished_name)[0] if unfinished_name is not None else None
+        run = self._run
+        if isinstance(cut_key, str) and (run is None or run.key != cut_key):
+            yield from self._close_run()
+            run = _Run(cut_key, 0)
+            self._report.num_samples += 1
+            yield self._sample_record(run, damage.reason, damage.detail)
+        elif run is not None and (cut_key == run.key or run.num_members < self._previous_num_members):
+            self._run = None
+            if run.num_members or cut_key == run.key:
+                self._report.num_samples += not run.num_members
+                yield self._sample_record(
+                    run, damage.reason, f"the damage lies in or behind this sample: {damage.detail}"
+                )
+        else:
+            yield from self._close_run()
+        yield self._shard_record(damage.reason, damage.detail)
+        logger.warning("shard=%s reason=%s detail=%s", self._source, damage.reason, damage.detail)
+
+    def _sample_record(self, run: _Run, reason: Reason, detail: str) -> QuarantineRecord:
+        self._report.num_quarantined += 1
+        return QuarantineRecord(self._source, run.key, Unit.SAMPLE, reason, detail, run.num_bytes)
+
+    def _member_record(self, member: TarMember, reason: Reason, detail: str) -> QuarantineRecord:
+        name = member.name.decode("utf-8", "backslashreplace")[:_MAX_SHOWN_NAME]
+        detail = f"byte {member.offset}: {detail}"
+        return QuarantineRecord(self._source, name, Unit.MEMBER, reason, detail, member.size)
+
+    def _shard_record(self, reason: Reason, detail: str) -> QuarantineRecord:
+        return QuarantineRecord(self._source, "", Unit.SHARD, reason, detail)
+
+
+_MAX_SHOWN_NAME = 4096
+_DUPLICATE_KEY_DETAIL = (
+    "the key came before; a sample's members must be adjacent (sort the names when writing)"
+)
+
+
+def _read_head(stream: BinaryIO) -> bytes:
+    """The first block, shorter only when the stream is."""
+    head = b""
+    while len(head) < BLOCK_BYTES and (piece := stream.read(BLOCK_BYTES - len(head))):
+        head += piece
+    return head
+
+
+def _key_hash(key: str) -> int:
+    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big")
