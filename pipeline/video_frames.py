@@ -45,7 +45,7 @@ class FrameSampling:
     num_frames: int = 4
     """Frames a clip; where it has fewer, the frame on screen at each chosen time is repeated."""
     rule: Literal["uniform_middle", "uniform_ends"] = "uniform_middle"
-    """``uniform_middle``: what is on screen in the middle of ``num_frames`` equal parts of the duration (SEED).
+    """``uniform_middle``: the middle of each of ``num_frames`` equal parts of the duration (as SEED does).
     ``uniform_ends``: equal steps from the first frame to the last, both included."""
     decoder: Literal["auto", "decord", "pyav"] = "auto"
     """``auto``: decord, and PyAV for what decord cannot read."""
