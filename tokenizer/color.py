@@ -65,7 +65,7 @@ def viewed_pixels(image: Image.Image, profile: bytes | None) -> Pixels:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Pillow's conversion; a mode that it cannot convert (LAB) is an unsupported format."""
+    """Pillow's conversion; a mode that it cannot convert is an unsupported format."""
     try:
         return image.convert("RGB")
     except ValueError as error:

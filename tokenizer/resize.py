@@ -1,9 +1,9 @@
 """The canonical squash of an RGB picture to 224x224: Pillow's classic fixed-point resampling, bit for bit.
 
 The released tokenizer and its codes were made with Pillow before version 13, which resamples rows first,
-rounds to 8 bits, then resamples columns. Pillow 13 swaps the passes on tall pictures and thereby changes
-pixels and codes, so the order belongs to us. Arithmetic of one pass (learned from Pillow's documentation and
-`src/libImaging/Resample.c`):
+rounds to 8 bits, then resamples columns. Pillow 12.2 swaps the passes when the height is over 100 times the
+width, Pillow 13 on every tall picture; that changes pixels and codes, so the order is ours. Arithmetic of one
+pass (learned from Pillow's documentation and `src/libImaging/Resample.c`):
 
 * output pixel `i` sees the input around `(i + 0.5) * scale`, within `support * max(scale, 1)` (antialiased);
 * weights are float64, normalised to sum 1, then rounded half away from zero to 22 fractional bits;
