@@ -54,8 +54,3 @@ def decode(task: DecodeTask, config: PreprocessConfig) -> DecodedFrames:
     levels = np.arange(first, first + task.num_frames, dtype=np.uint8)
     pixels = np.broadcast_to(levels[:, None, None, None], (task.num_frames, 224, 224, 3))
     return DecodedFrames(np.ascontiguousarray(pixels), tuple(float(level) for level in levels))
-
-
-def decode_unless_broken(task: DecodeTask, config: PreprocessConfig) -> DecodedFrames:
-    """Never reached: a worker that imports this module under a wrong environment dies before."""
-    raise AssertionError

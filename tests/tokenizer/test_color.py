@@ -23,7 +23,9 @@ def encode(image: Image.Image, image_format: str, **options: object) -> bytes:
 
 def both(data: bytes) -> tuple[Pixels, Pixels]:
     """(reference, clean) pixels of a file."""
-    return reference_pixels(open_image(data, MAX_PIXELS), data), clean_pixels(open_image(data, MAX_PIXELS), data)
+    return reference_pixels(open_image(data, MAX_PIXELS), data), clean_pixels(
+        open_image(data, MAX_PIXELS), data
+    )
 
 
 def flat(mode: str, color: object) -> Image.Image:
@@ -195,7 +197,9 @@ def swapped_profile() -> bytes:
         table += name + struct.pack(">II", offset + len(body), len(content))
         body += padded
     header = bytearray(128)
-    struct.pack_into(">I4sI4s4s4s", header, 0, offset + len(body), b"\0" * 4, 0x02100000, b"mntr", b"RGB ", b"XYZ ")
+    struct.pack_into(
+        ">I4sI4s4s4s", header, 0, offset + len(body), b"\0" * 4, 0x02100000, b"mntr", b"RGB ", b"XYZ "
+    )
     header[36:40] = b"acsp"
     header[68:80] = fixed(0.9642, 1.0, 0.8249)
     return bytes(header) + table + body

@@ -45,12 +45,14 @@ def test_both_ways_equal_pillow(height: int, width: int, filter_name: Filter, se
     image = noise(height, width, seed)
     squashed = squash_compiled(image, filter_name)
     np.testing.assert_array_equal(squash_with_pillow(image, filter_name), squashed)
-    if PILLOW_MAJOR < 12 or (PILLOW_MAJOR == 12 and height <= 100 * width):  # where its order is the classic one
+    if PILLOW_MAJOR < 12 or (
+        PILLOW_MAJOR == 12 and height <= 100 * width
+    ):  # where its order is the classic one
         in_one_call = Image.fromarray(image).resize((224, 224), RESAMPLING[filter_name])
         np.testing.assert_array_equal(np.asarray(in_one_call), squashed)
 
 
-def plain_pass(image: Pixels, size: int, support: float, kernel) -> Pixels:  # noqa: ANN001
+def plain_pass(image: Pixels, size: int, support: float, kernel) -> Pixels:
     """One horizontal pass as its definition reads, in Python integers."""
     height, width, _ = image.shape
     scale = width / size
@@ -84,7 +86,7 @@ def tent(distance: float) -> float:
 @settings(max_examples=15, deadline=None)
 @given(height=st.integers(1, 40), width=st.integers(1, 40), size=st.integers(1, 20), filter_name=filters)
 def test_arithmetic_as_defined(height: int, width: int, size: int, filter_name: Filter) -> None:
-    """Horizontal pass, 8 bits, vertical pass. Weights may differ by one unit of 2**-22 (formula order): +-1 level."""
+    """Rows, 8 bits, columns. A weight may differ by one unit of 2**-22 (order of the formula): +-1 level."""
     image = noise(height, width)
     kernel, support = (keys_cubic, 2.0) if filter_name == "bicubic" else (tent, 1.0)
     rows = plain_pass(image, size, support, kernel)

@@ -1,0 +1,315 @@
+"""The decode pool under real crashes, hangs and kills: each costs one task and nothing else."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import decode_process
+from pipeline.decode import DecodedFrames, DecodeError, DecodeTask
+from pipeline.decode_pool import DecodePool, DecodePoolConfig
+from schemas.quarantine import Reason
+from tests.pipeline.hostile_decoders import MISDEEDS
+from tokenizer.preprocess import PreprocessConfig, load_image
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "tests" / "data"
+HOSTILE_DECODER = "tests.pipeline.hostile_decoders:decode"
+PATIENCE_S = 60.0
+
+EXPECTED_REASONS = {
+    b"segfault": Reason.DECODER_CRASHED,
+    b"sigsegv": Reason.DECODER_CRASHED,
+    b"sigkill": Reason.DECODER_CRASHED,
+    b"exit": Reason.DECODER_CRASHED,
+    b"loop": Reason.DECODE_TIMEOUT,
+    b"loop in C": Reason.DECODE_TIMEOUT,
+    b"loop, alarm blocked": Reason.DECODE_TIMEOUT,
+    b"memory": Reason.DECODER_CRASHED,
+}
+CRASH_DETAILS = {b"segfault": "SIGSEGV", b"sigkill": "SIGKILL", b"exit": "status 3", b"memory": "MemoryError"}
+
+
+def hostile_pool(num_workers: int = 2, **options: object) -> DecodePool:
+    settings = {"timeout_s": 1.0, "decoder": HOSTILE_DECODER, "num_workers": num_workers} | options
+    return DecodePool(DecodePoolConfig(**settings))
+
+
+def reason_of(future: "Future[DecodedFrames]") -> Reason:
+    with pytest.raises(DecodeError) as refused:
+        future.result(PATIENCE_S)
+    return refused.value.reason
+
+
+def children() -> set[int]:
+    """Processes whose parent this is, zombies included."""
+    lists = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    return {int(pid) for path in lists for pid in path.read_text().split()}
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition, timeout_s: float = PATIENCE_S) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("misdeed", MISDEEDS, ids=bytes.decode)
+def test_a_misdeed_costs_one_task(misdeed: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_process, "GRACE_S", 0.5)
+    with hostile_pool() as pool:
+        before = [pool.submit(DecodeTask(b"%d" % level)) for level in range(10)]
+        bad = pool.submit(DecodeTask(misdeed))
+        after = [pool.submit(DecodeTask(b"%d" % level)) for level in range(10, 20)]
+        for level, future in enumerate(before + after):
+            assert (future.result(PATIENCE_S).pixels == level).all()
+        assert reason_of(bad) == EXPECTED_REASONS[misdeed]
+        assert CRASH_DETAILS.get(misdeed, "") in str(bad.exception())
+        assert pool.num_replaced == (0 if misdeed == b"memory" else 1)
+
+
+def test_many_misdeeds_in_a_row() -> None:
+    tasks = [b"1", b"segfault", b"sigkill", b"exit", b"refuse", b"loop", b"2", b"segfault", b"segfault", b"3"]
+    with hostile_pool(num_workers=1, timeout_s=0.5) as pool:
+        futures = [pool.submit(DecodeTask(task)) for task in tasks]
+        for task, future in zip(tasks, futures, strict=True):
+            if task.isdigit():
+                assert (future.result(PATIENCE_S).pixels == int(task)).all()
+            else:
+                assert reason_of(future) == EXPECTED_REASONS.get(task, Reason.IMAGE_TRUNCATED)
+        assert pool.num_replaced == 6
+
+
+def test_killing_idle_workers_costs_nothing() -> None:
+    known = children()
+    with hostile_pool() as pool:
+        pool.submit(DecodeTask(b"1")).result(PATIENCE_S)
+        for pid in children() - known:
+            os.kill(pid, signal.SIGKILL)
+        futures = [pool.submit(DecodeTask(b"%d" % level)) for level in range(20)]
+        for level, future in enumerate(futures):
+            assert (future.result(PATIENCE_S).pixels == level).all()
+
+
+def test_results_belong_to_the_caller() -> None:
+    """Slots are reused at once; arrays handed out earlier must not change."""
+    with hostile_pool(num_workers=1) as pool:
+        futures = [pool.submit(DecodeTask(b"%d" % level)) for level in range(50)]
+        frames = [future.result(PATIENCE_S) for future in futures]
+    for level, result in enumerate(frames):
+        assert (result.pixels == level).all()
+        assert result.pixels.flags.writeable
+        assert result.pixels.flags.owndata
+
+
+def test_several_frames_with_times() -> None:
+    with hostile_pool(frames_per_task=4) as pool:
+        frames = pool.submit(DecodeTask(b"7", num_frames=4)).result(PATIENCE_S)
+        assert frames.pixels.shape == (4, 224, 224, 3)
+        np.testing.assert_array_equal(frames.pixels[:, 0, 0, 0], [7, 8, 9, 10])
+        assert frames.times_s == (7.0, 8.0, 9.0, 10.0)
+        with pytest.raises(ValueError, match="frames_per_task is 4"):
+            pool.submit(DecodeTask(b"7", num_frames=5))
+
+
+def test_many_threads_share_a_pool() -> None:
+    def submit_some(thread: int) -> list[bool]:
+        levels = [(thread * 31 + step) % 256 for step in range(30)]
+        futures = [pool.submit(DecodeTask(b"%d" % level)) for level in levels]
+        return [
+            bool((f.result(PATIENCE_S).pixels == level).all())
+            for f, level in zip(futures, levels, strict=True)
+        ]
+
+    with hostile_pool(max_in_flight=8) as pool, ThreadPoolExecutor(4) as threads:
+        assert all(all(results) for results in threads.map(submit_some, range(4)))
+
+
+def test_submit_waits_when_enough_is_in_flight() -> None:
+    with hostile_pool(num_workers=1, max_in_flight=2, timeout_s=30.0) as pool:
+        pool.submit(DecodeTask(b"1")).result(PATIENCE_S)  # the worker is up
+        slow = [pool.submit(DecodeTask(b"sleep 0.5")) for _ in range(2)]
+        started = time.monotonic()
+        third = pool.submit(DecodeTask(b"3"))
+        assert slow[0].done()
+        assert time.monotonic() - started > 0.2
+        assert (third.result(PATIENCE_S).pixels == 3).all()
+
+
+def test_close_finishes_what_is_being_decoded_and_cancels_the_rest() -> None:
+    known = children()
+    pool = hostile_pool(num_workers=1, timeout_s=30.0)
+    pool.submit(DecodeTask(b"1")).result(PATIENCE_S)
+    slow = pool.submit(DecodeTask(b"sleep 0.5"))
+    rest = [pool.submit(DecodeTask(b"%d" % level)) for level in range(10)]
+    wait_until(slow.running)
+    pool.close()
+    pool.close()
+    assert slow.result(0).pixels.shape == (1, 224, 224, 3)
+    outcomes = [future.cancelled() or future.done() for future in rest]
+    assert all(outcomes)
+    assert rest[-1].cancelled()
+    with pytest.raises(CancelledError):
+        rest[-1].result()
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.submit(DecodeTask(b"1"))
+    assert children() == known
+
+
+def test_close_wakes_a_waiting_submitter() -> None:
+    pool = hostile_pool(num_workers=1, max_in_flight=1, timeout_s=30.0)
+    pool.submit(DecodeTask(b"1")).result(PATIENCE_S)
+    pool.submit(DecodeTask(b"sleep 0.5"))
+    errors: list[BaseException] = []
+
+    def submit_late() -> None:
+        try:
+            pool.submit(DecodeTask(b"2"))
+        except RuntimeError as error:
+            errors.append(error)
+
+    late = threading.Thread(target=submit_late)
+    late.start()
+    time.sleep(0.1)
+    pool.close()
+    late.join(PATIENCE_S)
+    assert not late.is_alive()
+    assert len(errors) == 1
+
+
+def test_a_cancelled_future_frees_its_place() -> None:
+    with hostile_pool(num_workers=1, max_in_flight=4, timeout_s=30.0) as pool:
+        pool.submit(DecodeTask(b"1")).result(PATIENCE_S)
+        pool.submit(DecodeTask(b"sleep 0.3"))
+        rest = [pool.submit(DecodeTask(b"2")) for _ in range(3)]
+        assert rest[-1].cancel()
+        for _ in range(8):
+            assert (pool.submit(DecodeTask(b"3")).result(PATIENCE_S).pixels == 3).all()
+
+
+def test_workers_that_cannot_start_fail_the_tasks() -> None:
+    config = DecodePoolConfig(num_workers=2, decoder="tests.pipeline.decoder_that_never_starts:decode")
+    with DecodePool(config) as pool:
+        future = pool.submit(DecodeTask(b"1"))
+        with pytest.raises(RuntimeError, match="do not start"):
+            future.result(PATIENCE_S)
+
+
+@pytest.mark.parametrize(
+    "name", ["no.such.module:decode", "pipeline.decode:no_such_function", "pipeline.decode"]
+)
+def test_unknown_decoder_is_refused_at_once(name: str) -> None:
+    with pytest.raises(ValueError, match="decoder"):
+        DecodePool(DecodePoolConfig(decoder=name))
+
+
+@pytest.mark.parametrize("wrong", [{"num_workers": -1}, {"max_in_flight": 0}, {"timeout_s": 0.0}], ids=str)
+def test_wrong_settings_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        DecodePoolConfig(**wrong)
+
+
+@pytest.mark.parametrize("color", ["reference", "clean"])
+def test_real_pictures_equal_decoding_here(color: str) -> None:
+    """Good and bad files, in processes and in this thread: the same pixels, the same refusals."""
+    preprocess = PreprocessConfig(color=color)
+    paths = sorted((DATA / "pixels").glob("0*")) + sorted((DATA / "hostile").glob("*.*g"))
+    tasks = [DecodeTask(path.read_bytes()) for path in paths]
+    with (
+        DecodePool(DecodePoolConfig(preprocess=preprocess)) as pool,
+        DecodePool(DecodePoolConfig(num_workers=0, preprocess=preprocess)) as here,
+    ):
+        for path, far, near in zip(paths, map(pool.submit, tasks), map(here.submit, tasks), strict=True):
+            if near.exception() is None:
+                np.testing.assert_array_equal(far.result(PATIENCE_S).pixels, near.result().pixels)
+                np.testing.assert_array_equal(near.result().pixels[0], load_image(path, preprocess))
+            else:
+                assert str(far.exception(PATIENCE_S)) == str(near.exception())
+        assert pool.num_replaced == 0
+
+
+OWNER_PROGRAM = """
+import json, os, sys, time
+from pathlib import Path
+from pipeline.decode import DecodeTask
+from pipeline.decode_pool import DecodePool, DecodePoolConfig
+pool = DecodePool(DecodePoolConfig(num_workers=3, timeout_s=3.0, decoder={decoder!r}))
+[future.result() for future in [pool.submit(DecodeTask(b"1")) for _ in range(20)]]
+pool.submit(DecodeTask(b"loop in C"))
+pool.submit(DecodeTask(b"sleep 2"))
+time.sleep(0.3)
+lists = Path("/proc/self/task").glob("*/children")
+print(json.dumps([int(pid) for path in lists for pid in path.read_text().split()]), flush=True)
+time.sleep(600)
+"""
+
+
+def test_workers_end_when_their_owner_is_killed() -> None:
+    """SIGKILL gives the owner no chance. One worker idles, one decodes, one hangs in C: all must end alone."""
+    program = OWNER_PROGRAM.format(decoder=HOSTILE_DECODER)
+    names_before = set(Path("/dev/shm").iterdir())
+    owner = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=ROOT)
+    assert owner.stdout is not None
+    workers = json.loads(owner.stdout.readline())
+    assert len(workers) == 3
+    assert all(is_alive(pid) for pid in workers)
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    wait_until(lambda: not any(is_alive(pid) for pid in workers), timeout_s=20.0)
+    ours = {path for path in set(Path("/dev/shm").iterdir()) - names_before if "decode" in path.name}
+    assert not ours
+
+
+def test_a_pool_without_close_does_not_keep_the_process_alive() -> None:
+    program = """
+from pipeline.decode import DecodeTask
+from pipeline.decode_pool import DecodePool, DecodePoolConfig
+pool = DecodePool(DecodePoolConfig(num_workers=1))
+print(pool.submit(DecodeTask(b"")).exception())
+"""
+    finished = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        timeout=PATIENCE_S,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert finished.stdout.strip() == "image_empty: zero bytes"
+
+
+def test_ctrl_c_reaches_the_owner_only() -> None:
+    """SIGINT goes to the whole foreground group; workers must not die of it under a running task."""
+    known = children()
+    with hostile_pool(num_workers=1, timeout_s=30.0) as pool:
+        pool.submit(DecodeTask(b"1")).result(PATIENCE_S)
+        slow = pool.submit(DecodeTask(b"sleep 0.5"))
+        for pid in children() - known:
+            os.kill(pid, signal.SIGINT)
+        assert slow.result(PATIENCE_S).pixels.shape == (1, 224, 224, 3)
+        assert pool.num_replaced == 0
+
+
+def test_a_future_can_be_waited_for_with_a_time_limit() -> None:
+    with hostile_pool(num_workers=1, timeout_s=30.0) as pool:
+        future = pool.submit(DecodeTask(b"sleep 1"))
+        with pytest.raises(FutureTimeoutError):
+            future.result(0.01)
+        assert future.result(PATIENCE_S).pixels.shape == (1, 224, 224, 3)
