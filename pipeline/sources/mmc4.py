@@ -3,7 +3,7 @@
 ``text_list`` holds sentences; each entry of ``image_info`` a base64 picture (``image_base64``) and the
 sentence it belongs to (``matched_text_index``). A picture stands before its sentence; several of one sentence
 stand in the order of ``image_info``. Pictures that were not downloaded have no ``image_base64``. The
-assignment is read as stored; ``similarity_matrix``, from which open_flamingo computes it again, is not needed.
+assignment is read as stored; ``similarity_matrix``, from which it can be computed again, is not needed.
 """
 
 import base64

@@ -1,9 +1,11 @@
 """Sampled frames are held against decoding the whole clip in order, on real clips of many codecs."""
 
+import gzip
 import io
 import struct
 import tarfile
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -16,20 +18,22 @@ from pipeline.video_frames import FrameSampling, choose_positions, read_frame_ta
 from schemas.quarantine import Reason
 
 ROOT = Path(__file__).parents[2]
-HOSTILE = ROOT / "tests/data/videos"
 SHARED = ROOT.parent / "shared/data"
 
 AV1, HEVC_OPEN_GOP, STREET, ROTATED = "000000001", "000000002", "000000004", "000000006"
 VP9, VARIABLE_RATE, EDIT_LIST = "000010001", "000010002", "000010005"
 
 
-def _clips(shard: Path) -> dict[str, bytes]:
-    with tarfile.open(shard) as tar:
+def _clips(shard: Path | BinaryIO) -> dict[str, bytes]:
+    source = {"name": shard} if isinstance(shard, Path) else {"fileobj": shard}
+    with tarfile.open(**source) as tar:
         members = [member for member in tar.getmembers() if not member.name.endswith((".json", ".txt"))]
         return {member.name.split(".")[0]: tar.extractfile(member).read() for member in members}
 
 
 CLIPS = _clips(ROOT / "samples/videos/00000.tar")
+with gzip.open(ROOT / "tests/data/hostile/tars/videos.tar.gz") as _file:
+    HOSTILE = _clips(_file)
 
 
 def _decode_in_order(data: bytes, positions: set[int]) -> tuple[int, dict[int, np.ndarray]]:
@@ -134,19 +138,19 @@ def test_the_largest_picture_is_chosen_among_streams() -> None:
 
 
 def test_one_frame_is_repeated() -> None:
-    clip = sample_frames((HOSTILE / "one_frame.mp4").read_bytes(), FrameSampling())
+    clip = sample_frames(HOSTILE["vid_one_frame"], FrameSampling())
     assert clip.times_s == (0.0,) * 4
     assert all(np.array_equal(frame, clip.frames[0]) for frame in clip.frames)
 
 
 def test_too_few_frames_are_refused_when_asked() -> None:
     with pytest.raises(VideoError) as caught:
-        sample_frames((HOSTILE / "one_frame.mp4").read_bytes(), FrameSampling(min_frames=2))
+        sample_frames(HOSTILE["vid_one_frame"], FrameSampling(min_frames=2))
     assert caught.value.reason is Reason.VIDEO_TOO_FEW_FRAMES
 
 
 def test_twenty_minutes_are_not_decoded_whole() -> None:
-    data = (HOSTILE / "static_20min.mp4").read_bytes()
+    data = HOSTILE["vid_static_20min"]
     for decoder in ("decord", "pyav"):
         clip = sample_frames(data, FrameSampling(decoder=decoder))
         assert clip.times_s == pytest.approx([150, 450, 750, 1050])
@@ -160,25 +164,28 @@ def test_large_pictures_are_refused_before_decoding() -> None:
     assert caught.value.reason is Reason.VIDEO_TOO_LARGE
 
 
-SOUND = {"size_2x2.mp4": (2, 2, 3), "gif_as_mp4.mp4": (100, 100, 3), "decord_unordered.mov": (50, 50, 3)}
+SOUND = {"vid_size_2x2": (2, 2, 3), "vid_gif_as_mp4": (100, 100, 3), "vid_decord_unordered": (50, 50, 3)}
 REFUSED = {
-    "audio_only.mp4": Reason.VIDEO_NO_VIDEO_STREAM,
-    "html.mp4": Reason.VIDEO_DECODE_ERROR,
-    "jpeg_as_mp4.mp4": Reason.VIDEO_TOO_FEW_FRAMES,
-    "decord_corrupted.mp4": Reason.VIDEO_DECODE_ERROR,
+    "vid_audio_only": Reason.VIDEO_NO_VIDEO_STREAM,
+    "vid_html": Reason.VIDEO_DECODE_ERROR,
+    "vid_jpeg_as_mp4": Reason.VIDEO_TOO_FEW_FRAMES,
+    "vid_decord_corrupted": Reason.VIDEO_DECODE_ERROR,
+    "vid_corrupt_mdat": Reason.VIDEO_DECODE_ERROR,
+    "vid_half_faststart": Reason.VIDEO_DECODE_ERROR,
+    "vid_moov_missing": Reason.VIDEO_DECODE_ERROR,
 }
 
 
 @pytest.mark.parametrize("name", sorted(SOUND))
 def test_odd_but_sound_clips(name: str) -> None:
-    clip = sample_frames((HOSTILE / name).read_bytes(), FrameSampling())
+    clip = sample_frames(HOSTILE[name], FrameSampling())
     assert {frame.shape for frame in clip.frames} == {SOUND[name]}
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_what_is_no_clip(name: str) -> None:
     with pytest.raises(VideoError) as caught:
-        sample_frames((HOSTILE / name).read_bytes(), FrameSampling())
+        sample_frames(HOSTILE[name], FrameSampling())
     assert caught.value.reason is REFUSED[name]
 
 
