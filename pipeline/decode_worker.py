@@ -44,7 +44,7 @@ FRAME_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
 FRAME_BYTES = IMAGE_SIZE * IMAGE_SIZE * 3
 COUNTER_BYTES = 4096  # one page, so that slots start on a page
 
-TASK_HEADER = struct.Struct("<BHQ")  # index of the kind, frames wanted, bytes that follow
+TASK_HEADER = struct.Struct("<BHIQ")  # index of the kind, frames wanted, bytes of options, bytes of data
 REPLY_HEADER = struct.Struct("<BHI")  # 1 decoded or 0 refused, frames in the slot, bytes of JSON that follow
 READY = b"ready"
 
@@ -87,12 +87,14 @@ class SlotMemory:
 
 def pack_task(task: DecodeTask) -> bytes:
     """The message of one task."""
-    header = TASK_HEADER.pack(list(TaskKind).index(task.kind), task.num_frames, len(task.data))
-    return b"".join((header, task.data))
+    options = task.options.encode()
+    kind = list(TaskKind).index(task.kind)
+    header = TASK_HEADER.pack(kind, task.num_frames, len(options), len(task.data))
+    return b"".join((header, options, task.data))
 
 
 def pack_reply(num_frames: int, body: object) -> bytes:
-    """The message of `num_frames` frames in the slot and their times, or of a refusal (no frames)."""
+    """The message of `num_frames` frames in the slot (with times and decoder), or of a refusal (none)."""
     text = json.dumps(body).encode()
     return REPLY_HEADER.pack(num_frames > 0, num_frames, len(text)) + text
 
@@ -106,7 +108,7 @@ def read_reply(stream: BufferedReader, slot: NDArray[np.uint8]) -> DecodedFrames
     is_decoded, num_frames, num_bytes = REPLY_HEADER.unpack(read_exactly(stream, REPLY_HEADER.size))
     body = json.loads(read_exactly(stream, num_bytes))
     if is_decoded:
-        return DecodedFrames(slot[:num_frames].copy(), tuple(body))
+        return DecodedFrames(slot[:num_frames].copy(), tuple(body["times_s"]), body["decoder"])
     return DecodeError(Reason(body["reason"]), body["detail"])
 
 
@@ -124,10 +126,12 @@ def answer_tasks(settings: WorkerSettings, connection: socket.socket, decoder: D
     stream = connection.makefile("rb")
     kinds = list(TaskKind)
     while True:
-        kind, num_frames, num_bytes = TASK_HEADER.unpack(read_exactly(stream, TASK_HEADER.size))
+        header = TASK_HEADER.unpack(read_exactly(stream, TASK_HEADER.size))
+        kind, num_frames, options_bytes, data_bytes = header
         slot = memory.slots[memory.num_begun[0] % settings.num_slots]
         memory.num_begun[0] += 1
-        task = DecodeTask(read_exactly(stream, num_bytes), kinds[kind], num_frames)
+        options = read_exactly(stream, options_bytes).decode()
+        task = DecodeTask(read_exactly(stream, data_bytes), kinds[kind], num_frames, options)
         signal.setitimer(signal.ITIMER_REAL, settings.timeout_s)
         reply = decode_into(slot, task, decoder, settings.preprocess)
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -143,7 +147,7 @@ def decode_into(
     except DecodeError as error:
         return pack_reply(0, {"reason": error.reason, "detail": error.detail})
     slot[: len(frames.pixels)] = frames.pixels
-    return pack_reply(len(frames.pixels), frames.times_s)
+    return pack_reply(len(frames.pixels), {"times_s": frames.times_s, "decoder": frames.decoder})
 
 
 def limit_this_process(max_memory_bytes: int) -> None:

@@ -10,10 +10,11 @@ checked to be the one that was asked for: a clip gives its frames exactly, or an
 """
 
 import io
+import json
 import logging
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
 from typing import Literal
@@ -53,6 +54,10 @@ class FrameSampling:
     """Clips with fewer frames are refused."""
     max_frame_pixels: int = 8192 * 4320
     """Clips with larger pictures are refused before any is decoded."""
+
+    def to_json(self) -> str:
+        """As the options of a decode task."""
+        return json.dumps(asdict(self), sort_keys=True)
 
     def __post_init__(self) -> None:
         if self.num_frames < 1 or self.min_frames < 1:
