@@ -4,8 +4,8 @@ Decoding in the process that runs Python and the GPU slows both, and a decoder t
 must cost one sample, not the actor. So each worker is a process of its own; one that dies or exceeds the time
 limit fails exactly the task it had begun, is replaced, and the task queued behind it goes to its successor.
 
-One thread per worker waits on its socket (asleep, without the GIL), keeps two tasks in the worker's hands so
-that it never idles, and copies results out of shared memory into arrays that the caller owns. That copy is
+One thread per worker waits on its socket (asleep, without the GIL), keeps a few tasks in the worker's hands
+so that it never idles, and copies results out of shared memory into arrays that the caller owns. That copy is
 about 15 microseconds a picture; in return no lease can be forgotten and no slow consumer can hold a slot.
 `benchmarks/decode.py` measures the pool against a plain loop.
 """
@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from pipeline.decode import DecodedFrames, DecodeError, DecodeTask, load_decoder, run_decoder
-from pipeline.decode_process import TASKS_PER_WORKER, DecodeProcess, WorkerGone
+from pipeline.decode_process import DecodeProcess, WorkerGone
 from schemas.quarantine import Reason
 from tokenizer.preprocess import PreprocessConfig
 
@@ -37,7 +37,9 @@ class DecodePoolConfig:
     num_workers: int = 2
     """Processes; 0 decodes in the calling thread (tests, debugging: no isolation, no time limit)."""
     max_in_flight: int = 64
-    """Tasks submitted and not finished; `submit` waits beyond that."""
+    """Tasks submitted and not finished; `submit` waits beyond that. Give at least 4 a worker."""
+    tasks_per_worker: int = 8
+    """Most tasks in one worker's hands: its work while the owner's interpreter is busy elsewhere."""
     timeout_s: float = 30.0
     """Wall time of one task, after which its worker is killed and the task refused."""
     max_memory_bytes: int = 4 * 2**30
@@ -53,8 +55,15 @@ class DecodePoolConfig:
             raise ValueError(f"decode.num_workers must be at least 0, got {self.num_workers}")
         if self.max_in_flight < 1 or self.frames_per_task < 1:
             raise ValueError("decode.max_in_flight and decode.frames_per_task must be at least 1")
+        if self.tasks_per_worker < 1:
+            raise ValueError(f"decode.tasks_per_worker must be at least 1, got {self.tasks_per_worker}")
         if self.timeout_s <= 0:
             raise ValueError(f"decode.timeout_s must be positive, got {self.timeout_s}")
+
+    @property
+    def slots_per_worker(self) -> int:
+        """`tasks_per_worker`, or an even share of `max_in_flight` where that is less."""
+        return max(1, min(self.tasks_per_worker, self.max_in_flight // max(self.num_workers, 1)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -189,6 +198,7 @@ class DecodePool:
         return DecodeProcess(
             decoder=self.config.decoder,
             preprocess=self.config.preprocess,
+            num_slots=self.config.slots_per_worker,
             frames_per_task=self.config.frames_per_task,
             timeout_s=self.config.timeout_s,
             max_memory_bytes=self.config.max_memory_bytes,
@@ -196,24 +206,33 @@ class DecodePool:
 
     def _feed(self, worker: DecodeProcess, in_hand: deque[PendingTask]) -> None:
         """Keep the worker busy until the pool closes; returns with nothing in hand. Raises WorkerGone."""
-        for pending in in_hand:  # left by a predecessor that had not begun them
-            worker.send(pending.task)
+        worker.send([pending.task for pending in in_hand])  # left by a predecessor that had not begun them
         is_closing = False
-        while True:
-            while not is_closing and len(in_hand) < TASKS_PER_WORKER:
-                try:
-                    arrival = self._waiting.get(block=not in_hand)
-                except queue.Empty:
-                    break
-                if arrival is None:
-                    is_closing = True
-                elif self._is_still_wanted(arrival):
-                    in_hand.append(arrival)
-                    worker.send(arrival.task)
-            if not in_hand:
-                return
-            outcome = worker.receive()
-            self._finish(in_hand.popleft(), outcome)
+        while in_hand or not is_closing:
+            if not is_closing:
+                arrivals, is_closing = self._take_waiting(
+                    self.config.slots_per_worker - len(in_hand), not in_hand
+                )
+                in_hand.extend(arrivals)
+                worker.send([pending.task for pending in arrivals])
+            if in_hand:
+                for outcome in worker.receive():
+                    self._finish(in_hand.popleft(), outcome)
+
+    def _take_waiting(self, num_free: int, must_wait: bool) -> tuple[list[PendingTask], bool]:
+        """Up to `num_free` waiting tasks, a share for each worker; and whether the pool is closing."""
+        num_wanted = min(num_free, 1 + self._waiting.qsize() // self.config.num_workers)
+        taken: list[PendingTask] = []
+        while len(taken) < num_wanted:
+            try:
+                arrival = self._waiting.get(block=must_wait and not taken)
+            except queue.Empty:
+                break
+            if arrival is None:
+                return taken, True
+            if self._is_still_wanted(arrival):
+                taken.append(arrival)
+        return taken, False
 
     def _account_for(self, worker: DecodeProcess, in_hand: deque[PendingTask]) -> None:
         """A worker is gone: refuse the task that it had begun, and keep the others for its successor."""

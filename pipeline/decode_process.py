@@ -3,19 +3,30 @@
 import contextlib
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from pipeline.decode import DecodedFrames, DecodeError, DecodeTask
-from pipeline.decode_worker import READY, SlotMemory, WorkerSettings, pack_task, read_exactly, read_reply
+from pipeline.decode_worker import (
+    FRAME_BYTES,
+    FRAME_SHAPE,
+    READY,
+    SlotMemory,
+    WorkerSettings,
+    pack_task,
+    unpack_reply,
+)
+from schemas.quarantine import Reason
 from tokenizer.preprocess import PreprocessConfig
 
 logger = logging.getLogger(__name__)
 
-TASKS_PER_WORKER = 2  # one being decoded, one waiting in the socket
 START_TIMEOUT_S = 120.0
 GRACE_S = 5.0  # beyond the worker's own alarm, before the owner kills it
 
@@ -32,20 +43,23 @@ class DecodeProcess:
         *,
         decoder: str,
         preprocess: PreprocessConfig,
+        num_slots: int,
         frames_per_task: int,
         timeout_s: float,
         max_memory_bytes: int,
     ) -> None:
         """Start it and wait until it is ready. Raises WorkerGone if it does not come up."""
+        self.num_slots = num_slots
+        self.num_sent = 0
         self.num_replied = 0
         self.has_exceeded_time = False
         self.connection, theirs = socket.socketpair()
-        memory_fd = anonymous_memory(SlotMemory.num_bytes(TASKS_PER_WORKER, frames_per_task))
-        self.memory = SlotMemory(memory_fd, TASKS_PER_WORKER, frames_per_task)
+        memory_fd = anonymous_memory(SlotMemory.num_bytes(num_slots, frames_per_task))
+        self.memory = SlotMemory(memory_fd, num_slots, frames_per_task)
         settings = WorkerSettings(
             socket_fd=theirs.fileno(),
             memory_fd=memory_fd,
-            num_slots=TASKS_PER_WORKER,
+            num_slots=num_slots,
             frames_per_slot=frames_per_task,
             decoder=decoder,
             timeout_s=timeout_s,
@@ -58,32 +72,59 @@ class DecodeProcess:
             theirs.close()
             os.close(memory_fd)
         self.connection.settimeout(START_TIMEOUT_S)
-        self.stream = self.connection.makefile("rb")
+        self.unread = bytearray()
         try:
-            read_exactly(self.stream, len(READY))
-        except (EOFError, OSError) as error:
-            raise WorkerGone(f"a decode worker ended with {self.stop()} before it was ready") from error
+            is_ready = self.connection.recv(len(READY)) == READY
+        except OSError:
+            is_ready = False
+        if not is_ready:
+            raise WorkerGone(f"a decode worker ended with {self.stop()} before it was ready")
         self.connection.settimeout(timeout_s + GRACE_S)
 
-    def send(self, task: DecodeTask) -> None:
-        """Hand over one task. Raises WorkerGone."""
+    def send(self, tasks: Sequence[DecodeTask]) -> None:
+        """Hand over tasks, at most `num_slots` unanswered ones in all. Raises WorkerGone."""
+        messages = []
+        for number, task in enumerate(tasks, start=self.num_sent):
+            messages.append(pack_task(task, self.memory.inputs[number % self.num_slots]))
         try:
-            self.connection.sendall(pack_task(task))
+            self.connection.sendall(b"".join(messages))
         except OSError as error:
             raise WorkerGone from error
+        self.num_sent += len(tasks)
 
-    def receive(self) -> DecodedFrames | DecodeError:
-        """Wait for the oldest task in its hands. Raises WorkerGone."""
+    def receive(self) -> list[DecodedFrames | DecodeError]:
+        """Wait for the oldest task in its hands; returns its outcome and those that arrived with it.
+
+        One wait for several replies: under a busy interpreter each wait costs up to 5 ms to get the GIL.
+
+        Raises:
+            WorkerGone: if it died, did not answer in time (and was killed), or wrote nonsense.
+        """
+        outcomes: list[DecodedFrames | DecodeError] = []
         try:
-            reply = read_reply(self.stream, self.memory.slots[self.num_replied % TASKS_PER_WORKER])
+            while not outcomes:
+                data = self.connection.recv(2**16)
+                if not data:
+                    raise WorkerGone
+                self.unread += data
+                while self.num_replied < self.num_sent and (reply := unpack_reply(self.unread)):
+                    outcomes.append(self._outcome(*reply))
         except TimeoutError as error:
-            self.process.send_signal(signal.SIGKILL)
             self.has_exceeded_time = True
             raise WorkerGone from error
-        except (EOFError, OSError, ValueError) as error:  # ValueError: it wrote nonsense
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise WorkerGone from error
+        return outcomes
+
+    def _outcome(self, num_frames: int, body: Any) -> DecodedFrames | DecodeError:
+        """What a reply says; pixels are copied (holding the GIL, 15 us), so that the slot is free at once."""
+        slot = self.memory.frames[self.num_replied % self.num_slots]
         self.num_replied += 1
-        return reply
+        if num_frames == 0:
+            return DecodeError(Reason(body["reason"]), body["detail"])
+        pixels = np.frombuffer(bytearray(slot[: num_frames * FRAME_BYTES]), np.uint8)
+        pixels = pixels.reshape(num_frames, *FRAME_SHAPE)
+        return DecodedFrames(pixels, tuple(body["times_s"]), body["decoder"])
 
     @property
     def num_begun(self) -> int:
@@ -95,7 +136,6 @@ class DecodeProcess:
         status = self.process.poll()
         self.process.kill()
         self.process.wait()
-        self.stream.close()
         self.connection.close()
         return self.process.returncode if status is None else status
 

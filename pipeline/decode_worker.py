@@ -1,14 +1,14 @@
 """The process that decodes: `python -m pipeline.decode_worker SETTINGS`, started by `pipeline.decode_pool`.
 
-One socket carries tasks in and short replies out, in order. Pixels go through memory that only this worker
-and its owner share: a counter of the tasks begun, then a few slots, of which task i uses slot i modulo their
-number. A worker that runs wild can spoil its own replies and nothing else, and nothing that it says is ever
-unpickled.
+One socket carries the order of tasks in and short replies out. Bytes and pixels go through memory that only
+this worker and its owner share: a counter of the tasks begun, then a few slots, used in turn. A worker that
+runs wild can spoil its own replies and nothing else, and nothing that it says is ever unpickled.
 
 It ends by itself: at the end of the socket (the owner closed it or died, however it died), and by SIGALRM
 when a task takes longer than its limit, even when the decoder never returns to Python.
 """
 
+import itertools
 import json
 import mmap
 import os
@@ -25,10 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.decode import (
-    DecodedFrames,
     DecodeError,
     Decoder,
     DecodeTask,
@@ -36,16 +34,16 @@ from pipeline.decode import (
     load_decoder,
     run_decoder,
 )
-from schemas.quarantine import Reason
 from tokenizer.preprocess import PreprocessConfig
 from tokenizer.resize import IMAGE_SIZE, squash
 
 FRAME_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
 FRAME_BYTES = IMAGE_SIZE * IMAGE_SIZE * 3
-COUNTER_BYTES = 4096  # one page, so that slots start on a page
+COUNTER_BYTES = 4096  # one page
+INPUT_BYTES = 2**19  # larger files go through the socket; web pictures are 20 to 400 kB
 
 TASK_HEADER = struct.Struct("<BHIQ")  # index of the kind, frames wanted, bytes of options, bytes of data
-REPLY_HEADER = struct.Struct("<BHI")  # 1 decoded or 0 refused, frames in the slot, bytes of JSON that follow
+REPLY_HEADER = struct.Struct("<HI")  # frames in the slot (0: refused), bytes of JSON that follow
 READY = b"ready"
 
 
@@ -72,44 +70,65 @@ class WorkerSettings:
 
 
 class SlotMemory:
-    """The memory between owner and worker: the counter of tasks begun, and the slots."""
+    """Memory that one owner and one worker share: a counter of tasks begun, then slots of input and frames."""
 
     def __init__(self, fd: int, num_slots: int, frames_per_slot: int) -> None:
         memory = mmap.mmap(fd, self.num_bytes(num_slots, frames_per_slot))
         self.num_begun = np.frombuffer(memory, np.int64, 1)
-        pixels = np.frombuffer(memory, np.uint8, offset=COUNTER_BYTES)
-        self.slots: NDArray[np.uint8] = pixels.reshape(num_slots, frames_per_slot, *FRAME_SHAPE)
+        self.inputs = []
+        self.frames = []
+        for index in range(num_slots):
+            start = COUNTER_BYTES + index * self.slot_bytes(frames_per_slot)
+            slot = memoryview(memory)[start : start + self.slot_bytes(frames_per_slot)]
+            self.inputs.append(slot[:INPUT_BYTES])
+            self.frames.append(slot[INPUT_BYTES:])
 
     @staticmethod
-    def num_bytes(num_slots: int, frames_per_slot: int) -> int:
-        return COUNTER_BYTES + num_slots * frames_per_slot * FRAME_BYTES
+    def slot_bytes(frames_per_slot: int) -> int:
+        return INPUT_BYTES + frames_per_slot * FRAME_BYTES
+
+    @classmethod
+    def num_bytes(cls, num_slots: int, frames_per_slot: int) -> int:
+        return COUNTER_BYTES + num_slots * cls.slot_bytes(frames_per_slot)
 
 
-def pack_task(task: DecodeTask) -> bytes:
-    """The message of one task."""
-    options = task.options.encode()
+def pack_task(task: DecodeTask, slot_input: memoryview) -> bytes:
+    """Put the task's bytes into its slot; returns the message, which carries bytes that do not fit there."""
+    num_bytes, options = len(task.data), task.options.encode()
     kind = list(TaskKind).index(task.kind)
-    header = TASK_HEADER.pack(kind, task.num_frames, len(options), len(task.data))
-    return b"".join((header, options, task.data))
+    header = TASK_HEADER.pack(kind, task.num_frames, len(options), num_bytes) + options
+    if num_bytes > INPUT_BYTES:
+        return header + task.data
+    slot_input[:num_bytes] = task.data
+    return header
+
+
+def unpack_task(stream: BufferedReader, slot_input: memoryview) -> DecodeTask:
+    """The worker's side of `pack_task`. Raises EOFError."""
+    header = TASK_HEADER.unpack(read_exactly(stream, TASK_HEADER.size))
+    kind, num_frames, options_bytes, num_bytes = header
+    options = read_exactly(stream, options_bytes).decode()
+    data = read_exactly(stream, num_bytes) if num_bytes > INPUT_BYTES else bytes(slot_input[:num_bytes])
+    return DecodeTask(data, list(TaskKind)[kind], num_frames, options)
 
 
 def pack_reply(num_frames: int, body: object) -> bytes:
     """The message of `num_frames` frames in the slot (with times and decoder), or of a refusal (none)."""
     text = json.dumps(body).encode()
-    return REPLY_HEADER.pack(num_frames > 0, num_frames, len(text)) + text
+    return REPLY_HEADER.pack(num_frames, len(text)) + text
 
 
-def read_reply(stream: BufferedReader, slot: NDArray[np.uint8]) -> DecodedFrames | DecodeError:
-    """The owner's side of `pack_reply`; the pixels are copied out, so that the slot is free at once.
-
-    Raises:
-        EOFError: if the worker is gone.
-    """
-    is_decoded, num_frames, num_bytes = REPLY_HEADER.unpack(read_exactly(stream, REPLY_HEADER.size))
-    body = json.loads(read_exactly(stream, num_bytes))
-    if is_decoded:
-        return DecodedFrames(slot[:num_frames].copy(), tuple(body["times_s"]), body["decoder"])
-    return DecodeError(Reason(body["reason"]), body["detail"])
+def unpack_reply(data: bytearray) -> tuple[int, Any] | None:
+    """Number of frames and body of the first reply, which is removed; None while it is incomplete."""
+    if len(data) < REPLY_HEADER.size:
+        return None
+    num_frames, num_bytes = REPLY_HEADER.unpack_from(data)
+    end = REPLY_HEADER.size + num_bytes
+    if len(data) < end:
+        return None
+    body = json.loads(data[REPLY_HEADER.size : end])
+    del data[:end]
+    return num_frames, body
 
 
 def read_exactly(stream: BufferedReader, num_bytes: int) -> bytes:
@@ -124,30 +143,25 @@ def answer_tasks(settings: WorkerSettings, connection: socket.socket, decoder: D
     """Decode until the socket ends (EOFError)."""
     memory = SlotMemory(settings.memory_fd, settings.num_slots, settings.frames_per_slot)
     stream = connection.makefile("rb")
-    kinds = list(TaskKind)
-    while True:
-        header = TASK_HEADER.unpack(read_exactly(stream, TASK_HEADER.size))
-        kind, num_frames, options_bytes, data_bytes = header
-        slot = memory.slots[memory.num_begun[0] % settings.num_slots]
+    for slot in itertools.cycle(range(settings.num_slots)):
+        stream.peek(1)  # wait for a task
         memory.num_begun[0] += 1
-        options = read_exactly(stream, options_bytes).decode()
-        task = DecodeTask(read_exactly(stream, data_bytes), kinds[kind], num_frames, options)
+        task = unpack_task(stream, memory.inputs[slot])
         signal.setitimer(signal.ITIMER_REAL, settings.timeout_s)
-        reply = decode_into(slot, task, decoder, settings.preprocess)
+        reply = decode_into(memory.frames[slot], task, decoder, settings.preprocess)
         signal.setitimer(signal.ITIMER_REAL, 0)
         connection.sendall(reply)
 
 
-def decode_into(
-    slot: NDArray[np.uint8], task: DecodeTask, decoder: Decoder, config: PreprocessConfig
-) -> bytes:
+def decode_into(slot: memoryview, task: DecodeTask, decoder: Decoder, config: PreprocessConfig) -> bytes:
     """Decode one task into its slot; returns the reply."""
     try:
         frames = run_decoder(decoder, task, config)
     except DecodeError as error:
         return pack_reply(0, {"reason": error.reason, "detail": error.detail})
-    slot[: len(frames.pixels)] = frames.pixels
-    return pack_reply(len(frames.pixels), {"times_s": frames.times_s, "decoder": frames.decoder})
+    pixels = np.ascontiguousarray(frames.pixels)
+    slot[: pixels.nbytes] = pixels.data.cast("B")
+    return pack_reply(len(pixels), {"times_s": frames.times_s, "decoder": frames.decoder})
 
 
 def limit_this_process(max_memory_bytes: int) -> None:
