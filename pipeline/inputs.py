@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fsspec import AbstractFileSystem
 
@@ -18,9 +19,13 @@ from pipeline.source_stream import filesystem_of, is_local, open_source
 from pipeline.sources.tar_reader import SHARD_SUFFIXES
 
 _CUT = "/./"
-_WILDCARDS = re.compile(r"[*?\[]")
-_HTTP_WILDCARDS = re.compile(r"[*]")
+_WILDCARDS = re.compile(r"[*?\[{]")
+_HTTP_WILDCARDS = re.compile(r"[*{]")
 """In an http URL a question mark begins the query."""
+
+
+_Entry = dict[str, Any]
+"""What fsspec tells of a file: name, type, size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,38 +122,43 @@ def _expand_pattern(pattern: str) -> list[SourceShard]:
     if not pattern.strip():
         raise ValueError("--input: an empty pattern")
     if is_local(pattern) and os.path.lexists(pattern):  # a name that looks like a pattern, perhaps
-        paths, prefix = [pattern.replace(_CUT, "/", 1)], _fixed_prefix(pattern, has_wildcard=False)
+        paths, prefix = [pattern.replace(_CUT, "/", 1)], _cut_prefix(pattern)
     else:
-        has_wildcard = "{" in pattern or bool(_wildcards_of(pattern).search(pattern))
-        prefix = _fixed_prefix(pattern, has_wildcard)
-        paths = expand_braces(pattern.replace(_CUT, "/", 1))
+        prefix = _cut_prefix(pattern)
+        if prefix is None:
+            prefix = _wildcard_prefix(pattern)
+        try:
+            paths = expand_braces(pattern.replace(_CUT, "/", 1))
+        except ValueError as error:
+            raise ValueError(f"--input {error}") from None
     if is_local(pattern):
         return [shard for path in paths for shard in _find_local(path, prefix)]
     return _find_remote(paths, prefix)
 
 
-def _wildcards_of(pattern: str) -> re.Pattern[str]:
-    return _HTTP_WILDCARDS if pattern.startswith(("http://", "https://")) else _WILDCARDS
-
-
-def _fixed_prefix(pattern: str, has_wildcard: bool) -> str:
-    """The part of a pattern that names leave out; empty for a literal, where a folder is its own prefix."""
+def _cut_prefix(pattern: str) -> str | None:
+    """What stands before ``/./``; None where a pattern has none."""
     cut = pattern.find(_CUT)
-    if cut >= 0:
-        return pattern[: cut + 1]
-    if not has_wildcard:
-        return ""
-    starts = [match.start() for match in (_wildcards_of(pattern).search(pattern),) if match]
-    starts += [pattern.find("{")] if "{" in pattern else []
-    return pattern[: pattern.rfind("/", 0, min(starts)) + 1]
+    if cut < 0:
+        return None
+    if _WILDCARDS.search(pattern[:cut]):
+        raise ValueError(f"--input {pattern}: '/./' must stand before the first wildcard or brace")
+    return pattern[: cut + 1]
 
 
-def _file_prefix(path: str, prefix: str) -> str:
-    return prefix or path[: path.rstrip("/").rfind("/") + 1]
+def _wildcard_prefix(pattern: str) -> str | None:
+    """The folder before the first wildcard or brace; None for a literal: its own folder counts."""
+    wildcards = _HTTP_WILDCARDS if pattern.startswith(("http://", "https://")) else _WILDCARDS
+    first = wildcards.search(pattern)
+    return pattern[: pattern.rfind("/", 0, first.start()) + 1] if first else None
 
 
-def _folder_prefix(path: str, prefix: str) -> str:
-    return prefix or path.rstrip("/") + "/"
+def _file_prefix(path: str, prefix: str | None) -> str:
+    return path[: path.rfind("/") + 1] if prefix is None else prefix
+
+
+def _folder_prefix(path: str, prefix: str | None) -> str:
+    return path.rstrip("/") + "/" if prefix is None else prefix
 
 
 def _is_shard_name(path: str) -> bool:
@@ -156,7 +166,7 @@ def _is_shard_name(path: str) -> bool:
     return name.lower().endswith(SHARD_SUFFIXES) and not name.startswith(".")
 
 
-def _find_local(path: str, prefix: str) -> list[SourceShard]:
+def _find_local(path: str, prefix: str | None) -> list[SourceShard]:
     """Shards of one path without braces.
 
     A folder that is called ``x.tar``, found by a glob or inside a folder, counts as a shard: reading it will
@@ -168,6 +178,7 @@ def _find_local(path: str, prefix: str) -> list[SourceShard]:
         return [_local_shard(path, _file_prefix(path, prefix))]
     if not _WILDCARDS.search(path):
         raise ValueError(f"--input {path}: no such file or directory")
+    prefix = prefix or ""
     matches = sorted(glob.glob(path, recursive=True), key=natural_key)
     shards = [_local_shard(match, prefix) for match in matches if _is_shard_name(match)]
     if "**" not in path:
@@ -193,7 +204,7 @@ def _local_shard(path: str, prefix: str) -> SourceShard:
     return SourceShard(path, shard_name(path, prefix), num_bytes)
 
 
-def _find_remote(urls: list[str], prefix: str) -> list[SourceShard]:
+def _find_remote(urls: list[str], prefix: str | None) -> list[SourceShard]:
     """Shards of URLs without braces, all of one file system."""
     filesystem, _ = filesystem_of(urls[0])
     if urls[0].startswith(("http://", "https://")) and not _HTTP_WILDCARDS.search(urls[0]):
@@ -203,9 +214,11 @@ def _find_remote(urls: list[str], prefix: str) -> list[SourceShard]:
             SourceShard(url, shard_name(name, _file_prefix(name, prefix)))
             for url, name in zip(urls, names, strict=True)
         ]
-    plain_prefix = filesystem._strip_protocol(prefix).rstrip("/") + "/" if prefix else ""
+    if prefix is not None:
+        plain = filesystem._strip_protocol(prefix).rstrip("/")
+        prefix = plain + "/" if plain else ""
     listing = _RemoteListing(filesystem)
-    return [shard for url in urls for shard in listing.find(url, plain_prefix)]
+    return [shard for url in urls for shard in listing.find(url, prefix)]
 
 
 class _RemoteListing:
@@ -213,13 +226,16 @@ class _RemoteListing:
 
     def __init__(self, filesystem: AbstractFileSystem) -> None:
         self._filesystem = filesystem
-        self._folders: dict[str, dict[str, dict]] = {}
+        self._folders: dict[str, dict[str, _Entry]] = {}
 
-    def find(self, url: str, prefix: str) -> list[SourceShard]:
+    def find(self, url: str, prefix: str | None) -> list[SourceShard]:
         path = self._filesystem._strip_protocol(url)
         if _WILDCARDS.search(path):
             found = self._filesystem.glob(path, detail=True)
-            return self._shards(url, found, prefix)
+            if "**" not in path:
+                for folder in [name for name, entry in found.items() if entry["type"] == "directory"]:
+                    found |= {} if _is_shard_name(folder) else self._filesystem.find(folder, detail=True)
+            return self._shards(url, found, prefix or "")
         entry = self._entry(path)
         if entry is None:
             raise ValueError(f"--input {url}: no such file or folder")
@@ -228,18 +244,18 @@ class _RemoteListing:
             return self._shards(url, found, _folder_prefix(path, prefix))
         return [self._shard(path, entry, _file_prefix(path, prefix))]
 
-    def _shards(self, url: str, found: dict[str, dict], prefix: str) -> list[SourceShard]:
+    def _shards(self, url: str, found: dict[str, _Entry], prefix: str) -> list[SourceShard]:
         paths = sorted((path for path in found if _is_shard_name(path)), key=natural_key)
         if not paths:
             raise ValueError(f"--input {url}: {len(found)} matches, none of them a tar; check the pattern")
         return [self._shard(path, found[path], prefix) for path in paths]
 
-    def _shard(self, path: str, entry: dict, prefix: str) -> SourceShard:
+    def _shard(self, path: str, entry: _Entry, prefix: str) -> SourceShard:
         return SourceShard(
             self._filesystem.unstrip_protocol(path), shard_name(path, prefix), entry.get("size")
         )
 
-    def _entry(self, path: str) -> dict | None:
+    def _entry(self, path: str) -> _Entry | None:
         folder = path.rstrip("/").rpartition("/")[0]
         if folder not in self._folders:
             try:

@@ -121,7 +121,7 @@ def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """
     protocol, _ = split_protocol(url)
     try:
-        return url_to_fs(url)
+        filesystem, path = url_to_fs(url)
     except ImportError as error:
         remedy = EXTRAS.get(protocol or "", f"install the fsspec package for {protocol}://")
         raise ValueError(
@@ -129,6 +129,7 @@ def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         ) from error
     except ValueError as error:
         raise ValueError(f"{url}: {error}") from error
+    return filesystem, path
 
 
 class _ReadAheadStream(io.RawIOBase):
@@ -255,7 +256,7 @@ class _Worker:
 
 def _with_url(error: Exception, url: str) -> Exception:
     """The same kind of error with a message that begins with the URL."""
+    kind = next(kind for kind in PERMANENT_ERRORS if isinstance(error, kind))
     if isinstance(error, OSError) and error.strerror:
-        return type(error)(error.errno, f"{url}: {error.strerror}")
-    text = str(error)
-    return type(error)(text if text.startswith(url) else f"{url}: {text or type(error).__name__}")
+        return kind(error.errno, f"{url}: {error.strerror}")
+    return kind(f"{url}: {error}")

@@ -139,7 +139,6 @@ def find_caption(sample: TarSample, value: dict[str, Any], config: PairsConfig) 
             if "json" not in sample.members:
                 raise RefusedError(Reason.CAPTION_MISSING, "neither .txt nor .json")
             found = "nothing" if stored is None else f"a {type(stored).__name__}"
-
             raise RefusedError(
                 Reason.CAPTION_MISSING, f"no .txt, and {found} under '{config.caption_field}' in the .json"
             )

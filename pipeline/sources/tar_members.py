@@ -30,7 +30,11 @@ from schemas.quarantine import Reason
 
 MAX_EXTENDED_HEADER_BYTES = 1024 * 1024
 """PAX headers and GNU long names above it are taken as damage."""
-_CHUNK_BYTES = 1024 * 1024
+MAX_EXTENDED_HEADERS = 16
+"""Most of them before one member; a sound tar has at most four."""
+_READ_BYTES = 16 * 1024 * 1024
+"""Most that one read asks for: what a header that lies about its size can make us allocate in vain."""
+_SKIP_BYTES = 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -57,7 +61,7 @@ class EndMarker:
 
 
 class ByteCounter:
-    """Sequential reads of a binary stream with the offset kept; never asks for more than 1 MiB at once."""
+    """Sequential reads of a binary stream with the offset kept; never asks for more than 16 MiB at once."""
 
     def __init__(self, stream: BinaryIO, head: bytes = b"") -> None:
         self._read = stream.read
@@ -66,7 +70,7 @@ class ByteCounter:
 
     def read(self, size: int) -> bytes:
         """``size`` bytes, fewer only at the end of the stream."""
-        if self._head or size > _CHUNK_BYTES:
+        if self._head or size > _READ_BYTES:
             return self._read_pieces(size)
         data = self._read(size)
         self.offset += len(data)
@@ -78,7 +82,7 @@ class ByteCounter:
         """Pass over up to ``size`` bytes; returns how many there were."""
         skipped = 0
         while skipped < size:
-            piece = self.read(min(size - skipped, _CHUNK_BYTES))
+            piece = self.read(min(size - skipped, _SKIP_BYTES))
             if not piece:
                 break
             skipped += len(piece)
@@ -89,7 +93,7 @@ class ByteCounter:
         while size > 0:
             piece, self._head = self._head[:size], self._head[size:]
             if not piece:
-                piece = self._read(min(size, _CHUNK_BYTES))
+                piece = self._read(min(size, _READ_BYTES))
             if not piece:
                 break
             self.offset += len(piece)
@@ -136,8 +140,7 @@ class TarWalk:
         """The member's header with its long name and PAX records applied; None for what is no member."""
         long_name: bytes | None = None
         records: dict[str, bytes] = {}
-        is_extended = False
-        while True:
+        for num_extended in range(MAX_EXTENDED_HEADERS):
             try:
                 header = parse_header(block)
             except HeaderError as error:
@@ -152,17 +155,18 @@ class TarWalk:
                 records |= self._pax_records(header, offset)
             elif header.type == PAX_GLOBAL_TYPE:
                 self._check_global_records(self._pax_records(header, offset), offset)
-                if not is_extended:
+                if not num_extended:
                     return None
             else:
                 break
-            is_extended = True
             offset = self._source.offset
             block = self._source.read(BLOCK_BYTES)
             if len(block) < BLOCK_BYTES or block == ZERO_BLOCK:
                 raise TarDamageError(
                     Reason.TAR_TRUNCATED, f"byte {offset}: the tar ends after an extended header"
                 )
+        else:
+            raise TarDamageError(Reason.TAR_CORRUPT, f"byte {offset}: too many extended headers in a row")
         if header.type == GNU_SPARSE and block[482]:
             self._skip_sparse_map()
         if long_name:

@@ -8,14 +8,17 @@ mix in silence is reported here:
 - two members of one name in a run are ``duplicate_member``; which one is meant cannot be known.
 - damage ends the shard (``tar_truncated``, ``tar_corrupt``). What was complete before it comes out. The run
   that the damage cut is refused. Where the damage lies *between* members, the last run is taken as
-  complete when it has at least as many members as the run before it, and is refused otherwise.
+  complete when it has at least as many members as the run before it, and is refused otherwise (so is a
+  first run, with nothing to compare it to).
 - a second tar behind the end marker is read on, and reported as ``tar_concatenated``.
 
 Memory: the members of one sample, and 8 bytes of hash (about 100 bytes as Python objects) for each key.
-Speed: `benchmarks/tar_reader.py`.
+Speed: 15 us a sample of three small members, 4 times webdataset's rate (`benchmarks/tar_reader.py`, one Zen3
+core, 65,700 and 15,700 samples/s; 2.0 GB/s at 30 kB an image).
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,6 +33,10 @@ from schemas.quarantine import QuarantineRecord, Reason, Unit
 
 logger = logging.getLogger(__name__)
 
+_MAX_SHOWN_NAME = 4096
+_DUPLICATE_KEY_DETAIL = (
+    "the key came before; a sample's members must be adjacent (sort the names when writing)"
+)
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.zstd", ".tzst")
 
 
@@ -131,6 +138,9 @@ class _Run:
     fault: tuple[Reason, str] | None = None
 
 
+_Items = Iterator[TarSample | QuarantineRecord]
+
+
 class _Grouping:
     """State of reading one shard."""
 
@@ -140,9 +150,9 @@ class _Grouping:
         self._report = report
         self._run: _Run | None = None
         self._closed_keys: set[int] = set()
-        self._previous_num_members = 0
+        self._num_members_expected: float = math.inf  # what the run before had
 
-    def read(self, stream: BinaryIO, url: str) -> Iterator[TarSample | QuarantineRecord]:
+    def read(self, stream: BinaryIO, url: str) -> _Items:
         head = _read_head(stream)
         if not head:
             yield self._shard_record(Reason.TAR_ZERO_LENGTH, "the shard has zero bytes")
@@ -167,7 +177,7 @@ class _Grouping:
         finally:
             self._report.num_bytes = tar.offset
 
-    def _group(self, walk: TarWalk) -> Iterator[TarSample | QuarantineRecord]:
+    def _group(self, walk: TarWalk) -> _Items:
         report = self._report
         for member in walk:
             if isinstance(member, EndMarker):
@@ -187,66 +197,63 @@ class _Grouping:
                 if run is not None:
                     yield from self._close_run()
                 run = self._run = _Run(key, member.offset)
-            if member.data is None:
-                run.refused[extension] = member.reason
+            if member.reason is not None:
                 yield self._member_record(member, member.reason, member.detail)
-            else:
-                self._add(run, extension, member)
+            self._add(run, extension, member)
         yield from self._close_run()
 
     def _add(self, run: _Run, extension: str, member: TarMember) -> None:
-        if not run.num_members:
-            self._report.num_samples += 1
-            if _key_hash(run.key) in self._closed_keys:
-                run.fault = Reason.DUPLICATE_KEY, _DUPLICATE_KEY_DETAIL
-        run.num_members += 1
-        run.num_bytes += member.size
-        if run.fault is not None:
-            return
-        if extension in run.members or extension in run.refused:
+        """Put a member into the run, or note why the run is refused and let its bytes go."""
+        if member.data is not None:
+            if not run.num_members:
+                self._report.num_samples += 1
+                if _key_hash(run.key) in self._closed_keys:
+                    run.fault = Reason.DUPLICATE_KEY, _DUPLICATE_KEY_DETAIL
+            run.num_members += 1
+            run.num_bytes += member.size
+        if run.fault is None and (extension in run.members or extension in run.refused):
             run.fault = Reason.DUPLICATE_MEMBER, f"two members .{extension} under one key"
-        elif run.num_bytes > self._config.max_sample_bytes:
+        if run.fault is None and run.num_bytes > self._config.max_sample_bytes:
             detail = f"members together exceed {self._config.max_sample_bytes} bytes (max_sample_bytes)"
             run.fault = Reason.MEMBER_TOO_LARGE, detail
-        else:
+        if run.fault is not None:
+            run.members.clear()
+        elif member.data is not None:
             run.members[extension] = member.data
-            return
-        run.members.clear()
+        elif member.reason is not None:
+            run.refused[extension] = member.reason
 
-    def _close_run(self) -> Iterator[TarSample | QuarantineRecord]:
+    def _close_run(self) -> _Items:
         run, self._run = self._run, None
         if run is None or not run.num_members:  # all its members were refused, and recorded
             return
         self._closed_keys.add(_key_hash(run.key))
-        self._previous_num_members = run.num_members
+        self._num_members_expected = run.num_members
         if run.fault is not None:
             yield self._sample_record(run, *run.fault)
         else:
             self._report.num_emitted += 1
             yield TarSample(run.key, run.members, run.offset, run.refused)
 
-    def _end_at_damage(
-        self, unfinished_name: bytes | None, damage: TarDamageError
-    ) -> Iterator[TarSample | QuarantineRecord]:
+    def _end_at_damage(self, unfinished_name: bytes | None, damage: TarDamageError) -> _Items:
         """Close the last run or refuse it, name the sample that was cut, and report the shard."""
         cut_key = split_name(unfinished_name)[0] if unfinished_name is not None else None
         run = self._run
-        if isinstance(cut_key, str) and (run is None or run.key != cut_key):
-            yield from self._close_run()
-            run = _Run(cut_key, 0)
-            self._report.num_samples += 1
-            yield self._sample_record(run, damage.reason, damage.detail)
-        elif run is not None and (cut_key == run.key or run.num_members < self._previous_num_members):
-            self._run = None
-            if run.num_members or cut_key == run.key:
-                self._report.num_samples += not run.num_members
-                yield self._sample_record(
-                    run, damage.reason, f"the damage lies in or behind this sample: {damage.detail}"
-                )
+        if isinstance(cut_key, str):
+            if run is None or run.key != cut_key:
+                yield from self._close_run()
+                run = _Run(cut_key, 0)
+            yield self._cut_record(run, damage)
+        elif run is not None and 0 < run.num_members < self._num_members_expected:
+            yield self._cut_record(run, damage)
         else:
             yield from self._close_run()
         yield self._shard_record(damage.reason, damage.detail)
         logger.warning("shard=%s reason=%s detail=%s", self._source, damage.reason, damage.detail)
+
+    def _cut_record(self, run: _Run, damage: TarDamageError) -> QuarantineRecord:
+        self._report.num_samples += not run.num_members
+        return self._sample_record(run, damage.reason, f"in or behind this sample: {damage.detail}")
 
     def _sample_record(self, run: _Run, reason: Reason, detail: str) -> QuarantineRecord:
         self._report.num_quarantined += 1
@@ -259,12 +266,6 @@ class _Grouping:
 
     def _shard_record(self, reason: Reason, detail: str) -> QuarantineRecord:
         return QuarantineRecord(self._source, "", Unit.SHARD, reason, detail)
-
-
-_MAX_SHOWN_NAME = 4096
-_DUPLICATE_KEY_DETAIL = (
-    "the key came before; a sample's members must be adjacent (sort the names when writing)"
-)
 
 
 def _read_head(stream: BinaryIO) -> bytes:
