@@ -1,1 +1,1 @@
-"""The SEED image tokenizer: preprocessing, model, checkpoints, de-tokenizer. Imports torch and ``schemas``."""
+"""The SEED image tokenizer: preprocessing, model, checkpoints, de-tokenizer. Imports ``schemas`` only."""

@@ -1,0 +1,57 @@
+"""What the tokenization jobs share: plan, run, say how it ended."""
+
+import sys
+
+from jobs.command_line import EXIT_FAILED, StopSignal
+from pipeline.shard_driver import FatalShardError, PoolError
+from pipeline.tokenize_config import TokenizeConfig
+from pipeline.tokenize_run import RunOutcome, TokenizeJob, make_plan, run_tokenization
+
+TOKENIZE_ERRORS = (FatalShardError, PoolError)
+MAX_PROBLEMS_SHOWN = 20
+
+
+def run_tokenize_job(config: TokenizeConfig, job: TokenizeJob) -> int:
+    """Run a tokenization job and print the result; returns the exit status.
+
+    0: everything is in order (quarantined samples are in order: they are counted and listed).
+    1: source shards failed, counts do not add up, or with --strict a source shard was damaged.
+    130, 143: ended by a signal; the same command goes on.
+    """
+    stop = StopSignal()
+    stop.install()
+    plan = make_plan(config, job)
+    if config.dry_run:
+        print("\n".join(plan.lines()))
+        return 0
+    outcome = run_tokenization(config, job, plan, stop.is_set)
+    _print_summary(outcome)
+    if stop.is_set() and outcome.was_stopped:
+        print("stopped by a signal; run the same command again to go on", file=sys.stderr)
+        return stop.exit_status
+    problems = outcome.problems(config.strict)
+    for line in problems[:MAX_PROBLEMS_SHOWN]:
+        print(f"error: {line}", file=sys.stderr)
+    if outcome.failures:
+        print(
+            f"error: {len(outcome.failures)} source shards failed; --retry-failed does them again",
+            file=sys.stderr,
+        )
+    return EXIT_FAILED if problems else 0
+
+
+def _print_summary(outcome: RunOutcome) -> None:
+    progress, plan = outcome.progress, outcome.plan
+    counts = progress.counts
+    images = max(1, counts.images_written)
+    print(
+        f"{progress.num_done} token shards written to {plan.output} ({plan.num_done} were there before), "
+        f"{counts.documents_written} documents, {counts.images_written} images, "
+        f"{progress.output_bytes / images:.1f} bytes an image, {progress.elapsed_s:.1f} s"
+    )
+    for reason, number in progress.quarantined.most_common():
+        print(f"  quarantined {number} samples: {reason}")
+    if progress.num_incomplete:
+        print(
+            f"warning: {progress.num_incomplete} source shards are damaged and were read in part (see _logs)"
+        )

@@ -1,0 +1,217 @@
+"""``seed-shards``: look at folders of token shards.
+
+    seed-shards info DIR                  what is in it
+    seed-shards status DIR [--input ...]  what is done, missing and failed
+    seed-shards validate DIR              check every file
+    seed-shards show DIR [--limit N]      print documents
+    seed-shards clean DIR                 remove what killed runs left behind
+
+DIR is a local path or a URL. Exit status: 0 in order, 1 something is wrong or missing, 2 wrong usage.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import TextIO
+
+from pipeline.inputs import expand_inputs
+from pipeline.shard_task import TOKEN_SHARD_SUFFIX
+from pipeline.storage import STALE_AFTER_S, open_folder
+from pipeline.token_dataset import TokenDataset
+from pipeline.validate_shards import DatasetSummary, find_faults, summarize
+from schemas.document import Document, TextSegment
+from schemas.token_shard import read_documents
+
+MAX_LISTED = 20
+CHARS_SHOWN = 400
+CODES_SHOWN = 8
+
+Command = Callable[[TokenDataset, argparse.Namespace, TextIO], int]
+
+
+def main(arguments: Sequence[str] | None = None, output: TextIO | None = None) -> int:
+    """Run one command; returns the exit status."""
+    options = make_parser().parse_args(arguments)
+    output = output or sys.stdout
+    try:
+        return COMMANDS[options.command](TokenDataset.open(open_folder(options.folder)), options, output)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `seed-shards show DIR | head`
+        return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line; one subcommand for each entry of ``COMMANDS``."""
+    parser = argparse.ArgumentParser("seed-shards", description="Look at folders of token shards.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    helps = {
+        "info": "counts, bytes per image, fingerprint",
+        "status": "what is done, missing and failed, and what was quarantined",
+        "validate": "check every file against schema, footer, ledger and conservation",
+        "show": "print a few documents",
+        "clean": "remove unfinished files that killed runs left behind",
+    }
+    for name, text in helps.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("folder", metavar="DIR", help="folder of token shards: a path or URL")
+        if name in ("info", "status"):
+            command.add_argument("--json", action="store_true", help="print one JSON object")
+        if name == "status":
+            command.add_argument("--input", nargs="+", default=[], help="source shards, to see what is missing")
+        if name == "show":
+            command.add_argument("--shard", help="name of one token shard (default: the first)")
+            command.add_argument("--start", type=int, default=0, help="documents to pass over")
+            command.add_argument("--limit", type=int, default=3, help="documents to print")
+        if name == "clean":
+            command.add_argument(
+                "--older-than-hours", type=float, default=STALE_AFTER_S / 3600, help="leave younger files alone"
+            )
+    return parser
+
+
+def print_info(dataset: TokenDataset, options: argparse.Namespace, output: TextIO) -> int:
+    """What the folder holds."""
+    summary = summarize(dataset)
+    fields = {
+        "kind": dataset.manifest.kind,
+        "format_version": dataset.manifest.format_version,
+        "fingerprint": dataset.manifest.fingerprint.hex,
+        "tokenizer": _short(dict(dataset.manifest.fingerprint.components)),
+        "settings": _short(dict(dataset.manifest.settings)),
+        "token_shards": summary.num_shards,
+        "documents": summary.counts.documents_written,
+        "images": summary.counts.images_written,
+        "bytes": summary.num_bytes,
+        "bytes_per_image": round(summary.bytes_per_image, 1),
+        "samples_quarantined": summary.counts.num_quarantined,
+    }
+    _print_fields(fields, options.json, output)
+    return _complain_unreadable(summary, output)
+
+
+def print_status(dataset: TokenDataset, options: argparse.Namespace, output: TextIO) -> int:
+    """What is done, missing and failed; 1 if anything is."""
+    summary = summarize(dataset)
+    done, failures = dataset.done(), dataset.failures()
+    wanted = [shard.name for shard in expand_inputs(options.input)] if options.input else []
+    missing = [name for name in wanted if name not in done and name not in failures]
+    failed = {name: failure.error for name, failure in failures.items() if name not in done}
+    counts = summary.counts
+    fields = {
+        "done": len(done),
+        "missing": len(missing) if options.input else "unknown (give --input)",
+        "failed": len(failed),
+        "damaged_sources": len(summary.incomplete),
+        "samples_read": counts.samples_read,
+        "documents_written": counts.documents_written,
+        "samples_quarantined": dict(counts.samples_quarantined),
+        "images_dropped": dict(counts.images_dropped),
+        "notes": dict(counts.notes),
+        "conservation": counts.imbalance() or "holds",
+    }
+    if options.json:
+        fields |= {"missing_shards": missing, "failed_shards": failed, "damaged_shards": summary.incomplete}
+    _print_fields(fields, options.json, output)
+    if not options.json:
+        _list("missing", missing, output)
+        _list("failed", [f"{name}: {error}" for name, error in failed.items()], output)
+        _list("damaged source of", summary.incomplete, output)
+    is_bad = bool(missing or failed or counts.imbalance())
+    return max(int(is_bad), _complain_unreadable(summary, output))
+
+
+def print_faults(dataset: TokenDataset, options: argparse.Namespace, output: TextIO) -> int:
+    """Check every file; 1 if something is wrong."""
+    num_faults = 0
+    for fault in find_faults(dataset):
+        num_faults += 1
+        print(fault, file=output)
+    num_shards = len(dataset.done())
+    print(f"{num_shards} token shards checked, {num_faults} faults", file=output)
+    return int(num_faults > 0)
+
+
+def print_documents(dataset: TokenDataset, options: argparse.Namespace, output: TextIO) -> int:
+    """Print a few documents for a human."""
+    names = sorted(dataset.done())
+    if not names:
+        raise ValueError(f"{dataset.folder.url}: holds no token shard yet")
+    name = options.shard.removesuffix(TOKEN_SHARD_SUFFIX) if options.shard else names[0]
+    if name not in names:
+        raise ValueError(f"{dataset.folder.url}: no token shard {name}; the first is {names[0]}")
+    documents = read_documents(**dataset.folder.parquet_source(name + TOKEN_SHARD_SUFFIX))
+    for document in itertools.islice(documents, options.start, options.start + options.limit):
+        print("\n".join(document_lines(document)), file=output)
+    return 0
+
+
+def document_lines(document: Document) -> list[str]:
+    """One document, a line for each segment."""
+    lines = [f"--- {document.key}"]
+    for segment in document.segments:
+        role = f"{segment.role}: " if segment.role else ""
+        if isinstance(segment, TextSegment):
+            text = segment.text if len(segment.text) <= CHARS_SHOWN else segment.text[:CHARS_SHOWN] + " ..."
+            lines.append(f"  {role}{json.dumps(text, ensure_ascii=False)}")
+        else:
+            first = " ".join(str(code) for code in segment.codes[:CODES_SHOWN])
+            time = "" if segment.time_s is None else f" at {segment.time_s:.2f} s"
+            lines.append(f"  {role}<image{time}: {first} ...>")
+    if document.metadata:
+        lines.append(f"  metadata {document.metadata[:CHARS_SHOWN]}")
+    return lines
+
+
+def clean(dataset: TokenDataset, options: argparse.Namespace, output: TextIO) -> int:
+    """Remove what killed runs left behind; files of a live run are younger and stay."""
+    stale = dataset.folder.stale_temporaries(options.older_than_hours * 3600)
+    for name in stale:
+        dataset.folder.remove(name)
+        print(f"removed {name}", file=output)
+    print(f"{len(stale)} unfinished files removed", file=output)
+    return 0
+
+
+COMMANDS: dict[str, Command] = {
+    "info": print_info,
+    "status": print_status,
+    "validate": print_faults,
+    "show": print_documents,
+    "clean": clean,
+}
+
+
+def _short(fields: dict[str, object]) -> dict[str, object]:
+    """Without what takes more than a line."""
+    return {name: value for name, value in fields.items() if len(str(value)) <= 200}
+
+
+def _print_fields(fields: dict[str, object], as_json: bool, output: TextIO) -> None:
+    if as_json:
+        print(json.dumps(fields), file=output)
+        return
+    width = max(map(len, fields))
+    for name, value in fields.items():
+        shown = json.dumps(value) if isinstance(value, dict) else value
+        print(f"{name.ljust(width)}  {shown}", file=output)
+
+
+def _list(title: str, lines: list[str], output: TextIO) -> None:
+    for line in lines[:MAX_LISTED]:
+        print(f"{title} {line}", file=output)
+    if len(lines) > MAX_LISTED:
+        print(f"{title} {len(lines) - MAX_LISTED} more (--json lists all)", file=output)
+
+
+def _complain_unreadable(summary: DatasetSummary, output: TextIO) -> int:
+    for line in summary.unreadable:
+        print(f"unreadable: {line}", file=output)
+    return int(bool(summary.unreadable))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""What travels between the driver and those who tokenize: one source shard to do, and what became of it."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from schemas.token_shard import ShardCounts
+
+TOKEN_SHARD_SUFFIX = ".parquet"
+LEDGER_SUFFIX = ".quarantine.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """One source shard and the name of the token shard to make of it."""
+
+    name: str
+    """Without suffix, ``/`` between parts: ``name.parquet`` and ``name.quarantine.jsonl`` are written."""
+    source: str
+    """Path or URL, as named on input."""
+    source_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """One token shard that was committed."""
+
+    name: str
+    source: str
+    counts: ShardCounts
+    source_complete: bool
+    source_bytes: int | None
+    """Of the source shard."""
+    output_bytes: int
+    """Of the token shard and its ledger."""
+    seconds: float
+    worker: str = ""
+
+    def to_fields(self) -> dict[str, Any]:
+        """JSON form, one line of the run log."""
+        return {"event": "shard_done", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class ShardFailure:
+    """A source shard that was set aside."""
+
+    name: str
+    source: str
+    error: str
+    """One line."""
+    attempts: int
+    history: list[str] = field(default_factory=list)
+    """One line for each attempt."""

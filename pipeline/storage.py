@@ -1,0 +1,248 @@
+"""An output folder on a local disk or in an object store, where files appear whole or not at all.
+
+Local: write beside, fsync, rename (``schemas.atomic_write``). Object store: write to a local temporary
+file, then one put; a put that did not finish leaves no object, so no rename is needed. An interrupted
+multipart upload leaves invisible parts that a bucket's lifecycle rule should expire.
+
+Names are relative to the folder, with ``/`` between parts. Names that start with ``.tmp-`` are unfinished
+files of a running or killed writer and are never listed.
+"""
+
+import contextlib
+import os
+import tempfile
+import time
+import uuid
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import fsspec
+import pyarrow.fs as pa_fs
+from fsspec.core import url_to_fs
+
+from schemas.atomic_write import (
+    TEMPORARY_PREFIX,
+    create_exclusively,
+    sync_directory,
+    sync_file,
+    write_atomically,
+)
+
+STALE_AFTER_S = 24 * 3600.0
+"""Writers touch their temporary file at least every few minutes: one this old belongs to a dead writer."""
+
+
+class StagedFile(ABC):
+    """A file that is being written. As a context manager it vanishes unless it was committed."""
+
+    path: Path
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Make it visible, whole, in one step."""
+
+    def touch(self) -> None:
+        """Show that its writer is alive."""
+        os.utime(self.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+class _LocalStagedFile(StagedFile):
+    def __init__(self, destination: Path) -> None:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        self._destination = destination
+        self.path = temporary_path(destination)
+        self.path.touch()
+
+    def commit(self) -> None:
+        sync_file(self.path)
+        os.replace(self.path, self._destination)
+        sync_directory(self._destination.parent)
+
+
+class _ObjectStagedFile(StagedFile):
+    def __init__(self, filesystem: fsspec.AbstractFileSystem, key: str) -> None:
+        self._filesystem = filesystem
+        self._key = key
+        descriptor, path = tempfile.mkstemp(prefix=f"seed-shards-{key.rsplit('/', 1)[-1]}-")
+        os.close(descriptor)
+        self.path = Path(path)
+
+    def commit(self) -> None:
+        self._filesystem.put_file(str(self.path), self._key)
+
+
+class Folder(ABC):
+    """Where a job writes."""
+
+    url: str
+
+    @abstractmethod
+    def names(self, subfolder: str = "") -> dict[str, int]:
+        """Sizes in bytes of all files below ``subfolder``, by name from there, temporaries left out."""
+
+    @abstractmethod
+    def exists(self, name: str) -> bool: ...
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """Content of a file.
+
+        Raises:
+            FileNotFoundError: if there is none.
+        """
+
+    @abstractmethod
+    def write(self, name: str, data: bytes) -> None:
+        """Replace a file in one step."""
+
+    @abstractmethod
+    def create(self, name: str, data: bytes) -> bool:
+        """Create a file unless it exists; True if this call made it. Exactly one of several writers wins."""
+
+    @abstractmethod
+    def stage(self, name: str) -> "StagedFile":
+        """A local file to write to that becomes ``name`` when it is committed."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a file if it is there."""
+
+    @abstractmethod
+    def parquet_source(self, name: str) -> dict[str, Any]:
+        """``source`` and ``filesystem`` arguments for the Parquet readers of ``schemas``."""
+
+    def stale_temporaries(self, older_than_s: float = STALE_AFTER_S) -> list[str]:
+        """Unfinished files that nobody has touched for ``older_than_s``. Object stores have none."""
+        return []
+
+
+class LocalFolder(Folder):
+    """A directory of this machine, or of a network file system mounted on every node."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.url = str(path)
+
+    def names(self, subfolder: str = "") -> dict[str, int]:
+        root = self.path / subfolder
+        found = {}
+        for parent, _, files in os.walk(root):
+            prefix = "" if parent == str(root) else os.path.relpath(parent, root).replace(os.sep, "/") + "/"
+            for name in files:
+                if not name.startswith(TEMPORARY_PREFIX):
+                    with contextlib.suppress(FileNotFoundError):  # removed just now
+                        found[prefix + name] = os.stat(os.path.join(parent, name)).st_size
+        return found
+
+    def exists(self, name: str) -> bool:
+        return (self.path / name).exists()
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    def write(self, name: str, data: bytes) -> None:
+        write_atomically(self.path / name, data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        return create_exclusively(self.path / name, data)
+
+    def stage(self, name: str) -> StagedFile:
+        return _LocalStagedFile(self.path / name)
+
+    def remove(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)
+
+    def parquet_source(self, name: str) -> dict[str, Any]:
+        return {"source": self.path / name, "filesystem": None}
+
+    def stale_temporaries(self, older_than_s: float = STALE_AFTER_S) -> list[str]:
+        limit = time.time() - older_than_s
+        stale = []
+        for path in self.path.glob(f"**/{TEMPORARY_PREFIX}*"):
+            try:
+                if path.stat().st_mtime < limit:
+                    stale.append(path.relative_to(self.path).as_posix())
+            except FileNotFoundError:  # its writer finished just now
+                continue
+        return stale
+
+
+class ObjectFolder(Folder):
+    """A prefix in an object store, through fsspec."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        # A cached listing would hide what other writers commit meanwhile.
+        self._filesystem, self._root = url_to_fs(self.url, use_listings_cache=False)
+
+    def names(self, subfolder: str = "") -> dict[str, int]:
+        root = self._key(subfolder)
+        entries = self._filesystem.find(root, detail=True)
+        return {
+            name[len(root) :].lstrip("/"): entry["size"]
+            for name, entry in entries.items()
+            if entry["type"] == "file" and name != root
+        }
+
+    def exists(self, name: str) -> bool:
+        return bool(self._filesystem.exists(self._key(name)))
+
+    def read(self, name: str) -> bytes:
+        return bytes(self._filesystem.cat_file(self._key(name)))
+
+    def write(self, name: str, data: bytes) -> None:
+        self._filesystem.pipe_file(self._key(name), data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        try:
+            self._filesystem.pipe_file(self._key(name), data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def stage(self, name: str) -> StagedFile:
+        return _ObjectStagedFile(self._filesystem, self._key(name))
+
+    def remove(self, name: str) -> None:
+        if self.exists(name):
+            self._filesystem.rm_file(self._key(name))
+
+    def parquet_source(self, name: str) -> dict[str, Any]:
+        filesystem = pa_fs.PyFileSystem(pa_fs.FSSpecHandler(self._filesystem))
+        return {"source": self._key(name), "filesystem": filesystem}
+
+    def _key(self, name: str) -> str:
+        return f"{self._root}/{name}".rstrip("/")
+
+
+def temporary_path(destination: Path) -> Path:
+    """A name beside ``destination`` that no listing shows and no other writer uses."""
+    return destination.with_name(f"{TEMPORARY_PREFIX}{destination.name}-{uuid.uuid4().hex[:8]}")
+
+
+def open_folder(url: str) -> Folder:
+    """The folder at a local path, ``file://`` URL or fsspec URL (``s3://bucket/prefix``); nothing is made.
+
+    Raises:
+        ValueError: if no installed file system speaks the URL's protocol.
+    """
+    protocol, separator, rest = url.partition("://")
+    if not separator:
+        return LocalFolder(Path(url))
+    if protocol == "file":
+        return LocalFolder(Path(rest))
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"output {url}: {error}") from error
+    return ObjectFolder(url)

@@ -1,0 +1,206 @@
+"""The output folder of a tokenization: token shards, ledgers, and the bookkeeping around them.
+
+    _dataset.json             what all shards here have in common, made once by the first run
+    NAME.parquet              a token shard; it exists only when it is complete
+    NAME.quarantine.jsonl     its ledger, where something was refused
+    _failed/NAME.json         a source shard that was set aside
+    _logs/RUN.config.json     resolved configuration of a run
+    _logs/RUN.jsonl           one line a shard
+    _report.json              totals of the last run that ended
+
+``NAME`` may have parts divided by ``/``. What is done is told by the names alone: no file needs to be opened
+to resume.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from pipeline.shard_task import LEDGER_SUFFIX, TOKEN_SHARD_SUFFIX, ShardFailure, ShardTask
+from pipeline.storage import Folder
+from schemas.fingerprint import Fingerprint
+from schemas.token_shard import FORMAT_VERSION, TokenShardFooter, read_footer
+
+MANIFEST_NAME = "_dataset.json"
+FAILED_FOLDER = "_failed"
+LOGS_FOLDER = "_logs"
+REPORT_NAME = "_report.json"
+NUM_SOURCES_PROBED = 16
+
+
+class OutputMismatchError(ValueError):
+    """The output folder holds something that this run must not be mixed with."""
+
+
+@dataclass(frozen=True)
+class DatasetManifest:
+    """What all token shards of a folder have in common."""
+
+    kind: str
+    fingerprint: Fingerprint
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Other settings that decide rows: what a bad image costs, limits of the source."""
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        # In the form in which they will be read back: tuples become lists.
+        object.__setattr__(self, "settings", json.loads(json.dumps(dict(self.settings))))
+
+    def to_json(self) -> str:
+        fields = {
+            "format_version": self.format_version,
+            "kind": self.kind,
+            "fingerprint": self.fingerprint.hex,
+            "fingerprint_components": self.fingerprint.components,
+            "settings": self.settings,
+        }
+        return json.dumps(fields, indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> Self:
+        """Parse a manifest.
+
+        Raises:
+            OutputMismatchError: if it is none of this format version.
+        """
+        try:
+            fields = json.loads(data)
+            manifest = cls(
+                fields["kind"],
+                Fingerprint(fields["fingerprint_components"]),
+                fields["settings"],
+                fields["format_version"],
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise OutputMismatchError(f"{where}: no manifest of token shards: {error!r}") from error
+        if manifest.format_version != FORMAT_VERSION:
+            raise OutputMismatchError(
+                f"{where}: format version {manifest.format_version}, this program writes {FORMAT_VERSION}"
+            )
+        return manifest
+
+    def differences(self, other: "DatasetManifest") -> list[str]:
+        """One line for each difference, this one's value first."""
+        lines = [] if self.kind == other.kind else [f"kind: {self.kind} here, {other.kind} there"]
+        lines += [f"tokenizer {line}" for line in self.fingerprint.differences(other.fingerprint)]
+        # Fingerprint compares any two nested mappings.
+        ours, theirs = ({"settings": dict(manifest.settings)} for manifest in (self, other))
+        return lines + Fingerprint(ours).differences(Fingerprint(theirs))
+
+
+@dataclass(frozen=True)
+class TokenDataset:
+    """An output folder whose manifest fits."""
+
+    folder: Folder
+    manifest: DatasetManifest
+
+    @classmethod
+    def claim(cls, folder: Folder, manifest: DatasetManifest) -> Self:
+        """Take a folder for this run: make its manifest, or check that the one there is the same.
+
+        Raises:
+            OutputMismatchError: saying what differs, or that the folder holds Parquet files of someone else.
+        """
+        if not folder.exists(MANIFEST_NAME):
+            _refuse_foreign_files(folder)
+            folder.create(MANIFEST_NAME, manifest.to_json().encode())
+        existing = cls.open(folder)
+        check_same(folder, manifest, existing.manifest)
+        return existing
+
+    @classmethod
+    def open(cls, folder: Folder) -> Self:
+        """An existing folder of token shards.
+
+        Raises:
+            OutputMismatchError: if it is none.
+        """
+        where = f"{folder.url}/{MANIFEST_NAME}"
+        try:
+            data = folder.read(MANIFEST_NAME)
+        except FileNotFoundError:
+            raise OutputMismatchError(
+                f"{folder.url}: no folder of token shards ({MANIFEST_NAME} is missing)"
+            ) from None
+        return cls(folder, DatasetManifest.from_json(data, where))
+
+    def files(self) -> dict[str, int]:
+        """Sizes of all token shards and ledgers, by file name."""
+        return {
+            name: size
+            for name, size in self.folder.names().items()
+            if name.endswith((TOKEN_SHARD_SUFFIX, LEDGER_SUFFIX)) and not is_bookkeeping(name)
+        }
+
+    def done(self) -> set[str]:
+        """Names of the token shards that exist."""
+        suffix = TOKEN_SHARD_SUFFIX
+        return {name.removesuffix(suffix) for name in self.files() if name.endswith(suffix)}
+
+    def footer(self, name: str) -> TokenShardFooter:
+        """Footer of a token shard. Raises TokenShardError."""
+        return read_footer(**self.folder.parquet_source(name + TOKEN_SHARD_SUFFIX))
+
+    def failures(self) -> dict[str, ShardFailure]:
+        """Source shards that were set aside, by name."""
+        found = {}
+        for name in sorted(self.folder.names(FAILED_FOLDER)):
+            if name.endswith(".json"):
+                failure = ShardFailure(**json.loads(self.folder.read(f"{FAILED_FOLDER}/{name}")))
+                found[failure.name] = failure
+        return found
+
+    def set_aside(self, failure: ShardFailure) -> None:
+        text = json.dumps(asdict(failure), indent=1) + "\n"
+        self.folder.write(f"{FAILED_FOLDER}/{failure.name}.json", text.encode())
+
+    def forget_failure(self, name: str) -> None:
+        self.folder.remove(f"{FAILED_FOLDER}/{name}.json")
+
+    def check_sources(self, tasks: Iterable[ShardTask], done: set[str]) -> None:
+        """Look into some token shards that stand for tasks: they must come from those very sources.
+
+        Catches a second input whose shards happen to have the names of the first (both ``00000.tar`` ...),
+        which would otherwise pass for done. A source that moved keeps its size, and is recognised by it.
+
+        Raises:
+            OutputMismatchError: naming a source and the one whose token shard stands in its place.
+        """
+        standing = [task for task in tasks if task.name in done]
+        step = max(1, len(standing) // NUM_SOURCES_PROBED)
+        for task in standing[::step]:
+            footer = self.footer(task.name)
+            if footer.source == task.source or task.source_bytes is None or footer.source_bytes is None:
+                continue
+            if footer.source_bytes != task.source_bytes:
+                raise OutputMismatchError(
+                    f"output {self.folder.url}: {task.name}{TOKEN_SHARD_SUFFIX} was made from "
+                    f"{footer.source} ({footer.source_bytes} bytes), not from {task.source} "
+                    f"({task.source_bytes} bytes): give this input a folder of its own, or --overwrite"
+                )
+
+
+def is_bookkeeping(name: str) -> bool:
+    """Whether a file name in the folder is neither token shard nor ledger by its place."""
+    return name.startswith((f"{FAILED_FOLDER}/", f"{LOGS_FOLDER}/", "_"))
+
+
+def check_same(folder: Folder, wanted: DatasetManifest, existing: DatasetManifest) -> None:
+    """Raise OutputMismatchError with what differs and what to do."""
+    if differences := wanted.differences(existing):
+        raise OutputMismatchError(
+            f"output {folder.url}: its token shards were made differently ({'; '.join(differences)}); "
+            "such shards must not be mixed: choose another --output, or run with the settings of "
+            f"{MANIFEST_NAME}"
+        )
+
+
+def _refuse_foreign_files(folder: Folder) -> None:
+    foreign = [name for name in folder.names() if name.endswith(TOKEN_SHARD_SUFFIX)]
+    if foreign:
+        raise OutputMismatchError(
+            f"output {folder.url}: holds {len(foreign)} Parquet files ({foreign[0]}, ...) but no "
+            f"{MANIFEST_NAME}: choose an empty folder"
+        )

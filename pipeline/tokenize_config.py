@@ -1,0 +1,110 @@
+"""Configuration of a tokenization job, the same for every kind of input."""
+
+from dataclasses import dataclass
+
+from pipeline.finish_document import OnBadImage
+from pipeline.worker_tools import NULL_TOKENIZER, EncoderConfig
+from tokenizer.color import ColorRule
+from tokenizer.preprocess import PreprocessConfig
+from tokenizer.resize import Filter
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeConfig:
+    """Settings of one run; every one is a flag, and a key of the file given with --config."""
+
+    input: tuple[str, ...]
+    """Source shards: files, globs, {00000..00099}, directories, @list files, URLs (s3://, gs://, https://)."""
+    output: str
+    """Folder for the token shards: a local path or a URL (s3://bucket/folder)."""
+
+    tokenizer: str = "sample"
+    """seed-2 is the released model; a path or hub id; sample: small, untrained; null: only hashes."""
+    precision: str = "fp32"
+    """fp32, bf16 or fp16, of the image encoder and the Q-Former."""
+    filter: Filter = "bicubic"
+    """How pictures are resized: bicubic as the release's processor, bilinear as its bulk script."""
+    color: ColorRule = "reference"
+    """reference: as the release; clean: alpha on white, 16 bit scaled, ICC to sRGB, EXIF rotation."""
+    max_pixels: int = PreprocessConfig.max_pixels
+    """Pictures with more pixels are quarantined."""
+    min_side: int = PreprocessConfig.min_side
+    """Pictures with a shorter side are quarantined."""
+    max_aspect_ratio: float = PreprocessConfig.max_aspect_ratio
+    """Pictures longer than this many times their width are quarantined; 0: none."""
+    on_bad_image: OnBadImage = "drop-document"
+    """What one bad image costs: its document, or only itself."""
+
+    batch_size: int = 32
+    """Images the model sees at a time; it never changes the codes of an image."""
+    num_actors: int | None = None
+    """Workers; left out: one per GPU of the cluster, or per four CPUs where it has none. 0: without Ray."""
+    gpus_per_actor: float = 1.0
+    """Share of a GPU for a worker, where the cluster has GPUs."""
+    decode_workers: int | None = None
+    """Decoding processes of a worker; left out: the cores there are for each worker."""
+    shards_in_flight: int = 2
+    """Source shards that a worker has in hand at a time."""
+    decode_timeout: float = 30.0
+    """Seconds that decoding of one image may take."""
+
+    max_attempts: int = 3
+    """Attempts after which a source shard is set aside."""
+    stall_timeout: float = 600.0
+    """Seconds without progress after which a worker is replaced."""
+    limit: int | None = None
+    """At most so many source shards, the first of the input."""
+    overwrite: bool = False
+    """Do everything again, also what is there."""
+    retry_failed: bool = False
+    """Do only the shards that were set aside, again."""
+    strict: bool = False
+    """Exit non-zero when a source shard was damaged and only a part of it could be read."""
+    dry_run: bool = False
+    """Print what would be done; write nothing."""
+
+    def __post_init__(self) -> None:
+        if not self.input:
+            raise ValueError("--input: give at least one file, glob, directory or URL of tar shards")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"--precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        for name in ("batch_size", "shards_in_flight", "max_attempts"):
+            self._check_at_least(name, 1)
+        for name in ("num_actors", "decode_workers", "limit"):
+            self._check_at_least(name, 0 if name != "limit" else 1)
+        for name in ("decode_timeout", "stall_timeout", "gpus_per_actor"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
+        if self.overwrite and self.retry_failed:
+            raise ValueError(
+                "--overwrite and --retry-failed exclude each other: one redoes all, one the failed"
+            )
+        _ = self.preprocess  # checks its values
+
+    def _check_at_least(self, name: str, smallest: int) -> None:
+        value = getattr(self, name)
+        if value is not None and value < smallest:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {smallest}, got {value}")
+
+    @property
+    def preprocess(self) -> PreprocessConfig:
+        """How pictures are prepared. Raises ValueError."""
+        return PreprocessConfig(
+            filter=self.filter,
+            color=self.color,
+            max_pixels=self.max_pixels,
+            min_side=self.min_side,
+            max_aspect_ratio=self.max_aspect_ratio,
+        )
+
+    def encoder(self, device: str) -> EncoderConfig:
+        """The tokenizer on a device."""
+        return EncoderConfig(
+            tokenizer=self.tokenizer,
+            precision="fp32" if self.tokenizer == NULL_TOKENIZER else self.precision,
+            batch_size=self.batch_size,
+            device=device,
+            preprocess=self.preprocess,
+        )

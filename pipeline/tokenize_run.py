@@ -1,0 +1,272 @@
+"""A whole tokenization run: from the list of source shards to the report and the exit status."""
+
+import dataclasses
+import json
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.encode_shard import ReadDocuments, ShardSettings
+from pipeline.inputs import expand_inputs
+from pipeline.local_workers import LocalWorkers
+from pipeline.progress import ProgressDisplay, RunProgress
+from pipeline.ray_token import settle_authentication
+from pipeline.run_log import RunLog
+from pipeline.shard_driver import RunListener, ShardDriver, WorkerPool
+from pipeline.shard_schedule import ShardSchedule
+from pipeline.shard_task import ShardFailure, ShardTask
+from pipeline.storage import open_folder
+from pipeline.token_dataset import (
+    LOGS_FOLDER,
+    MANIFEST_NAME,
+    REPORT_NAME,
+    DatasetManifest,
+    TokenDataset,
+    check_same,
+)
+from pipeline.tokenize_config import TokenizeConfig
+from pipeline.worker_tools import WorkerSetup, open_tools, tokenizer_fingerprint
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeJob:
+    """What one kind of input adds to the common configuration."""
+
+    kind: str
+    """pairs, videos, interleaved or chats."""
+    read: ReadDocuments
+    """Gives the documents of a source shard; travels to the workers, so it must be picklable."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the source that decide rows, in JSON form; kept in the manifest."""
+    decoder: str = "pipeline.decode:decode_task"
+    frames_per_task: int = 1
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What there is to do."""
+
+    tasks: list[ShardTask]
+    """All source shards of the input, done or not."""
+    to_do: list[ShardTask]
+    num_done: int
+    failed_before: dict[str, ShardFailure]
+    """Set aside by earlier runs, and not tried again by this one."""
+    manifest: DatasetManifest
+    output: str
+
+    @property
+    def bytes_to_do(self) -> int | None:
+        sizes = [task.source_bytes for task in self.to_do]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+
+    def lines(self) -> list[str]:
+        """For a human."""
+        size = "unknown size" if self.bytes_to_do is None else f"{self.bytes_to_do / 1e6:,.1f} MB"
+        return [
+            f"output       {self.output}",
+            f"kind         {self.manifest.kind}",
+            f"fingerprint  {self.manifest.fingerprint.hex}",
+            f"input        {len(self.tasks)} source shards: {self.num_done} done, "
+            f"{len(self.failed_before)} failed before, {len(self.to_do)} to do ({size})",
+        ]
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """How a run ended."""
+
+    progress: RunProgress
+    plan: RunPlan
+    was_stopped: bool
+
+    @property
+    def failures(self) -> list[ShardFailure]:
+        return [*self.progress.failures, *self.plan.failed_before.values()]
+
+    def problems(self, strict: bool) -> list[str]:
+        """One line for each reason not to exit with 0."""
+        lines = [f"{failure.name} failed: {failure.error}" for failure in self.failures]
+        if imbalance := self.progress.counts.imbalance():
+            lines.append(f"conservation is violated: {imbalance}")
+        if strict and self.progress.num_incomplete:
+            lines.append(f"{self.progress.num_incomplete} source shards are damaged (--strict)")
+        return lines
+
+    def report(self) -> dict[str, Any]:
+        return {
+            **self.progress.summary(),
+            "was_stopped": self.was_stopped,
+            "shards_of_input": len(self.plan.tasks),
+            "shards_done_before": self.plan.num_done,
+            "failures": [dataclasses.asdict(failure) for failure in self.failures],
+            "fingerprint": self.plan.manifest.fingerprint.hex,
+        }
+
+
+def make_plan(config: TokenizeConfig, job: TokenizeJob) -> RunPlan:
+    """Find the source shards and what is done of them; nothing is written.
+
+    Raises:
+        ValueError, FileNotFoundError: naming the setting that is wrong, or what of the output does not fit.
+    """
+    shards = expand_inputs(config.input)[: config.limit]
+    tasks = [ShardTask(shard.name, shard.url, shard.num_bytes) for shard in shards]
+    manifest = DatasetManifest(
+        job.kind,
+        tokenizer_fingerprint(config.encoder("cpu")),
+        {"on_bad_image": config.on_bad_image, **_limits(config), **job.settings},
+    )
+    folder = open_folder(config.output)
+    done: set[str] = set()
+    failed: dict[str, ShardFailure] = {}
+    if folder.exists(MANIFEST_NAME):
+        dataset = TokenDataset.open(folder)
+        check_same(folder, manifest, dataset.manifest)
+        if not config.overwrite:
+            done, failed = dataset.done(), dataset.failures()
+            dataset.check_sources(tasks, done)
+    skipped = {} if config.retry_failed else failed
+    to_do = [task for task in tasks if task.name not in done and task.name not in skipped]
+    names = {task.name for task in tasks}
+    return RunPlan(
+        tasks,
+        to_do,
+        len(names & done),
+        {name: failure for name, failure in skipped.items() if name in names - done},
+        manifest,
+        config.output,
+    )
+
+
+def _limits(config: TokenizeConfig) -> dict[str, Any]:
+    return {
+        "max_pixels": config.max_pixels,
+        "min_side": config.min_side,
+        "max_aspect_ratio": config.max_aspect_ratio,
+    }
+
+
+def run_tokenization(
+    config: TokenizeConfig, job: TokenizeJob, plan: RunPlan, should_stop: Callable[[], bool] = lambda: False
+) -> RunOutcome:
+    """Do what the plan says.
+
+    Raises:
+        OutputMismatchError: if another run claimed the output differently meanwhile.
+        PoolError, FatalShardError: the run cannot go on; what is committed stays.
+        OSError: the output cannot be written.
+    """
+    dataset = TokenDataset.claim(open_folder(config.output), plan.manifest)
+    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+    folder = dataset.folder
+    folder.write(f"{LOGS_FOLDER}/{run_id}.config.json", _resolved(config, job, plan))
+    progress = RunProgress(len(plan.to_do), plan.bytes_to_do)
+    log = RunLog(folder, run_id)
+    is_complete = True
+    with ExitStack() as stack:
+        stack.callback(log.close)
+        if plan.to_do:
+            display = stack.enter_context(ProgressDisplay(progress))
+            failure_book = _FailureBook(dataset)
+            listeners: list[RunListener] = [progress, failure_book, log, display]
+            pool = stack.enter_context(open_pool(config, job, plan, listeners))
+            schedule = ShardSchedule(plan.to_do, max_attempts=config.max_attempts)
+            driver = ShardDriver(schedule, pool, listeners, stall_timeout_s=config.stall_timeout)
+            is_complete = driver.run(should_stop)
+    outcome = RunOutcome(progress, plan, was_stopped=not is_complete)
+    folder.write(REPORT_NAME, json.dumps({"run": run_id, **outcome.report()}, indent=1).encode() + b"\n")
+    return outcome
+
+
+def worker_setup(
+    config: TokenizeConfig, job: TokenizeJob, plan: RunPlan, device: str, cores: int
+) -> WorkerSetup:
+    """What each worker is told."""
+    decode_workers = config.decode_workers if config.decode_workers is not None else max(1, cores)
+    return WorkerSetup(
+        read=job.read,
+        settings=ShardSettings(
+            kind=job.kind, fingerprint=plan.manifest.fingerprint, on_bad_image=config.on_bad_image
+        ),
+        encoder=config.encoder(device),
+        output=config.output if "://" in config.output else os.path.abspath(config.output),
+        num_decode_workers=decode_workers,
+        decode_timeout_s=config.decode_timeout,
+        decoder=job.decoder,
+        frames_per_task=job.frames_per_task,
+    )
+
+
+@contextmanager
+def open_pool(
+    config: TokenizeConfig, job: TokenizeJob, plan: RunPlan, listeners: list[RunListener]
+) -> Iterator[WorkerPool]:
+    """Workers for a run: Ray actors, or threads of this process with ``--num-actors 0``."""
+    if config.num_actors == 0:
+        setup = worker_setup(config, job, plan, local_device(config), os.cpu_count() or 1)
+        with open_tools(setup) as tools:
+            pool = LocalWorkers(tools, config.shards_in_flight)
+            try:
+                yield pool
+            finally:
+                pool.close()
+        return
+    settle_authentication()
+    from pipeline.ray_engine import RayMetrics, open_ray_workers
+
+    def setup_for(device: str, cores: int) -> WorkerSetup:
+        return worker_setup(config, job, plan, device, cores)
+
+    with open_ray_workers(config, setup_for) as ray_pool:
+        listeners.append(RayMetrics())
+        yield ray_pool
+
+
+def local_device(config: TokenizeConfig) -> str:
+    if config.tokenizer == "null":
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class _FailureBook:
+    """Keeps ``_failed/`` in step with the run; a ``RunListener``."""
+
+    def __init__(self, dataset: TokenDataset) -> None:
+        self._dataset = dataset
+        self._known = set(dataset.failures())
+
+    def shard_done(self, report: Any) -> None:
+        if report.name in self._known:
+            self._dataset.forget_failure(report.name)
+            self._known.discard(report.name)
+
+    def shard_set_aside(self, failure: ShardFailure) -> None:
+        self._dataset.set_aside(failure)
+        self._known.add(failure.name)
+
+    def shard_retried(self, name: str, error: str) -> None: ...
+    def worker_joined(self, worker_id: str) -> None: ...
+    def worker_lost(self, worker_id: str, loss: Any, error: str) -> None: ...
+    def worker_status(self, status: Any) -> None: ...
+    def tick(self, schedule: ShardSchedule) -> None: ...
+
+
+def _resolved(config: TokenizeConfig, job: TokenizeJob, plan: RunPlan) -> bytes:
+    fields = {
+        "config": dataclasses.asdict(config),
+        "kind": job.kind,
+        "source_settings": dict(job.settings),
+        "fingerprint": plan.manifest.fingerprint.hex,
+        "num_source_shards": len(plan.tasks),
+    }
+    return json.dumps(fields, indent=1).encode() + b"\n"

@@ -1,0 +1,116 @@
+"""Checks a folder of token shards as a whole, and sums it up.
+
+``validate`` trusts nothing but the files: every row of every token shard, every ledger against the footer
+that names it, the conservation rule for each shard and for all together, and what should not be there.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from pipeline.shard_task import LEDGER_SUFFIX, TOKEN_SHARD_SUFFIX
+from pipeline.token_dataset import TokenDataset
+from schemas.quarantine import Unit, parse_records
+from schemas.token_shard import (
+    ShardCounts,
+    TokenShardError,
+    TokenShardFooter,
+    check_token_shard,
+)
+
+
+@dataclass
+class DatasetSummary:
+    """Totals over the footers of a folder."""
+
+    num_shards: int = 0
+    num_bytes: int = 0
+    counts: ShardCounts = field(default_factory=ShardCounts)
+    incomplete: list[str] = field(default_factory=list)
+    """Token shards whose source was damaged."""
+    unreadable: list[str] = field(default_factory=list)
+
+    @property
+    def bytes_per_image(self) -> float:
+        return self.num_bytes / self.counts.images_written if self.counts.images_written else 0.0
+
+
+def summarize(dataset: TokenDataset) -> DatasetSummary:
+    """Sum up the footers; rows are not read."""
+    summary = DatasetSummary()
+    files = dataset.files()
+    for name in sorted(dataset.done()):
+        try:
+            footer = dataset.footer(name)
+        except TokenShardError as error:
+            summary.unreadable.append(str(error))
+            continue
+        summary.num_shards += 1
+        summary.num_bytes += files[name + TOKEN_SHARD_SUFFIX]
+        summary.counts += footer.counts
+        if not footer.source_complete:
+            summary.incomplete.append(name)
+    return summary
+
+
+def find_faults(dataset: TokenDataset) -> Iterator[str]:
+    """Check everything; one line for each fault, naming the file and what is wrong."""
+    files = dataset.files()
+    names = sorted(dataset.done())
+    sources: defaultdict[str, list[str]] = defaultdict(list)
+    ledgers = {name.removesuffix(LEDGER_SUFFIX) for name in files if name.endswith(LEDGER_SUFFIX)}
+    total = ShardCounts()
+    for name in names:
+        try:
+            footer = check_token_shard(**dataset.folder.parquet_source(name + TOKEN_SHARD_SUFFIX))
+        except TokenShardError as error:
+            yield str(error)
+            continue
+        total += footer.counts
+        sources[footer.source].append(name)
+        yield from _manifest_faults(dataset, name, footer)
+        yield from _ledger_faults(dataset, name, footer, name in ledgers)
+    for source, shards in sources.items():
+        if len(shards) > 1:
+            yield f"{source}: tokenized twice, as {' and '.join(shards)}; remove one"
+    for name in sorted(ledgers - set(names)):
+        yield f"{name}{LEDGER_SUFFIX}: a ledger without token shard, left by a killed run; run the job again"
+    if imbalance := total.imbalance():
+        yield f"all shards together: {imbalance}"
+
+
+def _manifest_faults(dataset: TokenDataset, name: str, footer: TokenShardFooter) -> Iterator[str]:
+    manifest = dataset.manifest
+    if footer.kind != manifest.kind:
+        yield f"{name}{TOKEN_SHARD_SUFFIX}: kind {footer.kind}, the folder holds {manifest.kind}"
+    if differences := footer.fingerprint.differences(manifest.fingerprint):
+        yield f"{name}{TOKEN_SHARD_SUFFIX}: made by another tokenizer: {'; '.join(differences)}"
+
+
+def _ledger_faults(
+    dataset: TokenDataset, name: str, footer: TokenShardFooter, has_ledger: bool
+) -> Iterator[str]:
+    """The ledger must be the one that the footer names, and hold what the counts say."""
+    ledger_name = name + LEDGER_SUFFIX
+    if footer.quarantine is None:
+        if has_ledger:
+            yield f"{ledger_name}: its token shard names no ledger: left by a killed run"
+        if footer.counts.num_quarantined:
+            yield f"{name}{TOKEN_SHARD_SUFFIX}: {footer.counts.num_quarantined} samples quarantined, no ledger"
+        return
+    if not has_ledger:
+        yield f"{ledger_name}: missing; its token shard names {footer.quarantine.num_records} records"
+        return
+    data = dataset.folder.read(ledger_name)
+    if hashlib.sha256(data).hexdigest() != footer.quarantine.sha256:
+        yield f"{ledger_name}: its content is not what its token shard was committed with"
+        return
+    try:
+        records = list(parse_records(data))
+    except ValueError as error:
+        yield f"{ledger_name}: {error}"
+        return
+    by_reason = Counter(str(record.reason) for record in records if record.unit is Unit.SAMPLE)
+    if dict(by_reason) != dict(footer.counts.samples_quarantined):
+        yield f"{ledger_name}: holds samples {dict(by_reason)}, counted {footer.counts.samples_quarantined}"

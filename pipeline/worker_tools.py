@@ -1,0 +1,114 @@
+"""What one worker process needs to tokenize: the model, the decode processes, the output folder."""
+
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from pipeline.batching_encoder import BatchingEncoder, ImageEncoder
+from pipeline.decode import DecodedFrames, DecodeTask
+from pipeline.decode_pool import DecodePool, DecodePoolConfig
+from pipeline.encode_shard import ReadDocuments, ShardEncoder, ShardSettings
+from pipeline.null_encoder import NullEncoder, null_fingerprint
+from pipeline.sources.records import RawImage
+from pipeline.storage import open_folder
+from schemas.fingerprint import Fingerprint
+from tokenizer.preprocess import PreprocessConfig
+
+NULL_TOKENIZER = "null"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Which tokenizer, and how it runs."""
+
+    tokenizer: str
+    """Preset, path, hub id, or ``null``."""
+    precision: str = "fp32"
+    batch_size: int = 32
+    device: str = "cpu"
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSetup:
+    """Everything a worker is told when it starts; it travels to other machines."""
+
+    read: ReadDocuments
+    settings: ShardSettings
+    encoder: EncoderConfig
+    output: str
+    num_decode_workers: int = 2
+    decode_timeout_s: float = 30.0
+    decoder: str = "pipeline.decode:decode_task"
+    frames_per_task: int = 1
+    num_threads: int = 0
+    """Threads of the model on a CPU; 0 leaves it to the library."""
+
+
+class TokenizerMismatchError(RuntimeError):
+    """A worker's tokenizer is not the one that the run was begun with."""
+
+
+def tokenizer_fingerprint(config: EncoderConfig) -> Fingerprint:
+    """What decides the codes, without loading the model onto a device.
+
+    Raises:
+        FileNotFoundError, ValueError: the tokenizer is not there or does not fit.
+    """
+    if config.tokenizer == NULL_TOKENIZER:
+        return null_fingerprint(config.preprocess.fingerprint_components())
+    from pipeline.seed_encoder import seed_fingerprint
+
+    return seed_fingerprint(config)
+
+
+def load_encoder(config: EncoderConfig) -> ImageEncoder:
+    """The tokenizer, ready on its device."""
+    if config.tokenizer == NULL_TOKENIZER:
+        return NullEncoder(config.preprocess.fingerprint_components())
+    from pipeline.seed_encoder import SeedEncoder
+
+    return SeedEncoder(config)
+
+
+@contextmanager
+def open_tools(setup: WorkerSetup) -> Iterator[ShardEncoder]:
+    """Load the model and start decoding processes; all of it ends with the block.
+
+    Raises:
+        TokenizerMismatchError: if this machine's tokenizer differs from the driver's.
+    """
+    encoder = load_encoder(setup.encoder)
+    if differences := setup.settings.fingerprint.differences(encoder.fingerprint):
+        raise TokenizerMismatchError(
+            "this worker's tokenizer is not the one the run was begun with (driver here, worker there): "
+            + "; ".join(differences)
+        )
+    decode_config = DecodePoolConfig(
+        num_workers=setup.num_decode_workers,
+        max_in_flight=2 * setup.encoder.batch_size + 4 * setup.num_decode_workers,
+        timeout_s=setup.decode_timeout_s,
+        decoder=setup.decoder,
+        frames_per_task=setup.frames_per_task,
+        preprocess=setup.encoder.preprocess,
+    )
+    with contextlib.ExitStack() as stack:
+        batching = stack.enter_context(
+            BatchingEncoder(
+                encoder, setup.encoder.batch_size, batches_in_flight=getattr(encoder, "batches_in_flight", 1)
+            )
+        )
+        pool = stack.enter_context(DecodePool(decode_config))
+
+        def decode(image: RawImage) -> "Future[DecodedFrames]":
+            return pool.submit(DecodeTask(image.data))
+
+        yield ShardEncoder(
+            read=setup.read,
+            decode=decode,
+            batching=batching,
+            folder=open_folder(setup.output),
+            settings=setup.settings,
+        )

@@ -1,0 +1,283 @@
+"""The engine on real Ray clusters: actors that die, stall or never start, nodes that come and go, `job submit`."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.fault_points import VARIABLE
+from pipeline.inspect_shards import main as seed_shards
+from pipeline.ray_token import settle_authentication
+from tests.pipeline.tiny_shards import (
+    JOB,
+    PAIRS,
+    ROOT,
+    job_command,
+    job_environment,
+    leftovers,
+    run_job,
+    token_files,
+    write_shards,
+)
+
+settle_authentication()
+
+from pipeline.tokenize_config import TokenizeConfig
+from pipeline.tokenize_run import RunOutcome, TokenizeJob, make_plan, run_tokenization
+
+pytestmark = pytest.mark.ray
+NUM_SHARDS = 12
+JOB_OF_PAIRS = TokenizeJob(kind="pairs", read=PAIRS)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("in"), NUM_SHARDS, 20)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("undisturbed") / "out"
+    outcome = run(shards, folder, num_actors=0)
+    assert outcome.failures == []
+    return token_files(folder)
+
+
+def run(shards: Path, folder: Path, **settings: object) -> RunOutcome:
+    """One run in this process, on the cluster it is connected to."""
+    config = TokenizeConfig(
+        **{"input": (str(shards),), "output": str(folder), "tokenizer": "null", "batch_size": 4, "decode_workers": 0}
+        | settings
+    )
+    return run_tokenization(config, JOB_OF_PAIRS, make_plan(config, JOB_OF_PAIRS))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator["object"]:
+    """A cluster of one node with 2 CPUs, to which tests add nodes."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 << 20},
+    )
+    ray.init(address=cluster.address, logging_level="WARNING")
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@contextlib.contextmanager
+def fault(text: str) -> Iterator[None]:
+    """A fault in the actors of this cluster: their environment is the driver's only at their birth."""
+    import ray
+
+    # Actors get the variable through the runtime environment of the job.
+    ray.shutdown()
+    address = os.environ["SEED_SHARDS_TEST_CLUSTER"]
+    ray.init(address=address, logging_level="WARNING", runtime_env={"env_vars": {VARIABLE: text}})
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        ray.init(address=address, logging_level="WARNING")
+
+
+@pytest.fixture(autouse=True)
+def _remember_address(cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEED_SHARDS_TEST_CLUSTER", cluster.address)
+
+
+def actor_processes() -> list[int]:
+    """Process ids of the encode actors that run on this machine, children of this user only."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if b"ray::EncodeActor" in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+    return found
+
+
+def in_background(action: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=action, daemon=True)
+    thread.start()
+    return thread
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_the_same_bytes_with_two_actors(
+    cluster, shards: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    outcome = run(shards, tmp_path / "out", num_actors=2, batch_size=7, shards_in_flight=3)
+    assert outcome.failures == []
+    assert token_files(tmp_path / "out") == undisturbed
+    assert outcome.progress.num_workers <= 2
+
+
+def test_an_actor_killed_at_work_is_replaced(
+    cluster, shards: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    once = tmp_path / "once"
+    with fault(f"kill:after_write:00005:{once}"):
+        outcome = run(shards, tmp_path / "out", num_actors=1)
+    assert once.exists()
+    assert outcome.failures == []
+    assert outcome.progress.worker_losses == {"crashed": 1}
+    assert token_files(tmp_path / "out") == undisturbed
+
+
+def test_a_shard_that_kills_every_actor_is_set_aside_and_the_others_are_done(
+    cluster, shards: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    with fault("kill:reading:00002"):
+        outcome = run(shards, folder, num_actors=1, max_attempts=2)
+    assert [failure.name for failure in outcome.failures] == ["00002"]
+    assert outcome.failures[0].attempts == 2
+    assert token_files(folder) == {name: data for name, data in undisturbed.items() if not name.startswith("00002")}
+    run(shards, folder, num_actors=0, retry_failed=True)
+    assert token_files(folder) == undisturbed
+
+
+def test_an_actor_that_stalls_is_replaced(
+    cluster, shards: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    once = tmp_path / "once"
+    with fault(f"stall:reading:00003:{once}"):
+        outcome = run(shards, tmp_path / "out", num_actors=1, stall_timeout=3.0)
+    assert once.exists()
+    assert outcome.progress.worker_losses == {"stalled": 1}
+    assert outcome.failures == []
+    assert token_files(tmp_path / "out") == undisturbed
+
+
+def test_a_node_that_joins_is_used_and_a_node_that_dies_costs_no_attempt(
+    cluster, shards: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Raylet and actors of the added node are killed with SIGKILL while it works."""
+    folder = tmp_path / "out"
+    before = set(actor_processes())
+    slow = write_shards(tmp_path / "in", 40, 20)
+
+    outcomes: list[RunOutcome] = []
+    with fault("slow:reading:*"):
+        thread = in_background(lambda: outcomes.append(run(slow, folder, max_attempts=1)))
+        assert wait_until(lambda: len(token_files(folder)) > 0)
+        node = cluster.add_node(num_cpus=2, object_store_memory=100 << 20)
+        assert wait_until(lambda: len(set(actor_processes()) - before) >= 2), "no actor on the new node"
+        time.sleep(1.0)
+        cluster.remove_node(node, allow_graceful=False)
+        thread.join(timeout=120)
+    (outcome,) = outcomes
+    assert outcome.failures == [], "a lost node counts as an attempt"
+    assert outcome.progress.worker_losses == {"node_lost": 1}
+    other = tmp_path / "other"
+    run(slow, other, num_actors=0)
+    assert token_files(folder) == token_files(other)
+
+
+def test_a_tokenizer_that_the_workers_cannot_load_ends_the_run_with_its_reason(
+    cluster, shards: Path, tmp_path: Path
+) -> None:
+    from pipeline.shard_driver import PoolError
+
+    tokenizer = tmp_path / "tokenizer"
+    shutil.copytree(ROOT / "tokenizer" / "sample", tokenizer)
+    config = TokenizeConfig(input=(str(shards),), output=str(tmp_path / "out"), tokenizer=str(tokenizer), num_actors=1)
+    plan = make_plan(config, JOB_OF_PAIRS)
+    (tokenizer / "model.safetensors").write_bytes(b"broken meanwhile")
+    with pytest.raises(PoolError, match=r"workers do not start: .*model\.safetensors"):
+        run_tokenization(config, JOB_OF_PAIRS, plan)
+
+
+class TestCommand:
+    """The job as a user starts it."""
+
+    def test_alone_it_starts_ray_and_leaves_nothing(
+        self, shards: Path, undisturbed: dict[str, bytes], tmp_path: Path
+    ) -> None:
+        home = tmp_path / "home"
+        home.mkdir()
+        result = run_job(
+            "--input", str(shards), "--output", str(tmp_path / "out"), "--num-actors", "1",
+            environment={"HOME": str(home)},
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert token_files(tmp_path / "out") == undisturbed
+        assert not (home / ".ray" / "auth_token").exists(), "later clusters would demand it"
+
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+    def test_a_driver_that_is_killed_is_resumed(
+        self, number: int, shards: Path, undisturbed: dict[str, bytes], tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "out"
+        flags = ["--input", str(shards), "--output", str(folder), "--num-actors", "1"]
+        process = subprocess.Popen(
+            job_command(*flags), env=job_environment({VARIABLE: "slow:reading:*"}), stderr=subprocess.PIPE, text=True
+        )
+        assert wait_until(lambda: len(token_files(folder)) > 1)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), errors
+        for name, data in token_files(folder).items():
+            assert data == undisturbed[name]
+        if number == signal.SIGTERM:
+            assert leftovers(folder) == []
+        run(shards, folder, num_actors=0)
+        assert token_files(folder) == undisturbed
+        assert seed_shards(["validate", str(folder)]) == 0
+
+
+def test_ray_job_submit(shards: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    """`ray start`, then `ray job submit --working-dir . -- python jobs/tokenize_pairs.py ...`."""
+    port, dashboard = 26379, 28265
+    environment = job_environment({"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": "/tmp/ray_submit"})
+    environment.pop("RAY_AUTH_TOKEN", None)
+    ray_command = [sys.executable, "-m", "ray.scripts.scripts"]
+    start = [
+        *ray_command, "start", "--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=true",
+        f"--dashboard-port={dashboard}", "--object-store-memory=100000000", "--block",
+    ]  # fmt: skip
+    head = subprocess.Popen(
+        start, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        working_dir = tmp_path / "checkout"
+        for package in ("schemas", "tokenizer", "pipeline", "jobs"):
+            shutil.copytree(ROOT / package, working_dir / package, ignore=shutil.ignore_patterns("__pycache__"))
+        script = Path(JOB[-1]).relative_to(ROOT)
+        flags = job_command("--input", str(shards), "--output", str(tmp_path / "out"), "--num-actors", "1")[2:]
+        submit = [
+            *ray_command, "job", "submit", f"--address=http://127.0.0.1:{dashboard}",
+            "--working-dir", str(working_dir), "--", sys.executable, str(script), *flags,
+        ]  # fmt: skip
+        deadline = time.monotonic() + 60
+        while True:
+            result = subprocess.run(submit, env=environment, capture_output=True, text=True, timeout=150)
+            if "Failed to connect" not in result.stderr + result.stdout or time.monotonic() > deadline:
+                break
+            time.sleep(1)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "token shards written" in result.stdout
+        assert token_files(tmp_path / "out") == undisturbed
+    finally:
+        os.killpg(head.pid, signal.SIGKILL)
+        head.wait()

@@ -1,0 +1,179 @@
+"""Files appear whole or not at all, on a disk and in an object store that speaks S3."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.encode_shard import check_written
+from pipeline.fault_points import VARIABLE
+from pipeline.inspect_shards import main as seed_shards
+from pipeline.storage import Folder, open_folder
+from schemas.token_shard import check_token_shard
+from tests.pipeline.tiny_shards import open_encoder, run_job, task_for, token_files, write_shards
+
+S3_PORT = 25_555
+ENDPOINT = f"http://127.0.0.1:{S3_PORT}"
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "testing",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_ENDPOINT_URL": ENDPOINT,
+}
+
+
+@pytest.fixture(scope="module")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real S3 server on loopback, in a process of its own."""
+    import urllib.request
+
+    log = (tmp_path_factory.mktemp("s3") / "log").open("wb")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(S3_PORT)], stdout=log, stderr=log
+    )
+    saved = {name: os.environ.get(name) for name in CREDENTIALS}
+    os.environ.update(CREDENTIALS)
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(ENDPOINT, timeout=1)
+                break
+            except OSError:
+                assert server.poll() is None, "the S3 server did not start"
+                time.sleep(0.1)
+        import s3fs
+
+        s3fs.S3FileSystem().mkdir("bucket")
+        yield "s3://bucket"
+    finally:
+        for name, value in saved.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        server.send_signal(signal.SIGKILL)
+        server.wait()
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    if request.param == "local":
+        return open_folder(str(tmp_path / "out"))
+    server = request.getfixturevalue("s3_server")
+    return open_folder(f"{server}/{tmp_path.name}")
+
+
+def test_what_is_written_is_listed_and_read(folder: Folder) -> None:
+    assert folder.names() == {}
+    folder.write("a.parquet", b"one")
+    folder.write("part0/b.parquet", b"three")
+    assert folder.names() == {"a.parquet": 3, "part0/b.parquet": 5}
+    assert folder.names("part0") == {"b.parquet": 5}
+    assert folder.read("part0/b.parquet") == b"three"
+    assert folder.exists("a.parquet")
+    folder.write("a.parquet", b"four")
+    assert folder.read("a.parquet") == b"four"
+    folder.remove("a.parquet")
+    folder.remove("a.parquet")
+    assert not folder.exists("a.parquet")
+    with pytest.raises(FileNotFoundError):
+        folder.read("a.parquet")
+
+
+def test_exactly_one_of_several_creators_wins(folder: Folder) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(8) as threads:
+        won = list(threads.map(lambda index: folder.create("_dataset.json", b"%d" % index), range(8)))
+    assert sum(won) == 1
+    assert folder.read("_dataset.json") == b"%d" % won.index(True)
+
+
+def test_a_staged_file_is_invisible_until_it_is_committed(folder: Folder) -> None:
+    with folder.stage("part/a.parquet") as staged:
+        staged.path.write_bytes(b"whole")
+        assert folder.names() == {}
+        staged.commit()
+        assert folder.read("part/a.parquet") == b"whole"
+    assert not staged.path.exists()
+
+
+def test_a_staged_file_that_is_given_up_leaves_nothing(folder: Folder) -> None:
+    with pytest.raises(RuntimeError), folder.stage("a.parquet") as staged:
+        staged.path.write_bytes(b"half")
+        raise RuntimeError
+    assert folder.names() == {}
+    assert not staged.path.exists()
+
+
+def test_a_shard_is_committed_and_read_back(folder: Folder, tmp_path: Path) -> None:
+    source = write_shards(tmp_path / "in", 1, 20) / "00000.tar"
+    with open_encoder(folder) as encoder:
+        report = encoder.encode(task_for(source))
+    footer = check_token_shard(**folder.parquet_source("00000.parquet"))
+    assert footer.counts == report.counts
+    assert folder.names().keys() == {"00000.parquet", "00000.quarantine.jsonl"}
+
+
+def test_old_temporaries_are_found_and_young_ones_are_left(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    for name, age_s in (("old", 1e6), ("young", 10)):
+        path = tmp_path / "part" / f".tmp-{name}.parquet-1"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        os.utime(path, (time.time() - age_s, time.time() - age_s))
+    assert folder.stale_temporaries() == ["part/.tmp-old.parquet-1"]
+
+
+def test_a_protocol_that_nothing_speaks() -> None:
+    with pytest.raises(ValueError, match="output nosuch://bucket"):
+        open_folder("nosuch://bucket/x")
+
+
+class TestJobOnS3:
+    """The whole job with input on a disk and output in a bucket; killed between upload and completion."""
+
+    @pytest.mark.parametrize("point", ["after_write", "after_ledger", "after_commit"])
+    def test_kill_and_resume(self, s3_server: str, tmp_path: Path, point: str) -> None:
+        shards = write_shards(tmp_path / "in", 3, 20)
+        local, url = tmp_path / "local", f"{s3_server}/{tmp_path.name}"
+        assert run_job("--input", str(shards), "--output", str(local)).returncode == 0
+        flags = ["--input", str(shards), "--output", url]
+        killed = run_job(*flags, environment={VARIABLE: f"kill:{point}:00001"})
+        assert killed.returncode == -signal.SIGKILL
+        resumed = run_job(*flags)
+        assert resumed.returncode == 0, resumed.stderr
+        folder = open_folder(url)
+        expected = token_files(local)
+        assert {name: folder.read(name) for name in expected} == expected
+        assert seed_shards(["validate", url]) == 0
+        logs = [name for name in folder.names("_logs") if name.endswith(".jsonl")]
+        assert logs, "the run log is in the bucket"
+
+    def test_an_upload_that_is_killed_half_way_shows_nothing(self, s3_server: str, tmp_path: Path) -> None:
+        """A multipart upload whose parts are sent, but not completed, is no object."""
+        import s3fs
+
+        url = f"{s3_server}/{tmp_path.name}"
+        filesystem = s3fs.S3FileSystem()
+        file = filesystem.open(f"{url}/00000.parquet", "wb", block_size=5 << 20)
+        file.write(b"x" * (6 << 20))
+        file.flush()
+        assert open_folder(url).names() == {}
+        file.discard()
+        file.closed = True
+
+
+def test_the_check_before_commit_reads_the_file(tmp_path: Path) -> None:
+    source = write_shards(tmp_path / "in", 2, 10)
+    with open_encoder(tmp_path) as encoder:
+        encoder.encode(task_for(source / "00000.tar"))
+        encoder.encode(task_for(source / "00001.tar"))
+    footer = check_token_shard(tmp_path / "00000.parquet")
+    check_written(tmp_path / "00000.parquet", footer)
+    with pytest.raises(OSError, match="differs from the one written"):
+        check_written(tmp_path / "00001.parquet", footer)

@@ -1,0 +1,120 @@
+"""Command line of the tokenizer: ``python -m tokenizer encode IMAGE...``, ``info``, ``draw``."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tokenizer.checkpoint import load_model, load_tokenizer, save_model
+from tokenizer.config import SeedTokenizerConfig
+from tokenizer.hub import PRESETS
+from tokenizer.preprocess import ImageError, PreprocessConfig, load_image
+from tokenizer.seed import ENCODER_VERSION, PRECISIONS
+from tokenizer.untrained import SAMPLE_CONFIG, untrained_model
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the result is the exit status: 0, 1 for pictures that failed, 2 for anything else
+    wrong.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+def _encode(options: argparse.Namespace) -> int:
+    """One JSON line a picture; pictures that fail are named on stderr and the others go on."""
+    preprocess = PreprocessConfig(filter=options.filter, color=options.color)
+    tokenizer = load_tokenizer(
+        options.tokenizer,
+        precision=options.precision,
+        batch_size=min(options.batch_size, len(options.images)),
+        device=options.device,
+    )
+    num_failed = 0
+    for start in range(0, len(options.images), options.batch_size):
+        pixels = {}
+        for path in options.images[start : start + options.batch_size]:
+            try:
+                pixels[path] = load_image(path, preprocess)
+            except (ImageError, OSError) as error:
+                print(f"{path}: {error}", file=sys.stderr)
+                num_failed += 1
+        if pixels:
+            for path, codes in zip(pixels, tokenizer.encode(np.stack(list(pixels.values()))), strict=True):
+                print(json.dumps({"image": str(path), "codes": codes.tolist()}))
+    return 1 if num_failed else 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    model, digest = load_model(options.tokenizer)
+    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    print(
+        json.dumps(
+            {
+                "tokenizer": options.tokenizer,
+                "weights_sha256": digest,
+                "encoder_version": ENCODER_VERSION,
+                "num_parameters": sum(p.numel() for p in model.parameters()),
+                "num_parameters_of": parts,
+                "config": model.config.to_dict(),
+            },
+            indent=2,
+        )
+    )
+    return 0
+
+
+def _draw(options: argparse.Namespace) -> int:
+    """Write an untrained tokenizer."""
+    config = SAMPLE_CONFIG if options.config is None else SeedTokenizerConfig.from_json(options.config)
+    with torch.inference_mode():
+        save_model(untrained_model(config, options.seed), options.directory)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tokenizer", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    sources = f"preset ({', '.join(PRESETS)}), directory, weights file or Hugging Face id"
+    defaults = PreprocessConfig()
+
+    encode = commands.add_parser("encode", help="print the codes of pictures, one JSON object a line")
+    encode.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    encode.add_argument("--tokenizer", default="sample", help=sources)
+    encode.add_argument("--precision", choices=sorted(PRECISIONS), default="fp32")
+    encode.add_argument("--batch-size", type=_positive, default=32)
+    encode.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    encode.add_argument("--filter", default=defaults.filter, help="bicubic or bilinear")
+    encode.add_argument("--color", default=defaults.color, help="reference or clean")
+    encode.set_defaults(run=_encode)
+
+    info = commands.add_parser("info", help="print configuration, parameter count and hash of a tokenizer")
+    info.add_argument("tokenizer", help=sources)
+    info.set_defaults(run=_info)
+
+    draw = commands.add_parser("draw", help="write an untrained tokenizer (random weights)")
+    draw.add_argument("directory", type=Path)
+    draw.add_argument("--config", type=Path, help="config.json of its sizes; without, those of the sample")
+    draw.add_argument("--seed", type=int, default=0)
+    draw.set_defaults(run=_draw)
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""The two layers that every part of the tokenizer is built of: multi-head self-attention and a GELU MLP.
+
+Weights of linear layers decide the compute dtype (fp32, bf16, fp16); what comes in is cast to it, and callers
+add the result to a residual stream that stays fp32. Queries, keys and values come from one product.
+
+Dimensions: B images, T tokens, D width, H heads, K head width.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one fused projection; rows of ``qkv`` are ordered q, k, v, then head."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BTD: Tensor, is_causal: bool = False) -> Tensor:
+        """(B, T, D) of any float dtype -> (B, T, D) in the dtype of the weights."""
+        qkv_BT = self.qkv(x_BTD.to(self.qkv.weight.dtype))
+        q_BHTK, k_BHTK, v_BHTK = qkv_BT.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        out: Tensor = self.proj(attend(q_BHTK, k_BHTK, v_BHTK, is_causal))
+        return out
+
+
+class Mlp(nn.Module):
+    """Linear, exact (erf) GELU, linear."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) of any float dtype -> (B, T, D) in the dtype of the weights."""
+        out: Tensor = self.fc2(F.gelu(self.fc1(x_BTD.to(self.fc1.weight.dtype))))
+        return out
+
+
+class PreNormBlock(nn.Module):
+    """Transformer block of the image encoder and of the decoder: x + attn(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, width: int, num_heads: int, mlp_hidden: int, eps: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = SelfAttention(width, num_heads)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = Mlp(width, mlp_hidden)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) fp32 residual stream -> the same shape and dtype."""
+        x_BTD = x_BTD + self.attn(self.norm1(x_BTD))
+        out: Tensor = x_BTD + self.mlp(self.norm2(x_BTD))
+        return out
+
+
+def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, is_causal: bool = False) -> Tensor:
+    """Scaled dot-product attention with scale K^-0.5; (B, H, T, K) -> (B, T, H*K).
+
+    A causal mask here is -inf. The published code adds -10000, which is the same: exp underflows to exactly 0
+    in fp32.
+    """
+    out_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, is_causal=is_causal)
+    return out_BHTK.transpose(1, 2).flatten(2)
+
+
+def cast_linears(module: nn.Module, dtype: torch.dtype) -> None:
+    """Convert the linear layers under ``module`` to ``dtype`` in place; norms and tokens keep fp32."""
+    for child in module.modules():
+        if isinstance(child, nn.Linear):
+            child.to(dtype)

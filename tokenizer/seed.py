@@ -1,0 +1,200 @@
+"""The SEED tokenizer: pictures to codes, codes to the embedding that pictures are generated from.
+
+    uint8 picture -> vit -> ln_vision -> causal Q-Former -> encode_task_layer -> nearest codebook entries (32
+    codes) codes -> codebook entries -> decode_task_layer -> generation head -> generation embedding
+
+``SeedModel`` is the network (trainable), ``SeedTokenizer`` the network ready for use: one precision, one
+device and one fixed batch shape, so that a code never depends on what else was in its batch.
+
+Dimensions: B images, N codes per image (32), C code width, D Q-Former width, F width of the generation
+embedding.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from tokenizer.attention import cast_linears
+from tokenizer.causal_qformer import CausalQFormer
+from tokenizer.codebook import Codebook
+from tokenizer.config import SeedTokenizerConfig
+from tokenizer.generation_head import GenerationHead, ReconstructionHead
+from tokenizer.vit import VisionTransformer
+
+ENCODER_VERSION = 1
+"""Raised whenever a change of this package may change a code; part of the fingerprint."""
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Compute dtype of the linear layers of image encoder and Q-Former. Residual streams and the search stay
+fp32.
+"""
+
+
+class SeedModel(nn.Module):
+    """All parts of one tokenizer. Parameters are uninitialised until loaded (``checkpoint``) or drawn
+    (``untrained``).
+    """
+
+    def __init__(self, config: SeedTokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, code_width = config.bert_hidden, config.codebook_embed_dim
+        self.vit = VisionTransformer(config)
+        self.ln_vision = nn.LayerNorm(config.vit_width, eps=config.ln_vision_eps)
+        self.qformer = CausalQFormer(
+            num_queries=config.num_query_token,
+            width=width,
+            num_layers=config.bert_layers,
+            num_heads=config.bert_heads,
+            mlp_hidden=config.bert_intermediate,
+            eps=config.bert_ln_eps,
+            image_width=config.vit_width,
+            cross_layers=config.cross_layers,
+            is_causal=config.causal,
+        )
+        self.encode_task_layer = nn.Sequential(
+            nn.Linear(width, width), nn.Tanh(), nn.Linear(width, code_width)
+        )
+        self.codebook = Codebook(config.n_embed, code_width)
+        self.decode_task_layer = nn.Sequential(
+            nn.Linear(code_width, code_width), nn.Tanh(), nn.Linear(code_width, width)
+        )
+        self.reconstruction_head = ReconstructionHead(config)
+        self.generation_head = GenerationHead(config)
+
+    def encode_features(self, images_B: Tensor) -> Tensor:
+        """(B, img_size, img_size, 3) uint8 RGB -> (B, N, C) fp32, the vectors before quantisation."""
+        z_BNC: Tensor = self.encode_task_layer(self.qformer(self.ln_vision(self.vit(images_B))))
+        return z_BNC
+
+    def encode(self, images_B: Tensor) -> Tensor:
+        """(B, img_size, img_size, 3) uint8 RGB -> (B, N) int64 codes."""
+        return self.codebook.nearest(self.encode_features(images_B))
+
+    def generation_embedding(self, codes_BN: Tensor) -> Tensor:
+        """(B, N) integer codes -> (B, F) fp32."""
+        out: Tensor = self.generation_head(self.decode_task_layer(self.codebook.vectors(codes_BN)))
+        return out
+
+
+class SeedTokenizer:
+    """A loaded tokenizer: ``encode`` pictures, or ``launch`` device batches for pipelines that overlap
+    transfers.
+    """
+
+    def __init__(
+        self,
+        model: SeedModel,
+        *,
+        weights_sha256: str,
+        precision: str = "fp32",
+        batch_size: int = 32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Take over ``model`` (converted in place).
+
+        Args:
+            model: fp32 weights.
+            weights_sha256: what ``checkpoint.weights_sha256`` says of them.
+            precision: one of ``PRECISIONS``.
+            batch_size: images per call of the network, always; smaller inputs are padded.
+            device: where it runs.
+
+        Raises:
+            ValueError: unknown precision, or a batch size below 1.
+        """
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {sorted(PRECISIONS)}, got {precision!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.config = model.config
+        self.weights_sha256 = weights_sha256
+        self.precision = precision
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        for encoder in (model.vit, model.qformer):
+            cast_linears(encoder, PRECISIONS[precision])
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.model.vit.patch_embed.freeze(PRECISIONS[precision])
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one picture: (img_size, img_size, 3)."""
+        return (self.config.img_size, self.config.img_size, 3)
+
+    @torch.inference_mode()
+    def launch(self, images_B: Tensor) -> Tensor:
+        """Start encoding one full batch that is already on the device; nothing waits for the result.
+
+        Args:
+            images_B: (batch_size, img_size, img_size, 3) uint8 on ``device``.
+
+        Returns:
+            (batch_size, N) int32 codes on ``device``; copying them to the host waits for them.
+        """
+        assert images_B.shape == (self.batch_size, *self.image_shape)
+        return self.model.encode(images_B).to(torch.int32)
+
+    def encode(self, images: npt.NDArray[np.uint8] | Tensor) -> npt.NDArray[np.uint16]:
+        """Codes of any number of pictures.
+
+        Args:
+            images: (B, img_size, img_size, 3) uint8 RGB, already resized (``tokenizer.preprocess``).
+
+        Returns:
+            (B, N) uint16 codes. The codes of a picture depend on nothing but its pixels.
+
+        Raises:
+            ValueError: another shape or dtype.
+        """
+        codes = self._in_batches(self.launch, images)
+        return codes.to("cpu", torch.uint16).numpy().reshape(-1, self.config.num_query_token)
+
+    def encode_features(self, images: npt.NDArray[np.uint8] | Tensor) -> Tensor:
+        """Vectors before quantisation: (B, img_size, img_size, 3) uint8 -> (B, N, C) fp32 on ``device``."""
+        return self._in_batches(torch.inference_mode()(self.model.encode_features), images)
+
+    @torch.inference_mode()
+    def generation_embedding(self, codes: npt.NDArray[np.integer] | Tensor) -> Tensor:
+        """What pictures are drawn from: (B, N) integer codes -> (B, F) fp32 on ``device``.
+
+        Raises:
+            ValueError: another shape, or a code outside the codebook.
+        """
+        codes_BN = torch.as_tensor(np.asarray(codes).astype(np.int64))
+        if codes_BN.ndim != 2 or codes_BN.shape[1] != self.config.num_query_token:
+            raise ValueError(
+                f"codes have shape {tuple(codes_BN.shape)}, expected (B, {self.config.num_query_token})"
+            )
+        if codes_BN.numel() and not 0 <= int(codes_BN.min()) <= int(codes_BN.max()) < self.config.n_embed:
+            raise ValueError(
+                f"codes span {int(codes_BN.min())}..{int(codes_BN.max())}, but the codebook has "
+                f"{self.config.n_embed} "
+                "entries; were they made by another tokenizer, or are they LLM token ids?"
+            )
+        return self.model.generation_embedding(codes_BN.to(self.device))
+
+    def _in_batches(self, run: Callable[[Tensor], Tensor], images: npt.NDArray[np.uint8] | Tensor) -> Tensor:
+        """Results of ``run`` over full batches, padding cut off."""
+        images_B = torch.as_tensor(images)
+        if images_B.dtype != torch.uint8 or images_B.shape[1:] != self.image_shape:
+            raise ValueError(
+                f"images are {images_B.dtype} {tuple(images_B.shape)}, expected uint8 (B, "
+                f"{self.image_shape[0]}, "
+                f"{self.image_shape[1]}, 3): resize them with tokenizer.preprocess first"
+            )
+        results = [run(batch.to(self.device)) for batch in self._full_batches(images_B)]
+        if not results:
+            return torch.empty(
+                0, self.config.num_query_token, self.config.codebook_embed_dim, device=self.device
+            )
+        return torch.cat(results)[: len(images_B)]
+
+    def _full_batches(self, images_B: Tensor) -> Iterator[Tensor]:
+        """Slices of exactly ``batch_size`` images; the last is filled up with black ones."""
+        for start in range(0, len(images_B), self.batch_size):
+            batch = images_B[start : start + self.batch_size]
+            missing = self.batch_size - len(batch)
+            yield torch.cat([batch, batch.new_zeros(missing, *self.image_shape)]) if missing else batch
