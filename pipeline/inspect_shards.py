@@ -61,14 +61,19 @@ def make_parser() -> argparse.ArgumentParser:
         if name in ("info", "status"):
             command.add_argument("--json", action="store_true", help="print one JSON object")
         if name == "status":
-            command.add_argument("--input", nargs="+", default=[], help="source shards, to see what is missing")
+            command.add_argument(
+                "--input", nargs="+", default=[], help="source shards, to see what is missing"
+            )
         if name == "show":
             command.add_argument("--shard", help="name of one token shard (default: the first)")
             command.add_argument("--start", type=int, default=0, help="documents to pass over")
             command.add_argument("--limit", type=int, default=3, help="documents to print")
         if name == "clean":
             command.add_argument(
-                "--older-than-hours", type=float, default=STALE_AFTER_S / 3600, help="leave younger files alone"
+                "--older-than-hours",
+                type=float,
+                default=STALE_AFTER_S / 3600,
+                help="leave younger files alone",
             )
     return parser
 

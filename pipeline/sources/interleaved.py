@@ -20,6 +20,8 @@ from schemas.document import TextSegment
 from schemas.quarantine import QuarantineRecord, Reason, Unit
 
 OnBadImage = Literal["drop-document", "drop-image"]
+ERRORS_FIELD = "image_errors"
+"""Where ingestion says, by suffix, why a picture could not be downloaded."""
 Node = str | RawImage | RefusedError
 """Text, an image, or why there is no image in its place."""
 FindImage = Callable[[str], RawImage | RefusedError]
@@ -30,9 +32,6 @@ FindImage = Callable[[str], RawImage | RefusedError]
 class InterleavedConfig:
     """How a sample becomes a document."""
 
-    on_bad_image: OnBadImage = "drop-image"
-    """What a missing image costs: itself, or its document. A document that had images and keeps none is
-    refused in either case."""
     on_end_marker: OnEndMarker = "break"
     """What to do with END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED: end a run of text there, or keep it as text."""
     on_bad_encoding: OnBadEncoding = "quarantine"
@@ -48,7 +47,6 @@ class InterleavedConfig:
                 f"interleaved.max_document_bytes must be positive, got {self.max_document_bytes}"
             )
         for name, allowed in (
-            ("on_bad_image", ("drop-image", "drop-document")),
             ("on_end_marker", ("break", "keep")),
             ("on_bad_encoding", ("quarantine", "replace")),
         ):
@@ -59,7 +57,10 @@ class InterleavedConfig:
 
 
 def read_interleaved(
-    samples: Iterable[TarSample | QuarantineRecord], source: str, config: InterleavedConfig | None = None
+    samples: Iterable[TarSample | QuarantineRecord],
+    source: str,
+    config: InterleavedConfig | None = None,
+    on_bad_image: OnBadImage = "drop-image",
 ) -> SourceItems:
     """One document or one ``sample`` record for each sample, in order, and a record for each image that is
     left out and each member that no position refers to.
@@ -68,6 +69,8 @@ def read_interleaved(
         samples: of one shard; records among them are passed on.
         source: name of the shard in the records.
         config: the settings.
+        on_bad_image: what a missing image costs: itself, or its document. A document that had images and
+            keeps none is refused in either case.
     """
     config = config or InterleavedConfig()
     for sample in samples:
@@ -75,14 +78,16 @@ def read_interleaved(
             yield sample
             continue
         try:
-            yield from _read_sample(sample, source, config)
+            yield from _read_sample(sample, source, config, on_bad_image)
         except RefusedError as refusal:
             yield QuarantineRecord(
                 source, sample.key, Unit.SAMPLE, refusal.reason, refusal.detail, sample.num_bytes
             )
 
 
-def _read_sample(sample: TarSample, source: str, config: InterleavedConfig) -> SourceItems:
+def _read_sample(
+    sample: TarSample, source: str, config: InterleavedConfig, on_bad_image: OnBadImage
+) -> SourceItems:
     data = sample.members.get("json")
     if data is None:
         raise RefusedError(Reason.METADATA_MISSING, f"no .json; members: .{', .'.join(sample.members)}"[:200])
@@ -91,9 +96,11 @@ def _read_sample(sample: TarSample, source: str, config: InterleavedConfig) -> S
     if is_mmc4(value):
         nodes, metadata = read_mmc4_nodes(value)
     else:
-        nodes = read_nodes(value, lambda name: _find_member(sample, name, used))
+        nodes = read_nodes(value, lambda name: _find_member(sample, name, used, value))
         metadata = document_metadata(value)
-    document, records = build_document(sample.key, nodes, metadata, source, config, sample.num_bytes)
+    document, records = build_document(
+        sample.key, nodes, metadata, source, config, sample.num_bytes, on_bad_image
+    )
     for extension in sample.members.keys() - used:
         size = len(sample.members[extension])
         detail = "no position of the document refers to it"
@@ -103,7 +110,9 @@ def _read_sample(sample: TarSample, source: str, config: InterleavedConfig) -> S
     yield document
 
 
-def _find_member(sample: TarSample, name: str, used: set[str]) -> RawImage | RefusedError:
+def _find_member(
+    sample: TarSample, name: str, used: set[str], value: Mapping[str, Any]
+) -> RawImage | RefusedError:
     """The member with this suffix. Anything that could be a path or an address refuses the document."""
     if not name or any(sign in name for sign in "/\\:\0"):
         raise RefusedError(Reason.DOC_IMAGE_MISSING, f"{name[:80]!r} is no suffix of a member")
@@ -111,9 +120,13 @@ def _find_member(sample: TarSample, name: str, used: set[str]) -> RawImage | Ref
     used.add(extension)
     if extension in sample.members:
         return RawImage(sample.members[extension], extension)
-    why = (
-        f"was refused: {sample.refused[extension]}" if extension in sample.refused else "is not in the shard"
-    )
+    errors = value.get(ERRORS_FIELD)
+    if extension in sample.refused:
+        why = f"was refused: {sample.refused[extension]}"
+    elif isinstance(errors, dict) and name in errors:
+        why = f"was not downloaded: {str(errors[name])[:160]}"
+    else:
+        why = "is not in the shard"
     return RefusedError(Reason.DOC_IMAGE_MISSING, f"member .{name[:80]} {why}")
 
 
@@ -158,7 +171,7 @@ def document_metadata(value: Mapping[str, Any]) -> dict[str, Any]:
     return (general if isinstance(general, dict) else {}) | own
 
 
-_CONTENT_FIELDS = frozenset({"texts", "images", "metadata", "general_metadata"})
+_CONTENT_FIELDS = frozenset({"texts", "images", "metadata", "general_metadata", ERRORS_FIELD})
 
 
 def build_document(
@@ -168,6 +181,7 @@ def build_document(
     source: str,
     config: InterleavedConfig,
     num_bytes: int,
+    on_bad_image: OnBadImage,
 ) -> tuple[RawDocument, list[QuarantineRecord]]:
     """The document, and a record for every image that it loses.
 
@@ -181,7 +195,7 @@ def build_document(
             segments += _text_segments(node, config)
         elif isinstance(node, RawImage):
             segments.append(node)
-        elif config.on_bad_image == "drop-document":
+        elif on_bad_image == "drop-document":
             raise RefusedError(node.reason, f"position {position}: {node.detail}")
         else:
             detail = f"position {position}: {node.detail}"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.sources.interleaved import InterleavedConfig, read_interleaved
+from pipeline.sources.interleaved import read_interleaved
 from pipeline.sources.records import RawDocument, RawImage, RawVideo
 from pipeline.sources.tar_reader import read_samples
 from pipeline.sources.videos import read_videos
@@ -75,7 +75,7 @@ def _outcome(place: str, name: str, policy: str) -> Outcome:
     items = (
         read_videos(samples, name)
         if name == "videos.tar"
-        else read_interleaved(samples, name, InterleavedConfig(on_bad_image=policy))
+        else read_interleaved(samples, name, on_bad_image=policy)
     )
     for item in items:
         if isinstance(item, QuarantineRecord):
