@@ -26,7 +26,11 @@ def parse_config(kind: type[Config], arguments: Sequence[str], description: str)
     """
     arguments, path = _take_option(list(arguments), "--config")
     defaults = _read_yaml(path, kind) if path else {}
-    required = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
+    required = {
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
     given = {name for name in required if f"--{name.replace('_', '-')}" in arguments}
     if required <= defaults.keys() | given or not defaults:
         default = _defaults(kind, defaults, required) if defaults else None

@@ -84,7 +84,8 @@ def _submit(checkout: Path, environment: dict[str, str], address: str, *argument
             command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=240
         )
         output = result.stdout + result.stderr
-        if "Failed to connect" not in output or time.monotonic() > deadline:
+        is_up = "Failed to connect" not in output and "No available agent" not in output
+        if is_up or time.monotonic() > deadline:
             break
         time.sleep(1)
     assert result.returncode == 0, output
