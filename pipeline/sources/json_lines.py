@@ -72,9 +72,10 @@ class LineImages:
             raise RefusedError(Reason.DOC_IMAGE_MISSING, f"{name[:80]!r}: no folder of images was given")
         try:
             path = (self._folder / name).resolve()
+            is_inside = path.is_relative_to(self._folder) and path.is_file()
         except (OSError, ValueError, RuntimeError) as error:  # too long, NUL, a loop of links
-            raise RefusedError(Reason.DOC_IMAGE_MISSING, f"{name[:80]!r}: {error}"[:200]) from None
-        if not path.is_relative_to(self._folder) or not path.is_file():
+            raise RefusedError(Reason.DOC_IMAGE_MISSING, f"{name[:80]!r}: {type(error).__name__}") from None
+        if not is_inside:
             raise RefusedError(
                 Reason.DOC_IMAGE_MISSING, f"{name[:80]!r} is no file below the folder of images"
             )

@@ -59,7 +59,9 @@ def address(checkout: Path, environment: dict[str, str]) -> Iterator[str]:
     port, dashboard = _free_port(), _free_port()
     start = [
         *RAY, "start", "--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=true",
-        f"--dashboard-port={dashboard}", "--object-store-memory=100000000", "--block",
+        f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={_free_port()}",
+        f"--dashboard-agent-grpc-port={_free_port()}", f"--ray-client-server-port={_free_port()}",
+        "--object-store-memory=100000000", "--block",
     ]  # fmt: skip
     head = subprocess.Popen(
         start,
