@@ -13,7 +13,7 @@ import io
 import json
 import logging
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
@@ -312,7 +312,8 @@ def _decode_with_pyav(
             stream = clip.streams[table.stream]
             stream.codec_context.thread_count = 1
             if table.has_exact_pts and table.codec in _SEEKABLE_CODECS:
-                found = {position: _seek_frame(clip, stream, table, position) for position in positions}
+                decoder = _SeekingDecoder(clip, stream, table)
+                found = {position: decoder.frame(position) for position in positions}
             else:
                 found = _walk_frames(clip, stream, set(positions))
             return {
@@ -323,24 +324,49 @@ def _decode_with_pyav(
         raise VideoError(Reason.VIDEO_DECODE_ERROR, _one_line(error)) from error
 
 
-def _seek_frame(
-    clip: av.container.InputContainer, stream: av.VideoStream, table: FrameTable, position: int
-) -> av.VideoFrame:
-    """The frame at exactly this presentation time, decoded from a key frame before it.
+class _SeekingDecoder:
+    """Frames at exact presentation times, asked for in ascending order; decodes no stretch twice."""
 
-    The nearest key frame may not do: the pictures that precede an open-GOP key frame on screen follow it in
-    the file, and need the one before. The last attempt is from the start of the clip.
-    """
-    pts = table.pts[position]
-    nearest = bisect_right(table.key_pts, pts)
-    for start in [*reversed(table.key_pts[max(nearest - 2, 0) : nearest]), table.pts[0]]:
-        clip.seek(start, stream=stream)
-        for frame in clip.decode(stream):
+    def __init__(self, clip: av.container.InputContainer, stream: av.VideoStream, table: FrameTable) -> None:
+        self._clip = clip
+        self._stream = stream
+        self._table = table
+        self._frames: Iterator[av.VideoFrame] = iter(())
+        self._last_pts: int | None = None
+
+    def frame(self, position: int) -> av.VideoFrame:
+        """The frame at a position of the table.
+
+        The nearest key frame may not do: the pictures that precede an open-GOP key frame on screen follow it
+        in the file, and need the one before. The last attempt is from the start of the clip.
+
+        Raises:
+            VideoError: if it does not decode.
+        """
+        pts, keys = self._table.pts[position], self._table.key_pts
+        nearest = bisect_right(keys, pts)
+        if self._last_pts is not None and (not nearest or keys[nearest - 1] <= self._last_pts):
+            frame = self._advance(pts)  # no key frame in between: going on is shorter than to seek
+            if frame is not None:
+                return frame
+        for start in [*reversed(keys[max(nearest - 2, 0) : nearest]), self._table.pts[0]]:
+            self._clip.seek(start, stream=self._stream)
+            self._frames = self._clip.decode(self._stream)
+            frame = self._advance(pts)
+            if frame is not None:
+                return frame
+        time_s = pts * self._table.time_base_s
+        raise VideoError(Reason.VIDEO_DECODE_ERROR, f"no sound picture at {time_s:.3f} s")
+
+    def _advance(self, pts: int) -> av.VideoFrame | None:
+        """Decode up to ``pts``; None if the frame there is missing or damaged."""
+        for frame in self._frames:
+            self._last_pts = frame.pts
             if frame.pts == pts and not frame.is_corrupt:
                 return frame
             if frame.pts is None or frame.pts >= pts:
                 break
-    raise VideoError(Reason.VIDEO_DECODE_ERROR, f"no sound picture at {pts * table.time_base_s:.3f} s")
+        return None
 
 
 def _walk_frames(
