@@ -21,6 +21,7 @@ _STILL_PICTURES = {
     b"MM\0*": "TIFF",
 }
 _TS_PACKET_BYTES = 188
+_TKHD_MATRIX, _MVHD_MATRIX = (40, 52), (36, 48)
 
 
 class VideoError(Exception):
@@ -75,24 +76,60 @@ def _signature(data: bytes) -> str | None:
     return by_magic.get(data[:4])
 
 
-def _mp4_boxes(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """(kind, end offset) of the top-level boxes; the last may end beyond the data."""
-    start = 0
-    while start + 8 <= len(data):
+def _mp4_boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, start of the content, end) of the boxes in a stretch; the last may end beyond the data."""
+    end = len(data) if end is None else end
+    while start + 8 <= end:
         size, kind = struct.unpack_from(">I4s", data, start)
-        if size == 1 and start + 16 <= len(data):
-            size = struct.unpack_from(">Q", data, start + 8)[0]
+        content = start + 8
+        if size == 1 and start + 16 <= end:
+            size = struct.unpack_from(">Q", data, content)[0]
+            content += 8
         elif size == 0:  # "to the end of the file"
-            size = len(data) - start
+            size = end - start
         if size < 8:
             return
-        yield kind, start + size
+        yield kind, content, start + size
         start += size
+
+
+def mp4_matrix(data: bytes, track_id: int) -> tuple[int, int, int, int] | None:
+    """The 2x2 part (a, b, c, d) of a track's display matrix, 16.16 fixed point.
+
+    None where it cannot be told so simply: no such track, or a matrix of the whole movie on top of it.
+    """
+    for kind, start, end in _mp4_boxes(data):
+        if kind != b"moov":
+            continue
+        boxes = list(_mp4_boxes(data, start, min(end, len(data))))
+        movie = [_matrix_at(data, content, _MVHD_MATRIX) for name, content, _ in boxes if name == b"mvhd"]
+        if movie != [(1 << 16, 0, 0, 1 << 16)]:
+            return None
+        for name, track_start, track_end in boxes:
+            if name == b"trak":
+                for inner, content, _ in _mp4_boxes(data, track_start, min(track_end, len(data))):
+                    if inner == b"tkhd" and _track_id(data, content) == track_id:
+                        return _matrix_at(data, content, _TKHD_MATRIX)
+    return None
+
+
+def _matrix_at(data: bytes, box: int, offsets: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    """(a, b, c, d) of the matrix in a header, at one offset in version 0 of it and another in version 1."""
+    start = box + offsets[data[box] == 1]
+    if start + 20 > len(data):
+        return None
+    a, b, _, c, d = struct.unpack_from(">5i", data, start)
+    return a, b, c, d
+
+
+def _track_id(data: bytes, box: int) -> int | None:
+    start = box + (20 if data[box] == 1 else 12)
+    return struct.unpack_from(">I", data, start)[0] if start + 4 <= len(data) else None
 
 
 def _mp4_length(data: bytes) -> int:
     """Bytes that the boxes holding pictures or their index need."""
-    ends = {kind: end for kind, end in _mp4_boxes(data) if kind in _MP4_NEEDED_BOXES}
+    ends = {kind: end for kind, _, end in _mp4_boxes(data) if kind in _MP4_NEEDED_BOXES}
     if max(ends.values(), default=0) <= len(data) and b"moov" not in ends:
         raise VideoError(
             Reason.VIDEO_DECODE_ERROR, "mp4 without its index (no moov box): cut short or unfinished"

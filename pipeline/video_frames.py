@@ -23,7 +23,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.video_container import VideoError, container_format
+from pipeline.video_container import VideoError, container_format, mp4_matrix
 from schemas.quarantine import Reason
 
 Frame = NDArray[np.uint8]
@@ -160,12 +160,14 @@ def read_frame_table(data: bytes, container: str) -> FrameTable:
                     Reason.VIDEO_NO_VIDEO_STREAM, f"{len(clip.streams)} streams, none of pictures"
                 )
             stream = max(streams, key=lambda each: each.width * each.height)
-            return _table_of(clip, stream)
+            return _table_of(clip, stream, mp4_matrix(data, stream.id) if container == "mp4" else None)
     except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
         raise VideoError(Reason.VIDEO_DECODE_ERROR, f"cannot be read: {error}") from error
 
 
-def _table_of(clip: av.container.InputContainer, stream: av.VideoStream) -> FrameTable:
+def _table_of(
+    clip: av.container.InputContainer, stream: av.VideoStream, matrix: tuple[int, int, int, int] | None
+) -> FrameTable:
     times, key_pts, num_packets = [], [], 0
     has_exact_pts, has_leading_pictures = True, False
     for packet in clip.demux(stream):
@@ -202,7 +204,7 @@ def _table_of(clip: av.container.InputContainer, stream: av.VideoStream) -> Fram
         key_pts=tuple(sorted(key_pts)),
         has_exact_pts=has_exact_pts and len(set(pts)) == len(pts),
         has_leading_pictures=has_leading_pictures,
-        display_matrix=_display_matrix(clip, stream, times[0][0]),
+        display_matrix=_quarter_turns(*matrix) if matrix else _display_matrix(clip, stream, pts[0]),
     )
 
 
@@ -216,12 +218,18 @@ def _display_matrix(clip: av.container.InputContainer, stream: av.VideoStream, p
     side_data = frame.side_data.get("DISPLAYMATRIX")
     if side_data is None:
         return UPRIGHT
-    a, b, _, c, d = np.frombuffer(bytes(side_data), np.int32)[:5].astype(np.int64)
-    turned = abs(b) + abs(c) > abs(a) + abs(d)  # free angles are rounded to quarter turns
-    return (0, _sign(b), _sign(c), 0) if turned else (_sign(a), 0, 0, _sign(d))
+    a, b, _, c, d = np.frombuffer(bytes(side_data), np.int32)[:5].tolist()
+    return _quarter_turns(a, b, c, d)
 
 
-def _sign(value: np.int64) -> int:
+def _quarter_turns(a: int, b: int, c: int, d: int) -> Matrix:
+    """A display matrix with free angles rounded to quarter turns."""
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return (0, _sign(b), _sign(c), 0)
+    return (_sign(a), 0, 0, _sign(d))
+
+
+def _sign(value: int) -> int:
     return 1 if value >= 0 else -1
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.video_container import VideoError, container_format
+from pipeline.video_container import VideoError, container_format, mp4_matrix
 from pipeline.video_frames import FrameSampling, choose_positions, read_frame_table, sample_frames, upright
 from schemas.quarantine import Reason
 
@@ -127,6 +127,13 @@ def test_every_display_matrix(matrix: tuple[int, int, int, int], turned) -> None
     stored = sample_frames(plain, FrameSampling(num_frames=1)).frames[0]
     shown = sample_frames(_with_matrix(plain, matrix), FrameSampling(num_frames=1)).frames[0]
     assert np.abs(shown.astype(int) - turned(stored)).mean() < 0.1
+
+
+def test_matrices_are_read_without_decoding() -> None:
+    """Where an edit list hides the first pictures, decoding one to learn how it is turned costs them all."""
+    assert mp4_matrix(CLIPS[EDIT_LIST], 1) == (1 << 16, 0, 0, 1 << 16)
+    assert mp4_matrix(CLIPS[ROTATED], 1) == (0, 1 << 16, -1 << 16, 0)
+    assert mp4_matrix(CLIPS[EDIT_LIST], 99) is None
 
 
 def test_the_largest_picture_is_chosen_among_streams() -> None:
