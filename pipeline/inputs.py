@@ -245,7 +245,8 @@ class _RemoteListing:
         return [self._shard(path, entry, _file_prefix(path, prefix))]
 
     def _shards(self, url: str, found: dict[str, _Entry], prefix: str) -> list[SourceShard]:
-        paths = sorted((path for path in found if _is_shard_name(path)), key=natural_key)
+        visible = (path for path in found if "/." not in "/" + path.removeprefix(prefix))
+        paths = sorted((path for path in visible if _is_shard_name(path)), key=natural_key)
         if not paths:
             raise ValueError(f"--input {url}: {len(found)} matches, none of them a tar; check the pattern")
         return [self._shard(path, found[path], prefix) for path in paths]

@@ -32,6 +32,7 @@ MAX_EXTENDED_HEADER_BYTES = 1024 * 1024
 """PAX headers and GNU long names above it are taken as damage."""
 MAX_EXTENDED_HEADERS = 16
 """Most of them before one member; a sound tar has at most four."""
+_OTHER_FORMATS = (("bzip2", b"BZh"), ("xz", b"\xfd7zXZ"), ("zip", b"PK\x03\x04"), ("Parquet", b"PAR1"))
 _READ_BYTES = 16 * 1024 * 1024
 """Most that one read asks for: what a header that lies about its size can make us allocate in vain."""
 _SKIP_BYTES = 1024 * 1024
@@ -280,6 +281,9 @@ class TarWalk:
 def _describe(block: bytes, error: HeaderError | None) -> str:
     """What stands where a header should be, for the person who reads the report."""
     start = block[:16]
+    for name, magic in _OTHER_FORMATS:
+        if start.startswith(magic):
+            return f"{name} data, not a tar; tars may be plain, gzip or zstd"
     if start.lstrip()[:1] in (b"<", b"{"):
         return f"not a tar header but text that begins {start!r}: an error page saved as a shard?"
     return f"damaged tar header: {error}" if error else f"not a tar: it begins {start!r}"

@@ -19,7 +19,13 @@ SHARDS = ("part0/00000.tar", "part0/00001.tar.gz", "part1/00000.tar", "part10/2.
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of shards, with the files img2dataset leaves beside them; it is the working directory."""
-    for name in (*SHARDS, "part0/00000.parquet", "part0/00000_stats.json", "part0/.hidden.tar"):
+    for name in (
+        *SHARDS,
+        "part0/00000.parquet",
+        "part0/00000_stats.json",
+        "part0/.hidden.tar",
+        ".cache/9.tar",
+    ):
         path = tmp_path / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"12345")
@@ -44,6 +50,7 @@ ALL_NAMES = ["part0/00000", "part0/00001", "part1/00000", "part10/2", "part10/10
         ("data/**/*.tar", ["part0/00000", "part1/00000"]),
         ("data/*/0000?.tar", ["part0/00000", "part1/00000"]),
         ("data/part[01]/*.tar", ["part0/00000", "part1/00000"]),
+        ("data/**", ALL_NAMES),
         ("data", ALL_NAMES),
         ("data/", ALL_NAMES),
         ("data/part*", ALL_NAMES),

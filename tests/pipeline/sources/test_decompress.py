@@ -88,9 +88,10 @@ def test_a_cut_stream_keeps_what_is_whole(pack: Callable[[bytes], bytes]) -> Non
         assert [record.reason for record in records if record.unit is Unit.SHARD], cut
 
 
-def test_wrong_gzip_checksum_loses_no_sample_but_is_reported() -> None:
+@pytest.mark.parametrize("position", [-8, -1])
+def test_wrong_gzip_checksum_or_length_loses_no_sample_but_is_reported(position: int) -> None:
     packed = bytearray(pack_gzip(TAR))
-    packed[-8] ^= 1
+    packed[position] ^= 1
     samples, records, report = read(bytes(packed))
     assert len(samples) == NUM_SAMPLES
     assert [(record.unit, record.reason) for record in records] == [(Unit.SHARD, Reason.TAR_CORRUPT)]

@@ -145,6 +145,11 @@ def test_replacement_is_visible() -> None:
     assert decode_caption(b"caf\xe9 \0 x", 60, "replace") == "caf\ufffd \ufffd x"
 
 
+def test_a_byte_order_mark_is_taken_away() -> None:
+    assert caption_of({"txt": b"\xef\xbb\xbfa cat"}) == "a cat"
+    assert caption_of({"txt": b"a \xef\xbb\xbfcat"}) == "a \ufeffcat"
+
+
 def test_long_captions() -> None:
     assert decode_caption(b"a" * 60, 60, "quarantine") == "a" * 60
     with pytest.raises(RefusedError) as refusal:
@@ -155,8 +160,14 @@ def test_long_captions() -> None:
 def test_metadata_keeps_numbers_outside_json_out() -> None:
     value = parse_metadata(b'\xef\xbb\xbf{"width": NaN, "height": 1e999, "url": "u"}', 1000)
     assert dump_fields(value, ("width", "height", "url")) == '{"url":"u"}'
+    assert dump_fields(parse_metadata(b'{"url": [NaN]}', 1000), ("url",)) == '{"url":[null]}'
     with pytest.raises(RefusedError):
         dump_fields(parse_metadata(b'{"url": [1e999]}', 1000), ("url",))
+
+
+def test_deep_metadata_is_refused() -> None:
+    with pytest.raises(RefusedError, match="deep"):
+        parse_metadata(b'{"a":' * 20_000 + b"1" + b"}" * 20_000, 10**6)
 
 
 def test_metadata_with_lone_surrogates_stays_escaped() -> None:

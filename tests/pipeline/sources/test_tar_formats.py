@@ -1,6 +1,8 @@
 """Corners of the tar formats that tarfile does not write by itself; headers are built by hand."""
 
+import bz2
 import io
+import lzma
 import tarfile
 from typing import Any
 
@@ -130,8 +132,13 @@ def test_damaged_pax_records(payload: bytes) -> None:
 
 
 def test_extended_headers_are_bounded_and_complete() -> None:
-    huge = header(b"x", MAX_EXTENDED_HEADER_BYTES + 1, b"x")
-    assert read(huge + bytes(2 * MAX_EXTENDED_HEADER_BYTES)) == ({}, [CORRUPT])
+    fits, too_long = (
+        extended(b"x", b"%d comment=%s\n" % (size, b"c" * (size - 17))) + GOOD + END
+        for size in (MAX_EXTENDED_HEADER_BYTES, MAX_EXTENDED_HEADER_BYTES + 1)
+    )
+    assert read(fits) == ({"good": {"txt": b"good"}}, [])
+    assert read(too_long) == ({}, [CORRUPT])
+    assert read(fits[:5000]) == ({}, [TRUNCATED])
     assert read(extended(b"K", b"x") * 15 + GOOD + END)[0] == {"good": {"txt": b"good"}}
     assert read(extended(b"K", b"x") * 16 + GOOD + END) == ({}, [CORRUPT])
     whole = extended(b"L", b"n" * 900)
@@ -145,6 +152,24 @@ def test_number_fields() -> None:
         assert read(header(b"a.txt", at_124=field) + padded(b"good") + END)[0] == {"a": {"txt": b"good"}}
     for field in (b"0o4\0", b"-4\0", b"8\0", b"4_4\0", b"\x80" + b"\xff" * 11, b"\xff" * 12):
         assert read(header(b"a.txt", at_124=field) + padded(b"good") + END) == ({}, [CORRUPT])
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (bz2.compress(GOOD + END), "bzip2 data"),
+        (lzma.compress(GOOD + END), "xz data"),
+        (b"PK\x03\x04" * 200, "zip data"),
+        (b"<!DOCTYPE html><title>404</title>", "error page"),
+        (b"short", "not a tar"),
+        (GOOD + b"\x07" * 512 + END, "byte 1024: damaged tar header"),
+    ],
+)
+def test_damage_is_told_in_words(data: bytes, words: str) -> None:
+    *_, record = read_samples(io.BytesIO(data), "shard")
+    assert isinstance(record, QuarantineRecord)
+    assert (record.unit, record.reason) == CORRUPT
+    assert words in record.detail
 
 
 def test_a_stream_that_gives_little_at_a_time() -> None:

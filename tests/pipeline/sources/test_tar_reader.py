@@ -5,6 +5,7 @@ import random
 import tarfile
 import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import webdataset.tariterators as wds
@@ -15,6 +16,7 @@ from pipeline.sources.tar_reader import ShardReadReport, TarReaderConfig, TarSam
 from schemas.quarantine import QuarantineRecord, Reason, Unit
 from tests.pipeline.sources.tar_writing import pair_members, tar_bytes
 
+SAMPLES = Path(__file__).parents[3] / "samples" / "pairs"
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 Samples = list[tuple[str, dict[str, bytes]]]
 
@@ -93,6 +95,16 @@ def test_groups_and_bytes_equal_webdataset(
     assert all(record.unit is Unit.SHARD for record in records)
     assert report.is_complete
     assert report.num_bytes == len(data)
+
+
+@pytest.mark.parametrize("path", sorted(SAMPLES.rglob("*.tar")), ids=lambda path: path.stem)
+def test_the_sample_shards_read_as_webdataset_reads_them(path: Path) -> None:
+    data = path.read_bytes()
+    samples, records, report = read(data)
+    assert samples == webdataset_samples(data)
+    assert len(samples) > 10
+    assert not records
+    assert report.is_complete
 
 
 def test_old_v7_header_with_a_folder() -> None:
