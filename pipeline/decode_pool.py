@@ -2,12 +2,11 @@
 
 Decoding in the process that runs Python and the GPU slows both, and a decoder that crashes or never returns
 must cost one sample, not the actor. So each worker is a process of its own; one that dies or exceeds the time
-limit fails exactly the task it had begun, is replaced, and the task queued behind it goes to its successor.
+limit fails exactly the task it was at, is replaced, and the other tasks in its hands go to its successor.
 
 One thread per worker waits on its socket (asleep, without the GIL), keeps a few tasks in the worker's hands
-so that it never idles, and copies results out of shared memory into arrays that the caller owns. That copy is
-about 15 microseconds a picture; in return no lease can be forgotten and no slow consumer can hold a slot.
-`benchmarks/decode.py` measures the pool against a plain loop.
+so that it never idles, and copies results out of shared memory into arrays that the caller owns: no lease can
+be forgotten, no slow consumer can hold a slot. `benchmarks/decode.py` measures the pool against a plain loop.
 """
 
 import logging
@@ -240,9 +239,12 @@ class DecodePool:
         with self._state_lock:
             self.num_replaced += 1
         logger.warning("decode worker pid=%d ended with %d; replacing it", worker.process.pid, status)
-        if worker.num_begun > worker.num_replied:
+        num_unanswered = min(worker.num_begun - worker.num_replied, len(in_hand))
+        if num_unanswered > 0:  # the last of them was being decoded; of the others only the replies are lost
+            culprit = in_hand[num_unanswered - 1]
+            del in_hand[num_unanswered - 1]
             status = -signal.SIGALRM if worker.has_exceeded_time else status
-            self._finish(in_hand.popleft(), cause_of_death(status, self.config.timeout_s))
+            self._finish(culprit, cause_of_death(status, self.config.timeout_s))
 
     def _fail_all(self, in_hand: deque[PendingTask]) -> None:
         """No worker can be started: nothing submitted may wait forever."""

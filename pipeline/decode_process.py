@@ -10,8 +10,6 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from pipeline.decode import DecodedFrames, DecodeError, DecodeTask
 from pipeline.decode_worker import (
     FRAME_BYTES,
@@ -22,6 +20,7 @@ from pipeline.decode_worker import (
     pack_task,
     unpack_reply,
 )
+from pipeline.frame_buffers import FrameBuffers
 from schemas.quarantine import Reason
 from tokenizer.preprocess import PreprocessConfig
 
@@ -73,6 +72,7 @@ class DecodeProcess:
             os.close(memory_fd)
         self.connection.settimeout(START_TIMEOUT_S)
         self.unread = bytearray()
+        self.buffers = FrameBuffers(frames_per_task * FRAME_BYTES)
         try:
             is_ready = self.connection.recv(len(READY)) == READY
         except OSError:
@@ -86,11 +86,12 @@ class DecodeProcess:
         messages = []
         for number, task in enumerate(tasks, start=self.num_sent):
             messages.append(pack_task(task, self.memory.inputs[number % self.num_slots]))
+        self.num_sent += len(tasks)
+        self.memory.num_sent[0] = self.num_sent
         try:
             self.connection.sendall(b"".join(messages))
         except OSError as error:
             raise WorkerGone from error
-        self.num_sent += len(tasks)
 
     def receive(self) -> list[DecodedFrames | DecodeError]:
         """Wait for the oldest task in its hands; returns its outcome and those that arrived with it.
@@ -117,18 +118,17 @@ class DecodeProcess:
         return outcomes
 
     def _outcome(self, num_frames: int, body: Any) -> DecodedFrames | DecodeError:
-        """What a reply says; pixels are copied (holding the GIL, 15 us), so that the slot is free at once."""
+        """What a reply says; pixels are copied, so that the slot is free at once."""
         slot = self.memory.frames[self.num_replied % self.num_slots]
         self.num_replied += 1
         if num_frames == 0:
             return DecodeError(Reason(body["reason"]), body["detail"])
-        pixels = np.frombuffer(bytearray(slot[: num_frames * FRAME_BYTES]), np.uint8)
-        pixels = pixels.reshape(num_frames, *FRAME_SHAPE)
+        pixels = self.buffers.copy(slot[: num_frames * FRAME_BYTES]).reshape(num_frames, *FRAME_SHAPE)
         return DecodedFrames(pixels, tuple(body["times_s"]), body["decoder"])
 
     @property
     def num_begun(self) -> int:
-        """Tasks begun in its life; beyond `num_replied` when it died in the middle of one."""
+        """Tasks begun in its life; those beyond `num_replied` were not answered."""
         return int(self.memory.num_begun[0])
 
     def stop(self) -> int:

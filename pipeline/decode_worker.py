@@ -1,8 +1,8 @@
 """The process that decodes: `python -m pipeline.decode_worker SETTINGS`, started by `pipeline.decode_pool`.
 
 One socket carries the order of tasks in and short replies out. Bytes and pixels go through memory that only
-this worker and its owner share: a counter of the tasks begun, then a few slots, used in turn. A worker that
-runs wild can spoil its own replies and nothing else, and nothing that it says is ever unpickled.
+this worker and its owner share: counters of the tasks begun and sent, then a few slots, used in turn. A
+worker that runs wild can spoil its own replies and nothing else, and nothing that it says is ever unpickled.
 
 It ends by itself: at the end of the socket (the owner closed it or died, however it died), and by SIGALRM
 when a task takes longer than its limit, even when the decoder never returns to Python.
@@ -17,6 +17,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -45,6 +46,7 @@ INPUT_BYTES = 2**19  # larger files go through the socket; web pictures are 20 t
 TASK_HEADER = struct.Struct("<BHIQ")  # index of the kind, frames wanted, bytes of options, bytes of data
 REPLY_HEADER = struct.Struct("<HI")  # frames in the slot (0: refused), bytes of JSON that follow
 READY = b"ready"
+REPLY_DELAY_S = 0.02  # replies wait for each other: waking the owner costs up to 100 us of processor time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +72,12 @@ class WorkerSettings:
 
 
 class SlotMemory:
-    """Memory that one owner and one worker share: a counter of tasks begun, then slots of input and frames."""
+    """What one owner and worker share: counters of tasks begun and sent, then slots of input and frames."""
 
     def __init__(self, fd: int, num_slots: int, frames_per_slot: int) -> None:
         memory = mmap.mmap(fd, self.num_bytes(num_slots, frames_per_slot))
         self.num_begun = np.frombuffer(memory, np.int64, 1)
+        self.num_sent = np.frombuffer(memory, np.int64, 1, offset=8)
         self.inputs = []
         self.frames = []
         for index in range(num_slots):
@@ -143,14 +146,22 @@ def answer_tasks(settings: WorkerSettings, connection: socket.socket, decoder: D
     """Decode until the socket ends (EOFError)."""
     memory = SlotMemory(settings.memory_fd, settings.num_slots, settings.frames_per_slot)
     stream = connection.makefile("rb")
+    replies: list[bytes] = []
+    last_sent_s = time.monotonic()
     for slot in itertools.cycle(range(settings.num_slots)):
-        stream.peek(1)  # wait for a task
+        is_idle = memory.num_begun[0] == memory.num_sent[0]
+        has_waited = time.monotonic() - last_sent_s > REPLY_DELAY_S
+        if is_idle or has_waited or len(replies) >= settings.num_slots / 2:
+            connection.sendall(b"".join(replies))
+            replies.clear()
+            last_sent_s = time.monotonic()
+        if not stream.peek(1):  # waits for a task
+            raise EOFError
         memory.num_begun[0] += 1
         task = unpack_task(stream, memory.inputs[slot])
         signal.setitimer(signal.ITIMER_REAL, settings.timeout_s)
-        reply = decode_into(memory.frames[slot], task, decoder, settings.preprocess)
+        replies.append(decode_into(memory.frames[slot], task, decoder, settings.preprocess))
         signal.setitimer(signal.ITIMER_REAL, 0)
-        connection.sendall(reply)
 
 
 def decode_into(slot: memoryview, task: DecodeTask, decoder: Decoder, config: PreprocessConfig) -> bytes:
