@@ -1,1 +1,1 @@
-"""Command-line entry points: each parses its settings, calls one function and exits with a meaningful status."""
+"""Command-line entry points: each parses settings, calls one function and exits with a status."""

@@ -1,13 +1,16 @@
 """What the jobs share: a configuration from a YAML file and flags, log lines, signals, one-line errors."""
 
+import contextlib
 import dataclasses
+import io
 import logging
 import signal
 import sys
+import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 import yaml
@@ -20,27 +23,26 @@ EXIT_USAGE = 2
 def parse_config(kind: type[Config], arguments: Sequence[str], description: str) -> Config:
     """A configuration from flags, with the values of ``--config FILE.yaml`` as defaults.
 
+    Args:
+        kind: a dataclass; its fields may be dataclasses.
+        arguments: the command line.
+        description: for --help.
+
     Raises:
-        SystemExit: after --help, or with one line for an unknown flag.
-        ValueError: a value or a key of the file is wrong.
+        SystemExit: after --help.
+        ValueError: a flag, a value or a key of the file is wrong.
     """
     arguments, path = _take_option(list(arguments), "--config")
-    defaults = _read_yaml(path, kind) if path else {}
-    required = {
-        field.name
-        for field in dataclasses.fields(kind)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    }
-    given = {name for name in required if f"--{name.replace('_', '-')}" in arguments}
-    if required <= defaults.keys() | given or not defaults:
-        default = _defaults(kind, defaults, required) if defaults else None
-        return tyro.cli(kind, args=arguments, description=description, default=default)
-    missing = ", ".join(f"--{name}" for name in sorted(required - defaults.keys() - given))
-    raise ValueError(f"missing: {missing}")
-
-
-def _defaults(kind: type[Config], values: dict[str, Any], required: set[str]) -> Config:
-    return kind(**dict.fromkeys(required, tyro.MISSING) | values)
+    # The file's values come first, as flags, so that those of the command line win.
+    flags = [] if path is None else _as_flags(_read_yaml(path), kind, f"--config {path}")
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(kind, args=[*flags, *arguments], description=description)
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        raise ValueError(_without_box(complaint.getvalue())) from None
 
 
 def _take_option(arguments: list[str], option: str) -> tuple[list[str], str | None]:
@@ -52,18 +54,42 @@ def _take_option(arguments: list[str], option: str) -> tuple[list[str], str | No
     return arguments, None
 
 
-def _read_yaml(path: str, kind: type) -> dict[str, Any]:
+def _read_yaml(path: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"--config {path}: cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {path}: must be a mapping of settings, got {type(values).__name__}")
+    return values
+
+
+def _as_flags(values: dict[str, Any], kind: type, where: str, prefix: str = "") -> list[str]:
+    """Settings of a file as command-line flags; nested mappings as ``--section.field``."""
+    hints = get_type_hints(kind)
     names = {field.name for field in dataclasses.fields(kind)}
-    if not isinstance(values, dict) or not names.issuperset(values):
-        unknown = sorted(map(str, set(values) - names)) if isinstance(values, dict) else ["no mapping"]
-        raise ValueError(
-            f"--config {path}: unknown keys {', '.join(unknown)}; known: {', '.join(sorted(names))}"
-        )
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    if unknown := sorted(str(name) for name in values if name not in names):
+        raise ValueError(f"{where}: unknown keys {', '.join(unknown)}; known are {', '.join(sorted(names))}")
+    flags: list[str] = []
+    for name, value in values.items():
+        flag = f"--{prefix}{name}".replace("_", "-")
+        if isinstance(value, dict) and dataclasses.is_dataclass(hints[name]):
+            flags += _as_flags(value, hints[name], where, f"{prefix}{name}.")
+        elif isinstance(value, bool):
+            head, dot, last = flag.removeprefix("--").rpartition(".")
+            flags.append(flag if value else f"--{head}{dot}no-{last}")
+        elif isinstance(value, list):
+            flags += [flag, *map(str, value)]
+        elif value is not None or isinstance(hints[name], types.UnionType):
+            flags += [flag, str(value)]
+    return flags
+
+
+def _without_box(text: str) -> str:
+    """The message that tyro draws a frame around, as one line."""
+    lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
+    lines = [line for line in lines if line and not line.startswith(("─", "For full helptext"))]
+    return " ".join(lines) or " ".join(text.split())
 
 
 class StopSignal:

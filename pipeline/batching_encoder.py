@@ -164,7 +164,7 @@ class BatchingEncoder:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Run what is left and end the thread."""
+        """Run what has arrived and end the thread; what is still in decoding stays without codes."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -237,7 +237,7 @@ class BatchingEncoder:
         """A batch to run; empty if there is none and the caller has something else to do, or at the end."""
         with self._changed:
             while not self._can_run():
-                if not may_wait or (self._is_closed and not self._num_decoding):
+                if not may_wait or self._is_closed:
                     return []
                 begin = time.monotonic()
                 self._changed.wait(timeout=self._flush_after_s if self._ready else None)

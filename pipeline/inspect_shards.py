@@ -65,9 +65,8 @@ def make_parser() -> argparse.ArgumentParser:
         if name in ("info", "status"):
             command.add_argument("--json", action="store_true", help="print one JSON object")
         if name == "status":
-            command.add_argument(
-                "--input", nargs="+", default=[], help="source shards, to see what is missing"
-            )
+            text = "source shards, to see what is missing"
+            command.add_argument("--input", nargs="+", default=[], help=text)
         if name == "show":
             command.add_argument("--shard", help="name of one token shard (default: the first)")
             command.add_argument("--start", type=int, default=0, help="documents to pass over")
@@ -79,12 +78,8 @@ def make_parser() -> argparse.ArgumentParser:
                 "--sources", type=Path, help="folder of the source shards, if they were moved since"
             )
         if name == "clean":
-            command.add_argument(
-                "--older-than-hours",
-                type=float,
-                default=STALE_AFTER_S / 3600,
-                help="leave younger files alone",
-            )
+            hours, text = STALE_AFTER_S / 3600, "leave younger files alone"
+            command.add_argument("--older-than-hours", type=float, default=hours, help=text)
     return parser
 
 

@@ -20,6 +20,7 @@ from schemas.token_shard import ShardCounts
 logger = logging.getLogger(__name__)
 
 RATE_WINDOW_S = 60.0
+SAMPLE_EVERY_S = 0.5
 LOG_EVERY_S = 15.0
 MAX_FAILURES_SHOWN = 5
 
@@ -84,6 +85,8 @@ class RunProgress:
 
     def tick(self, schedule: ShardSchedule) -> None:
         now = self._clock()
+        if self._recent and now - self._recent[-1][0] < SAMPLE_EVERY_S:
+            return
         self._recent.append((now, self.num_images))
         while now - self._recent[0][0] > RATE_WINDOW_S:
             self._recent.popleft()
@@ -147,6 +150,7 @@ class RunProgress:
             "model_wait_fraction": round(self.model_wait_fraction, 4),
             "worker_losses": dict(self.worker_losses),
             "peak_worker_bytes": self.peak_worker_bytes,
+            "decoded_by_helpers": self._total().helped,
         }
 
     def line(self) -> str:
@@ -172,6 +176,7 @@ def _add(one: WorkerStatus, other: WorkerStatus) -> WorkerStatus:
         images=one.images + other.images,
         busy_s=one.busy_s + other.busy_s,
         starved_s=one.starved_s + other.starved_s,
+        helped=one.helped + other.helped,
     )
 
 

@@ -1,4 +1,4 @@
-"""Shards on Ray actors. The only file of the pipeline that imports ray.
+"""Shards on Ray actors.
 
 One actor per GPU (or per few CPUs) owns the shards it has in hand from reading to commit; decoding processes
 run beside it. The driver holds one small call per shard in flight, never the list of all. Actors are not
@@ -7,23 +7,28 @@ and so that the number of actors follows the cluster.
 """
 
 import contextlib
+import functools
 import logging
 import math
-import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, RayActorError, RayError
-from ray.util.metrics import Counter, Gauge
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.actor_plan import ActorShape, plan_actors, plan_helpers
 from pipeline.batching_encoder import EncoderError
+from pipeline.decode import DecodeTask
+from pipeline.decode_pool import DecodePool, DecodePoolConfig
 from pipeline.encode_shard import ShardCancelledError
 from pipeline.local_workers import ShardMoves, fatal_message, is_fatal, one_line, worker_status
+from pipeline.ray_cluster import connect
 from pipeline.shard_driver import (
     PoolError,
     ShardDone,
@@ -33,25 +38,31 @@ from pipeline.shard_driver import (
     WorkerLost,
     WorkerStatus,
 )
-from pipeline.shard_schedule import Loss, ShardSchedule
-from pipeline.shard_task import ShardFailure, ShardReport, ShardTask
+from pipeline.shard_schedule import Loss
+from pipeline.shard_task import ShardTask
+from pipeline.shared_decoder import Decoded, decode_many
 from pipeline.tokenize_config import TokenizeConfig
-from pipeline.worker_tools import NULL_TOKENIZER, WorkerSetup, open_tools
+from pipeline.worker_tools import WorkerSetup, decode_pool_config, open_tools
 
 logger = logging.getLogger(__name__)
 
 STATUS_EVERY_S = 2.0
 RESIZE_EVERY_S = 5.0
 COMPLAIN_EVERY_S = 60.0
+INTRODUCE_EVERY_S = 30.0
+"""Actors forget a helper that failed them once; one that came back is introduced again."""
+HELPER_CALLS_AT_A_TIME = 8
+"""That a helper works on."""
+HELPER_CALLS_UNDER_WAY = 32
+"""Of one actor."""
+PROBE_EVERY_S = 1.0
+MAX_CUT_OFF_S = 90.0
+"""Time in which Ray must find out whether an actor that does not answer is dead."""
 STOP_GRACE_S = 10.0
-CPUS_PER_ACTOR = 4
-"""Cores of an actor without a GPU: the model and decoding share them."""
 MAX_BARREN_ACTORS = 3
 """Actors in a row that may die before any has finished a shard or even started."""
 MAX_ERROR_CHARS = 500
 ACTOR_ERROR_PREAMBLE = ("The actor died", "class_name:", "actor_id:", "pid:", "namespace:", "ip:")
-LOCAL_OBJECT_STORE_BYTES = 100 << 20
-"""Only shard names and reports go through Ray."""
 
 
 class EncodeActor:
@@ -62,19 +73,20 @@ class EncodeActor:
         self._stack = ExitStack()
         self._tools = self._stack.enter_context(open_tools(setup))
         self._moves = ShardMoves()
+        self._askers = ThreadPoolExecutor(HELPER_CALLS_UNDER_WAY, "helper")
         self._node_id = ray.get_runtime_context().get_node_id()
 
     def encode(self, worker_id: str, task: ShardTask) -> WorkerEvent | None:
         """Tokenize one shard; None if the actor was told to stop. Errors come back as values."""
         try:
-            return ShardDone(worker_id, self._tools.encode(task, self._moves.start(task.name)))
+            return ShardDone(worker_id, self._tools.shards.encode(task, self._moves.start(task.name)))
         except ShardCancelledError:
             return None
         except EncoderError as error:
             return WorkerLost(worker_id, Loss.CRASHED, one_line(error))
         except Exception as error:
             fatal = is_fatal(error)
-            message = fatal_message(error, self._tools.folder.url) if fatal else one_line(error)
+            message = fatal_message(error, self._tools.shards.folder.url) if fatal else one_line(error)
             return ShardFailed(worker_id, task.name, f"{message} (on {socket.gethostname()})", fatal)
         finally:
             self._moves.end(task.name)
@@ -89,18 +101,31 @@ class EncodeActor:
         return worker_status(worker_id, self._tools, self._moves)
 
     @ray.method(concurrency_group="control")
+    def set_helpers(self, helpers: dict[str, Any]) -> None:
+        """The decode helpers that there are from now on."""
+        self._tools.decoder.set_helpers(
+            {name: functools.partial(self._ask_helper, handle) for name, handle in helpers.items()}
+        )
+
+    def _ask_helper(self, handle: Any, tasks: Sequence[DecodeTask]) -> "Future[list[Decoded]]":
+        # Not ObjectRef.future(): its callbacks run in a thread of Ray that must make no calls of its own.
+        return self._askers.submit(lambda: ray.get(handle.decode.remote(list(tasks))))
+
+    @ray.method(concurrency_group="control")
     def stop(self) -> None:
         """Give up the shards in hand at their next sample."""
-        self._tools.is_cancelled.set()
+        self._tools.shards.is_cancelled.set()
 
 
-@dataclass(frozen=True)
-class ActorShape:
-    """What an actor claims of a node."""
+class DecodeHelper:
+    """Decodes for the actors of other nodes, on a node that has no GPU."""
 
-    num_gpus: float
-    num_cpus: float
-    decode_cores: int
+    def __init__(self, config: DecodePoolConfig) -> None:
+        self._pool = DecodePool(config)
+
+    def decode(self, tasks: list[DecodeTask]) -> list[Decoded]:
+        """See ``shared_decoder.decode_many``."""
+        return decode_many(self._pool, tasks)
 
 
 @dataclass
@@ -111,7 +136,10 @@ class _Actor:
     """Empty until the model is loaded."""
     is_asked: bool = False
     """A status call is under way."""
-    has_finished_a_shard: bool = False
+    interrupted: set[str] = field(default_factory=set)
+    """Shards whose calls were cut off; whether the actor lives is not known yet."""
+    cut_off_s: float | None = None
+    next_probe_s: float = 0.0
 
 
 class RayWorkers:
@@ -128,6 +156,9 @@ class RayWorkers:
         self._actors: dict[str, _Actor] = {}
         self._calls: dict[Any, tuple[str, str]] = {}
         """Ref -> worker, and the shard's name or ``status`` or ``join`` behind a colon."""
+        self._helpers: dict[str, Any] = {}
+        """By node."""
+        self._next_introduction_s = 0.0
         self._num_born = 0
         self._num_barren = 0
         self._next_status_s = 0.0
@@ -137,6 +168,7 @@ class RayWorkers:
     def poll(self, timeout_s: float, num_wanted: int) -> list[WorkerEvent]:
         self._resize(num_wanted)
         self._ask_for_status()
+        self._probe()
         events: list[WorkerEvent] = []
         if not self._calls:
             time.sleep(timeout_s)
@@ -157,7 +189,7 @@ class RayWorkers:
         ray.kill(actor.handle)
 
     def close(self) -> None:
-        """Ask the actors to drop what they have in hand, which removes their temporary files; then end them."""
+        """Ask the actors to drop what they have in hand, which removes its files; then end them."""
         running = [ref for ref, (_, call) in self._calls.items() if not call.startswith(":")]
         with contextlib.suppress(RayError):
             for actor in self._actors.values():
@@ -165,10 +197,11 @@ class RayWorkers:
                     actor.handle.stop.remote()
             if running:
                 ray.wait(running, num_returns=len(running), timeout=STOP_GRACE_S)
-        for actor in self._actors.values():
+        for handle in [*(actor.handle for actor in self._actors.values()), *self._helpers.values()]:
             with contextlib.suppress(RayError):
-                ray.kill(actor.handle)
+                ray.kill(handle)
         self._actors.clear()
+        self._helpers.clear()
         self._calls.clear()
 
     def _resize(self, num_wanted: int) -> None:
@@ -177,7 +210,11 @@ class RayWorkers:
         if now < self._next_resize_s:
             return
         self._next_resize_s = now + RESIZE_EVERY_S
-        shape, num_places = plan_actors(self._config, ray.nodes())
+        nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+        helpers = plan_helpers(self._config, nodes)
+        workers = [resources for node_id, resources in nodes.items() if node_id not in helpers]
+        shape, num_places = plan_actors(self._config, workers)
+        self._update_helpers(helpers, now)
         wanted = min(num_places, num_wanted)
         for _ in range(wanted - len(self._actors)):
             self._start_actor(shape, now)
@@ -187,6 +224,26 @@ class RayWorkers:
                 "no worker is ready yet; each needs %g CPUs and %g GPUs, free are %s",
                 shape.num_cpus, shape.num_gpus, _readable(ray.available_resources()),
             )  # fmt: skip
+
+    def _update_helpers(self, wanted: dict[str, int], now: float) -> None:
+        """Have a helper on each of these nodes, with so many processes; tell the actors."""
+        changed = wanted.keys() != self._helpers.keys()
+        for node_id in self._helpers.keys() - wanted.keys():
+            del self._helpers[node_id]
+        for node_id in wanted.keys() - self._helpers.keys():
+            config = decode_pool_config(self._setup_for("cpu", 1), wanted[node_id])
+            remote = ray.remote(
+                num_cpus=wanted[node_id],
+                max_restarts=-1,
+                max_concurrency=HELPER_CALLS_AT_A_TIME,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+            )(DecodeHelper)
+            self._helpers[node_id] = remote.remote(config)
+        if changed or (self._helpers and now >= self._next_introduction_s):
+            self._next_introduction_s = now + INTRODUCE_EVERY_S
+            for actor in self._actors.values():
+                if actor.node_id:
+                    actor.handle.set_helpers.remote(self._helpers)
 
     def _start_actor(self, shape: ActorShape, now: float) -> None:
         self._num_born += 1
@@ -209,7 +266,7 @@ class RayWorkers:
             return
         self._next_status_s = now + STATUS_EVERY_S
         for worker_id, actor in self._actors.items():
-            if actor.node_id and not actor.is_asked:
+            if actor.node_id and not actor.is_asked and actor.cut_off_s is None:
                 actor.is_asked = True
                 self._calls[actor.handle.status.remote(worker_id)] = (worker_id, ":status")
 
@@ -219,12 +276,18 @@ class RayWorkers:
         actor = self._actors[worker_id]
         try:
             answer = ray.get(ref)
+        except ActorUnavailableError:
+            return self._cut_off(worker_id, call)
         except RayActorError as error:
             return self._lost(worker_id, error)
         except RayError as error:
             return [] if call.startswith(":") else [ShardFailed(worker_id, call, one_line(error))]
+        if call == ":probe":
+            return self._reached_again(worker_id)
         if call == ":join":
             actor.node_id = answer
+            if self._helpers:
+                actor.handle.set_helpers.remote(self._helpers)
             return [WorkerJoined(worker_id, self._config.shards_in_flight)]
         if call == ":status":
             actor.is_asked = False
@@ -234,6 +297,36 @@ class RayWorkers:
         elif isinstance(answer, ShardDone):
             self._num_barren = 0
         return [] if answer is None else [answer]
+
+    def _cut_off(self, worker_id: str, call: str) -> list[WorkerEvent]:
+        """A call broke off: the actor or its node died, or only the connection. Ray knows a little later."""
+        actor = self._actors[worker_id]
+        now = time.monotonic()
+        actor.is_asked = False
+        actor.cut_off_s = actor.cut_off_s or now
+        actor.next_probe_s = now + PROBE_EVERY_S
+        if not call.startswith(":"):
+            actor.interrupted.add(call)
+        if now - actor.cut_off_s < MAX_CUT_OFF_S:
+            return []
+        self.end_worker(worker_id)
+        return [WorkerLost(worker_id, Loss.NODE_LOST, f"not reached for {MAX_CUT_OFF_S:g} s")]
+
+    def _probe(self) -> None:
+        now = time.monotonic()
+        for worker_id, actor in self._actors.items():
+            if actor.cut_off_s is not None and now >= actor.next_probe_s:
+                actor.next_probe_s = math.inf
+                self._calls[actor.handle.node_id.remote()] = (worker_id, ":probe")
+
+    def _reached_again(self, worker_id: str) -> list[WorkerEvent]:
+        """It was only the connection; an actor that still works on what we gave up must not go on."""
+        actor = self._actors[worker_id]
+        if not actor.interrupted:
+            actor.cut_off_s = None
+            return []
+        self.end_worker(worker_id)
+        return [WorkerLost(worker_id, Loss.NODE_LOST, "the connection to the actor was lost")]
 
     def _lost(self, worker_id: str, error: RayActorError) -> list[WorkerEvent]:
         """An actor died: tell why, and see to it that this does not go on for ever."""
@@ -254,29 +347,6 @@ class RayWorkers:
         for ref in [ref for ref, (owner, _) in self._calls.items() if owner == worker_id]:
             del self._calls[ref]
         return self._actors.pop(worker_id)
-
-
-def plan_actors(config: TokenizeConfig, nodes: list[dict[str, Any]]) -> tuple[ActorShape, int]:
-    """Shape and number of the actors for the nodes of a cluster, as ``ray.nodes()`` lists them."""
-    alive = [node["Resources"] for node in nodes if node["Alive"]]
-    num_gpus = sum(resources.get("GPU", 0.0) for resources in alive)
-    if num_gpus and config.tokenizer != NULL_TOKENIZER:
-        # The poorest GPU node decides: an actor must fit on every one of them.
-        cores_per_gpu = min(
-            resources.get("CPU", 1.0) / resources["GPU"] for resources in alive if resources.get("GPU")
-        )
-        cores = max(1, math.floor(cores_per_gpu * config.gpus_per_actor))
-        places = sum(math.floor(resources.get("GPU", 0.0) / config.gpus_per_actor) for resources in alive)
-        shape = ActorShape(config.gpus_per_actor, cores, cores)
-        return shape, places if config.num_actors is None else config.num_actors
-    cpus = [resources.get("CPU", 0.0) for resources in alive] or [1.0]
-    share = min(CPUS_PER_ACTOR, max(1.0, max(cpus)))
-    if config.num_actors:
-        share = min(share, sum(cpus) / config.num_actors)
-    share = math.floor(share) if share >= 1 else round(share, 3)
-    places = sum(math.floor(number / share) for number in cpus)
-    shape = ActorShape(0, share, max(1, math.floor(share)))
-    return shape, places if config.num_actors is None else config.num_actors
 
 
 def _is_node_loss(error: RayActorError, node_id: str) -> bool:
@@ -316,73 +386,3 @@ def open_ray_workers(
         pool.close()
         if not was_connected:
             ray.shutdown()
-
-
-def connect() -> None:
-    """``ray.init`` for the cluster that RAY_ADDRESS names, or for a quiet private one.
-
-    Raises:
-        PoolError: if that cluster does not answer.
-    """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        try:
-            ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
-        except (ConnectionError, RayError, ValueError) as error:
-            raise PoolError(
-                f"the Ray cluster at {address} (RAY_ADDRESS) cannot be reached: {error}"
-            ) from error
-        return
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        logging_level=logging.WARNING,
-        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-        _node_ip_address="127.0.0.1",
-    )
-
-
-class RayMetrics:
-    """The run as Ray metrics, for Prometheus; a ``RunListener``."""
-
-    def __init__(self) -> None:
-        self._images = Counter("seed_shards_images", "Images that were written.")
-        self._samples = Counter("seed_shards_samples_quarantined", "Samples refused.", tag_keys=("reason",))
-        self._shards = Counter(
-            "seed_shards_shards", "Source shards, by what became of them.", tag_keys=("state",)
-        )
-        self._workers = Gauge("seed_shards_workers", "Workers that are ready.")
-        self._wait = Gauge(
-            "seed_shards_model_wait_fraction", "Share of model time without data.", tag_keys=("worker",)
-        )
-        self._remaining = Gauge("seed_shards_shards_remaining", "Source shards not finished.")
-        self._num_workers = 0
-
-    def shard_done(self, report: ShardReport) -> None:
-        self._shards.inc(1, {"state": "done"})
-        if report.counts.images_written:
-            self._images.inc(report.counts.images_written)
-        for reason, number in report.counts.samples_quarantined.items():
-            self._samples.inc(number, {"reason": reason})
-
-    def shard_retried(self, name: str, error: str) -> None:
-        self._shards.inc(1, {"state": "retried"})
-
-    def shard_set_aside(self, failure: ShardFailure) -> None:
-        self._shards.inc(1, {"state": "failed"})
-
-    def worker_joined(self, worker_id: str) -> None:
-        self._num_workers += 1
-
-    def worker_lost(self, worker_id: str, loss: Loss, error: str) -> None:
-        self._num_workers -= 1
-
-    def worker_status(self, status: WorkerStatus) -> None:
-        whole_s = status.busy_s + status.starved_s
-        if whole_s:
-            self._wait.set(status.starved_s / whole_s, {"worker": status.worker_id})
-
-    def tick(self, schedule: ShardSchedule) -> None:
-        self._workers.set(self._num_workers)
-        self._remaining.set(schedule.num_unassigned + schedule.num_running)

@@ -20,7 +20,7 @@ from typing import Any, Self
 from pipeline.shard_task import LEDGER_SUFFIX, TOKEN_SHARD_SUFFIX, ShardFailure, ShardTask
 from pipeline.storage import Folder
 from schemas.fingerprint import Fingerprint
-from schemas.token_shard import FORMAT_VERSION, TokenShardFooter, read_footer
+from schemas.token_shard import FORMAT_VERSION, TokenShardError, TokenShardFooter, read_footer
 
 MANIFEST_NAME = "_dataset.json"
 FAILED_FOLDER = "_failed"
@@ -171,7 +171,10 @@ class TokenDataset:
         standing = [task for task in tasks if task.name in done]
         step = max(1, len(standing) // NUM_SOURCES_PROBED)
         for task in standing[::step]:
-            footer = self.footer(task.name)
+            try:
+                footer = self.footer(task.name)
+            except TokenShardError as error:
+                raise OutputMismatchError(f"{error}; remove it and run the same command again") from error
             if footer.source == task.source or task.source_bytes is None or footer.source_bytes is None:
                 continue
             if footer.source_bytes != task.source_bytes:

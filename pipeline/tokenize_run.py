@@ -223,7 +223,8 @@ def open_pool(
                 pool.close()
         return
     settle_authentication()
-    from pipeline.ray_engine import RayMetrics, open_ray_workers
+    from pipeline.ray_engine import open_ray_workers
+    from pipeline.ray_metrics import RayMetrics
 
     def setup_for(device: str, cores: int) -> WorkerSetup:
         return worker_setup(config, job, plan, device, cores)

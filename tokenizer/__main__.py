@@ -1,7 +1,8 @@
-"""Command line of the tokenizer: ``python -m tokenizer encode IMAGE...``, ``info``, ``draw``."""
+"""Command line of the tokenizer: ``python -m tokenizer encode IMAGE...``, ``info``, ``convert``, ``draw``."""
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from tokenizer.checkpoint import load_model, load_tokenizer, save_model
 from tokenizer.config import SeedTokenizerConfig
 from tokenizer.hub import PRESETS
 from tokenizer.preprocess import ImageError, PreprocessConfig, load_image
-from tokenizer.seed import ENCODER_VERSION, PRECISIONS
+from tokenizer.seed import ENCODER_VERSION, PRECISIONS, SeedTokenizer
 from tokenizer.untrained import SAMPLE_CONFIG, untrained_model
 
 
@@ -24,6 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -56,20 +61,28 @@ def _encode(options: argparse.Namespace) -> int:
 
 def _info(options: argparse.Namespace) -> int:
     model, digest = load_model(options.tokenizer)
+    num_parameters = sum(p.numel() for p in model.parameters())
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
-    print(
-        json.dumps(
-            {
-                "tokenizer": options.tokenizer,
-                "weights_sha256": digest,
-                "encoder_version": ENCODER_VERSION,
-                "num_parameters": sum(p.numel() for p in model.parameters()),
-                "num_parameters_of": parts,
-                "config": model.config.to_dict(),
-            },
-            indent=2,
-        )
-    )
+    preprocessing = PreprocessConfig().fingerprint_components()
+    fingerprint = SeedTokenizer(model, weights_sha256=digest).fingerprint(preprocessing)
+    facts = {
+        "tokenizer": options.tokenizer,
+        "fingerprint": fingerprint.hex,
+        "fingerprint_is_of": {"precision": "fp32", "encoder_version": ENCODER_VERSION, **preprocessing},
+        "weights_sha256": digest,
+        "num_parameters": num_parameters,
+        "num_parameters_of": parts,
+        "config": model.config.to_dict(),
+    }
+    print(json.dumps(facts, indent=2))
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    """Any source to ``model.safetensors`` + ``config.json``."""
+    model, digest = load_model(options.tokenizer, drop_unexpected=options.drop_unexpected)
+    save_model(model, options.directory)
+    print(json.dumps({"directory": str(options.directory), "weights_sha256": digest}))
     return 0
 
 
@@ -100,6 +113,12 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="print configuration, parameter count and hash of a tokenizer")
     info.add_argument("tokenizer", help=sources)
     info.set_defaults(run=_info)
+
+    convert = commands.add_parser("convert", help="write any tokenizer as model.safetensors + config.json")
+    convert.add_argument("tokenizer", help=sources)
+    convert.add_argument("directory", type=Path)
+    convert.add_argument("--drop-unexpected", action="store_true", help="leave out tensors the model lacks")
+    convert.set_defaults(run=_convert)
 
     draw = commands.add_parser("draw", help="write an untrained tokenizer (random weights)")
     draw.add_argument("directory", type=Path)

@@ -1,6 +1,4 @@
-"""Loading and saving whole tokenizers. Every tensor must be there, none may be left over, every shape must
-fit.
-"""
+"""Loading and saving whole tokenizers: every tensor must be there, none may be left over, all must fit."""
 
 import dataclasses
 import json
@@ -12,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from schemas.atomic_write import write_atomically
 from tokenizer.config import SeedTokenizerConfig, config_from_shapes
 from tokenizer.hub import CONFIG_NAME, PRESETS, WEIGHTS_NAME, locate
 from tokenizer.official_names import Layout, fuse, official_layout, position_ids, split
@@ -46,8 +45,8 @@ def load_tokenizer(
         local_files_only: never use the network.
 
     Raises:
-        FileNotFoundError, ValueError: the source is not there, not sound or does not fit; the message says
-        what to do.
+        FileNotFoundError: nothing is there; the message says what would be.
+        ValueError: the source is not sound or does not fit; the message says what to do.
     """
     start = time.perf_counter()
     model, digest = load_model(source, causal=causal, config=config, local_files_only=local_files_only)
@@ -67,8 +66,12 @@ def load_model(
     causal: bool | None = None,
     config: SeedTokenizerConfig | None = None,
     local_files_only: bool = False,
+    drop_unexpected: bool = False,
 ) -> tuple[SeedModel, str]:
-    """The fp32 network on the CPU and its ``weights_sha256``. Arguments and errors as ``load_tokenizer``."""
+    """The fp32 network on the CPU and its ``weights_sha256``.
+
+    Arguments and errors as ``load_tokenizer``; ``drop_unexpected`` leaves out tensors the model lacks.
+    """
     files = locate(source, local_files_only=local_files_only)
     official = read_tensors(files.weights)
     if config is None and files.config is not None:
@@ -83,18 +86,20 @@ def load_model(
         )
     if causal is not None:
         config = dataclasses.replace(config, causal=causal)
+    if drop_unexpected:
+        known = {part for parts in official_layout(config).values() for part in parts}
+        dropped = sorted(official.keys() - known - position_ids(config).keys())
+        logger.warning("dropped %d tensors that the model does not use: %s", len(dropped), dropped)
+        official = {name: tensor for name, tensor in official.items() if name not in dropped}
     model = model_from_tensors(official, config, str(files.weights))
     return model, weights_sha256(official_tensors(model), config)
 
 
 def save_model(model: SeedModel, directory: Path) -> None:
-    """Write ``model.safetensors`` (official names, position ids included) and ``config.json`` into a
-    directory.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    write_tensors(official_tensors(model) | position_ids(model.config), directory / WEIGHTS_NAME)
+    """Write ``model.safetensors`` (official names, position ids included) and ``config.json``."""
     text = json.dumps(model.config.to_dict(), indent=1) + "\n"
-    (directory / CONFIG_NAME).write_text(text, encoding="utf-8")
+    write_atomically(directory / CONFIG_NAME, text.encode())
+    write_tensors(official_tensors(model) | position_ids(model.config), directory / WEIGHTS_NAME)
 
 
 def official_tensors(model: SeedModel) -> dict[str, Tensor]:
@@ -166,10 +171,14 @@ def _remedy(missing: list[str], unexpected: list[str], wrong: list[str]) -> str:
         )
     if any(name.startswith("visual_encoder") for name in missing):
         return (
-            "  A training checkpoint holds only what its stage trained: merge it with the image encoder and "
-            "the\n"
-            "  Q-Former of the earlier stage, then load the merged file."
+            "  A training checkpoint holds only what its stage trained: merge it with the image encoder\n"
+            "  and the Q-Former of the earlier stage, then load the merged file."
         )
     if wrong:
         return "  Weights and configuration do not belong together: give the config.json of these weights."
+    if not missing:
+        return (
+            "  If these are leftovers of training, write a copy without them:\n"
+            "  python -m tokenizer convert SOURCE DIRECTORY --drop-unexpected"
+        )
     return "  Load the file with the whole state dict and official names; nothing is filled in silently."

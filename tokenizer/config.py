@@ -68,7 +68,7 @@ class SeedTokenizerConfig:
                 raise ValueError(f"tokenizer config: {field.name} must be a positive integer, got {value!r}")
             if field.type is bool and type(value) is not bool:
                 raise ValueError(f"tokenizer config: {field.name} must be true or false, got {value!r}")
-            if field.type is float and not (isinstance(value, int | float) and value > 0):
+            if field.type is float and (type(value) not in (int, float) or not value > 0):
                 raise ValueError(f"tokenizer config: {field.name} must be a positive number, got {value!r}")
         self._check_divides("img_size", "patch_size")
         self._check_divides("vit_width", "vit_heads")
@@ -86,6 +86,10 @@ class SeedTokenizerConfig:
                 f"{getattr(self, part)}"
             )
 
+    @classmethod
+    def _is_float(cls, name: str) -> bool:
+        return isinstance(getattr(cls, name), float)
+
     @property
     def vit_num_tokens(self) -> int:
         """Patches and the class token."""
@@ -95,6 +99,11 @@ class SeedTokenizerConfig:
     def cross_layers(self) -> tuple[int, ...]:
         """Q-Former layers with cross-attention."""
         return tuple(range(0, self.bert_layers, self.cross_attention_freq))
+
+    @property
+    def reverse_cross_layers(self) -> tuple[int, ...]:
+        """Layers of the Reverse_Qformer with cross-attention."""
+        return tuple(range(0, self.reverse_layers, self.cross_attention_freq))
 
     @property
     def block_mlp_hidden(self) -> int:
@@ -119,11 +128,12 @@ class SeedTokenizerConfig:
         """All entries of ``config.json``."""
         return dict(sorted((dataclasses.asdict(self) | self._derived()).items()))
 
-    def canonical_json(self) -> str:
-        """What of the configuration decides results, as one sorted line of JSON: input of the fingerprint."""
-        entries = self.to_dict()
-        del entries["description"]
-        return json.dumps(entries, sort_keys=True, separators=(",", ":"))
+    def architecture(self) -> dict[str, Any]:
+        """The entries that decide results: part of the fingerprint."""
+        silent = {"description", "beta", "legacy"}
+        if not self.use_qformer_image:
+            silent.add("reverse_layers")
+        return {name: value for name, value in self.to_dict().items() if name not in silent}
 
     @classmethod
     def from_dict(cls, entries: Mapping[str, Any], source: str = "config.json") -> "SeedTokenizerConfig":
@@ -138,7 +148,9 @@ class SeedTokenizerConfig:
         try:
             if ratio is not None and "vit_mlp_hidden" not in rest and "vit_width" in rest:
                 rest["vit_mlp_hidden"] = int(rest["vit_width"] * ratio)
-            config = cls(**{name: rest.pop(name) for name in names & rest.keys()})
+            values = {name: rest.pop(name) for name in names & rest.keys()}
+            floats = {name: float(v) for name, v in values.items() if cls._is_float(name) and type(v) is int}
+            config = cls(**values | floats)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{source}: {error}") from error
         derived = config._derived()
@@ -185,19 +197,16 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> Se
         if name not in shapes:
             raise ValueError(
                 f"{source}: no tensor {name!r} among {len(shapes)}, so this is not a whole SEED tokenizer. "
-                "A checkpoint "
-                "of the published training code holds only what that stage trained: merge it with the "
-                "earlier stage "
-                "and the image encoder first"
+                "A checkpoint of the published training code holds only what that stage trained: "
+                "merge it with the earlier stage and the image encoder first"
             )
         return shapes[name]
 
     def heads(width: int, field: str) -> int:
         if width not in HEADS_OF_WIDTH:
             raise ValueError(
-                f"{source}: no head count is known for width {width} ({field}); put a config.json beside "
-                "the weights "
-                "that says it"
+                f"{source}: no head count is known for width {width} ({field}); give a directory with "
+                f"model.safetensors and a config.json that says it"
             )
         return HEADS_OF_WIDTH[width]
 

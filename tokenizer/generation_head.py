@@ -94,6 +94,6 @@ def _reverse_qformer(config: SeedTokenizerConfig) -> CausalQFormer:
         mlp_hidden=config.bert_intermediate,
         eps=config.bert_ln_eps,
         image_width=config.bert_hidden,
-        cross_layers=tuple(range(0, config.reverse_layers, config.cross_attention_freq)),
+        cross_layers=config.reverse_cross_layers,
         is_causal=False,
     )

@@ -13,10 +13,9 @@ from torch import Tensor
 from tokenizer.config import SeedTokenizerConfig
 
 Layout = dict[str, tuple[str | None, ...]]
-"""Our name -> official names of its equal parts along dimension 0; None is a part that is zero and not
-stored.
-"""
+"""Our name -> official names of its equal parts along dimension 0; None is a zero part that is not stored."""
 
+Entries = Iterator[tuple[str, tuple[str | None, ...]]]
 POSITION_IDS = "bert.embeddings.position_ids"
 """An unused integer buffer that some checkpoints hold and others do not."""
 _NORM_AND_MLP = ("norm1", "norm2", "mlp.fc1", "mlp.fc2", "attn.proj")
@@ -34,9 +33,8 @@ def official_layout(config: SeedTokenizerConfig) -> Layout:
     layout.update(_decoder("reconstruction_head", "pos_embed", "blocks", config.decode_depth))
     layout.update(_decoder("generation_head.decoder", "pos_embed_image", "blocks_image", config.decode_depth))
     if config.use_qformer_image:
-        cross = tuple(range(0, config.reverse_layers, config.cross_attention_freq))
-        ours = "generation_head.reverse_qformer"
-        layout.update(_qformer(ours, "Reverse_Qformer", "reverse_tokens", config.reverse_layers, cross))
+        names = "generation_head.reverse_qformer", "Reverse_Qformer", "reverse_tokens"
+        layout.update(_qformer(*names, config.reverse_layers, config.reverse_cross_layers))
     else:
         for index in range(3):
             name = f"generation_head.image_down.layers.{index}.weight"
@@ -84,12 +82,12 @@ def _join(parts: list[Tensor | None]) -> Tensor:
     return torch.cat([torch.zeros_like(some) if part is None else part for part in parts])
 
 
-def _affine(ours: str, official: str) -> Iterator[tuple[str, tuple[str | None, ...]]]:
+def _affine(ours: str, official: str) -> Entries:
     for kind in ("weight", "bias"):
         yield f"{ours}.{kind}", (f"{official}.{kind}",)
 
 
-def _vit(config: SeedTokenizerConfig) -> Iterator[tuple[str, tuple[str | None, ...]]]:
+def _vit(config: SeedTokenizerConfig) -> Entries:
     for name in ("cls_token", "pos_embed"):
         yield f"vit.{name}", (f"visual_encoder.{name}",)
     yield from _affine("vit.patch_embed", "visual_encoder.patch_embed.proj")
@@ -101,7 +99,7 @@ def _vit(config: SeedTokenizerConfig) -> Iterator[tuple[str, tuple[str | None, .
         yield f"{ours}.attn.qkv.bias", (f"{official}.attn.q_bias", None, f"{official}.attn.v_bias")
 
 
-def _decoder(ours: str, table: str, blocks: str, depth: int) -> Iterator[tuple[str, tuple[str | None, ...]]]:
+def _decoder(ours: str, table: str, blocks: str, depth: int) -> Entries:
     yield f"{ours}.pos_embed", (table,)
     for index in range(depth):
         for part in (*_NORM_AND_MLP, "attn.qkv"):
@@ -110,7 +108,7 @@ def _decoder(ours: str, table: str, blocks: str, depth: int) -> Iterator[tuple[s
 
 def _qformer(
     ours: str, official: str, tokens: str, num_layers: int, cross_layers: tuple[int, ...]
-) -> Iterator[tuple[str, tuple[str | None, ...]]]:
+) -> Entries:
     bert = f"{official}.bert"
     yield f"{ours}.queries", (tokens,)
     yield from _affine(f"{ours}.embed_norm", f"{bert}.embeddings.LayerNorm")
@@ -129,7 +127,7 @@ def _qformer(
         )
 
 
-def _qformer_layer(ours: str, official: str, has_cross: bool) -> Iterator[tuple[str, tuple[str | None, ...]]]:
+def _qformer_layer(ours: str, official: str, has_cross: bool) -> Entries:
     for kind in ("weight", "bias"):
         parts = tuple(f"{official}.attention.self.{part}.{kind}" for part in ("query", "key", "value"))
         yield f"{ours}.attention.qkv.{kind}", parts

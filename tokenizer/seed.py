@@ -1,41 +1,38 @@
 """The SEED tokenizer: pictures to codes, codes to the embedding that pictures are generated from.
 
-    uint8 picture -> vit -> ln_vision -> causal Q-Former -> encode_task_layer -> nearest codebook entries (32
-    codes) codes -> codebook entries -> decode_task_layer -> generation head -> generation embedding
+    uint8 picture -> vit -> ln_vision -> causal Q-Former -> encode_task_layer -> nearest entries: 32 codes
+    codes -> codebook entries -> decode_task_layer -> generation head -> generation embedding
 
 ``SeedModel`` is the network (trainable), ``SeedTokenizer`` the network ready for use: one precision, one
 device and one fixed batch shape, so that a code never depends on what else was in its batch.
 
-Dimensions: B images, N codes per image (32), C code width, D Q-Former width, F width of the generation
-embedding.
+Dimensions: B images, N codes per image (32), C code width, F width of the generation embedding.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from schemas.fingerprint import Fingerprint
 from tokenizer.attention import cast_linears
 from tokenizer.causal_qformer import CausalQFormer
 from tokenizer.codebook import Codebook
 from tokenizer.config import SeedTokenizerConfig
 from tokenizer.generation_head import GenerationHead, ReconstructionHead
+from tokenizer.packed_linear import can_pack, pack_linears
 from tokenizer.vit import VisionTransformer
 
 ENCODER_VERSION = 1
 """Raised whenever a change of this package may change a code; part of the fingerprint."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Compute dtype of the linear layers of image encoder and Q-Former. Residual streams and the search stay
-fp32.
-"""
+"""Compute dtype of the linear layers of image encoder and Q-Former; residual streams and search stay fp32."""
 
 
 class SeedModel(nn.Module):
-    """All parts of one tokenizer. Parameters are uninitialised until loaded (``checkpoint``) or drawn
-    (``untrained``).
-    """
+    """All parts of one tokenizer; uninitialised until loaded (``checkpoint``) or drawn (``untrained``)."""
 
     def __init__(self, config: SeedTokenizerConfig) -> None:
         super().__init__()
@@ -80,9 +77,7 @@ class SeedModel(nn.Module):
 
 
 class SeedTokenizer:
-    """A loaded tokenizer: ``encode`` pictures, or ``launch`` device batches for pipelines that overlap
-    transfers.
-    """
+    """A loaded tokenizer: ``encode`` pictures, or ``launch`` batches where transfers are overlapped."""
 
     def __init__(
         self,
@@ -93,7 +88,7 @@ class SeedTokenizer:
         batch_size: int = 32,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Take over ``model`` (converted in place).
+        """Take over ``model``: it is converted in place and cannot be trained or saved any more.
 
         Args:
             model: fp32 weights.
@@ -103,7 +98,8 @@ class SeedTokenizer:
             device: where it runs.
 
         Raises:
-            ValueError: unknown precision, or a batch size below 1.
+            ValueError: unknown precision, batch size below 1, a device that is not there, or one that is
+                set to round fp32 products (the search must be exact).
         """
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {sorted(PRECISIONS)}, got {precision!r}")
@@ -113,16 +109,31 @@ class SeedTokenizer:
         self.weights_sha256 = weights_sha256
         self.precision = precision
         self.batch_size = batch_size
-        self.device = torch.device(device)
-        for encoder in (model.vit, model.qformer):
-            cast_linears(encoder, PRECISIONS[precision])
+        self.device = _usable_device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.model.vit.patch_embed.freeze(PRECISIONS[precision])
+        for encoder in (self.model.vit, self.model.qformer):
+            if precision != "fp32":
+                cast_linears(encoder, PRECISIONS[precision])
+            elif self.device.type == "cpu" and can_pack():
+                pack_linears(encoder)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Shape of one picture: (img_size, img_size, 3)."""
         return (self.config.img_size, self.config.img_size, 3)
+
+    def fingerprint(self, preprocessing: Mapping[str, str | int]) -> Fingerprint:
+        """Identity of the codes that this tokenizer makes of pictures that were prepared in the given way."""
+        return Fingerprint(
+            {
+                "weights": self.weights_sha256,
+                "architecture": self.config.architecture(),
+                "precision": self.precision,
+                "encoder_version": ENCODER_VERSION,
+                "preprocessing": dict(preprocessing),
+            }
+        )
 
     @torch.inference_mode()
     def launch(self, images_B: Tensor) -> Tensor:
@@ -149,8 +160,7 @@ class SeedTokenizer:
         Raises:
             ValueError: another shape or dtype.
         """
-        codes = self._in_batches(self.launch, images)
-        return codes.to("cpu", torch.uint16).numpy().reshape(-1, self.config.num_query_token)
+        return self._in_batches(self.launch, images).to("cpu", torch.uint16).numpy()
 
     def encode_features(self, images: npt.NDArray[np.uint8] | Tensor) -> Tensor:
         """Vectors before quantisation: (B, img_size, img_size, 3) uint8 -> (B, N, C) fp32 on ``device``."""
@@ -171,30 +181,38 @@ class SeedTokenizer:
         if codes_BN.numel() and not 0 <= int(codes_BN.min()) <= int(codes_BN.max()) < self.config.n_embed:
             raise ValueError(
                 f"codes span {int(codes_BN.min())}..{int(codes_BN.max())}, but the codebook has "
-                f"{self.config.n_embed} "
-                "entries; were they made by another tokenizer, or are they LLM token ids?"
+                f"{self.config.n_embed} entries; are they of another tokenizer, or LLM token ids?"
             )
         return self.model.generation_embedding(codes_BN.to(self.device))
 
     def _in_batches(self, run: Callable[[Tensor], Tensor], images: npt.NDArray[np.uint8] | Tensor) -> Tensor:
         """Results of ``run`` over full batches, padding cut off."""
-        images_B = torch.as_tensor(images)
+        if isinstance(images, np.ndarray) and not images.flags.writeable:
+            images = images.copy()  # torch wraps writable memory only; shared memory and Arrow are not
+        images_B, side = torch.as_tensor(images), self.config.img_size
         if images_B.dtype != torch.uint8 or images_B.shape[1:] != self.image_shape:
             raise ValueError(
-                f"images are {images_B.dtype} {tuple(images_B.shape)}, expected uint8 (B, "
-                f"{self.image_shape[0]}, "
-                f"{self.image_shape[1]}, 3): resize them with tokenizer.preprocess first"
+                f"images are {images_B.dtype} {tuple(images_B.shape)}, expected uint8 "
+                f"(B, {side}, {side}, 3): resize them with tokenizer.preprocess first"
             )
         results = [run(batch.to(self.device)) for batch in self._full_batches(images_B)]
-        if not results:
-            return torch.empty(
-                0, self.config.num_query_token, self.config.codebook_embed_dim, device=self.device
-            )
         return torch.cat(results)[: len(images_B)]
 
     def _full_batches(self, images_B: Tensor) -> Iterator[Tensor]:
-        """Slices of exactly ``batch_size`` images; the last is filled up with black ones."""
-        for start in range(0, len(images_B), self.batch_size):
+        """Slices of exactly ``batch_size`` images, at least one; the last is filled up with black ones."""
+        for start in range(0, max(1, len(images_B)), self.batch_size):
             batch = images_B[start : start + self.batch_size]
             missing = self.batch_size - len(batch)
             yield torch.cat([batch, batch.new_zeros(missing, *self.image_shape)]) if missing else batch
+
+
+def _usable_device(name: torch.device | str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {str(name)!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {str(name)!r}: this machine, or this torch, has no CUDA; use cpu")
+    if device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
+        raise ValueError("the nearest-code search needs torch.set_float32_matmul_precision('highest')")
+    return device

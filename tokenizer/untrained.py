@@ -30,9 +30,7 @@ SAMPLE_CONFIG = SeedTokenizerConfig(
     image_features_dim=64,
     description=DESCRIPTION,
 )
-"""The embedded sample: as small as it can be with the shapes of the release (257 image tokens, 8192 codes of
-32).
-"""
+"""The embedded sample: small, but with the release's 257 image tokens and 8192 codes of 32 numbers."""
 _PICTURES_PER_BATCH = 32
 CROSS_ATTENTION_GAIN = 4.0
 
@@ -58,9 +56,7 @@ def untrained_model(config: SeedTokenizerConfig, seed: int) -> SeedModel:
 
 
 def drawn_pictures(num_pictures: int, size: int, generator: torch.Generator) -> Tensor:
-    """(num_pictures, size, size, 3) uint8: colour noise at several scales, each picture with its own mix of
-    them.
-    """
+    """(num_pictures, size, size, 3) uint8: colour noise at several scales, mixed anew for each picture."""
     canvas = torch.zeros(num_pictures, 3, size, size)
     for cells in (1, 3, 8, 24, size):
         noise = torch.randn(num_pictures, 3, cells, cells, generator=generator)
@@ -78,7 +74,7 @@ def _draw(model: SeedModel, name: str, parameter: nn.Parameter, generator: torch
     else:
         parameter.copy_(torch.randn(parameter.shape, generator=generator))
         if name.endswith("weight"):
-            parameter *= _gain(name) / math.sqrt(parameter[0].numel())
+            parameter.mul_(_gain(name) / math.sqrt(parameter[0].numel()))
 
 
 def _gain(name: str) -> float:

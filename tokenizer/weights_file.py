@@ -1,6 +1,7 @@
 """Reading and writing one file of weights. Nothing in a file is ever executed."""
 
 import hashlib
+import json
 import pickle
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from schemas.atomic_write import atomic_path
 from tokenizer.config import SeedTokenizerConfig
 from tokenizer.official_names import POSITION_IDS
 
@@ -38,8 +40,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a ``.safetensors`` file; views are copied, since the format wants whole tensors."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    """Write a ``.safetensors`` file in one step; views are copied, since the format wants whole tensors."""
+    with atomic_path(path) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+        temporary.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 def weights_sha256(official: Mapping[str, Tensor], config: SeedTokenizerConfig) -> str:
@@ -55,7 +59,8 @@ def weights_sha256(official: Mapping[str, Tensor], config: SeedTokenizerConfig) 
     lines = [
         f"{name} {list(official[name].shape)} {digest}" for name, digest in zip(names, digests, strict=True)
     ]
-    return hashlib.sha256("\n".join([config.canonical_json(), *lines]).encode()).hexdigest()
+    architecture = json.dumps(config.architecture(), sort_keys=True)
+    return hashlib.sha256("\n".join([architecture, *lines]).encode()).hexdigest()
 
 
 def _tensor_sha256(tensor: Tensor) -> str:

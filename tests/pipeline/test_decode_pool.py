@@ -228,7 +228,7 @@ def test_wrong_settings_are_refused(wrong: dict[str, float]) -> None:
 def test_real_pictures_equal_decoding_here(color: str) -> None:
     """Good and bad files, in processes and in this thread: the same pixels, the same refusals."""
     preprocess = PreprocessConfig(color=color)
-    paths = sorted((DATA / "pixels").glob("0*")) + sorted((DATA / "hostile").glob("*.*g"))
+    paths = sorted((DATA / "pixels").glob("0*")) + sorted((DATA / "hostile_images").glob("*.*g"))
     tasks = [DecodeTask(path.read_bytes()) for path in paths]
     with (
         DecodePool(DecodePoolConfig(preprocess=preprocess)) as pool,

@@ -1,5 +1,6 @@
 """Goldens of the published tokenizer code (random weights): see tests/data/golden/README.md."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,9 @@ def tiny() -> Golden:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
+def one_thread() -> Iterator[None]:
     """Small matrices are slower on several threads, and test machines are shared."""
+    num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)

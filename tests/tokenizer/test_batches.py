@@ -1,12 +1,12 @@
-"""A code depends on nothing but its picture: not on neighbours, position, batch padding or what came before."""
+"""A code depends on nothing but its picture: not on neighbours, position, padding or what came before."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tokenizer.conftest import read_golden
 
+from tests.tokenizer.conftest import read_golden
 from tokenizer.checkpoint import load_tokenizer
 from tokenizer.seed import SeedTokenizer
 
@@ -26,7 +26,7 @@ PICTURES = read_golden("tiny").images
 @given(order=st.lists(st.integers(0, len(PICTURES) - 1), min_size=1, max_size=2 * BATCH_SIZE + 1))
 def test_vectors_are_bit_identical_whatever_the_batch(name: str, order: list[int]) -> None:
     tokenizer = TOKENIZERS[name]
-    alone = torch.cat([tokenizer.encode_features(PICTURES[index : index + 1]) for index in range(len(PICTURES))])
+    alone = torch.cat([tokenizer.encode_features(picture[None]) for picture in PICTURES])
     assert torch.equal(tokenizer.encode_features(PICTURES[order]), alone[order])
 
 

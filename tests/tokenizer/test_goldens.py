@@ -83,6 +83,14 @@ def test_distances_are_squared_euclidean_and_ties_go_to_the_first(golden: Golden
     assert codebook.nearest(codebook.weight[300].expand(1, 32, -1)).unique().tolist() == [5]
 
 
+@torch.no_grad()
+def test_encoder_compiles_as_one_graph(tiny: Golden) -> None:
+    model, images = tiny.model(), torch.as_tensor(tiny.images)
+    model.vit.patch_embed.freeze(torch.float32)
+    encode = torch.compile(model.encode, backend="aot_eager", fullgraph=True, dynamic=False)
+    np.testing.assert_array_equal(encode(images).numpy(), tiny["codes"])
+
+
 def test_margins_are_those_of_the_published_code(tiny: Golden) -> None:
     tokenizer = load_tokenizer(tiny.directory, batch_size=6)
     nearest, second = (

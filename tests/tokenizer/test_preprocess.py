@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data"
 SHARED = ROOT.parent / "shared"
 KNOWN_PIXELS = json.loads((DATA / "pixels" / "sha256.json").read_text())
-HOSTILE = json.loads((DATA / "hostile" / "expect.json").read_text())
+HOSTILE = json.loads((DATA / "hostile_images" / "expect.json").read_text())
 REFERENCE, CLEAN = PreprocessConfig(), PreprocessConfig(color="clean")
 
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="no folder `shared` beside the checkout")
@@ -107,7 +107,7 @@ def test_every_real_picture_equals_pillow() -> None:
 @pytest.mark.parametrize("case", HOSTILE, ids=lambda case: case["file"])
 @pytest.mark.parametrize("config", [REFERENCE, CLEAN], ids=lambda config: config.color)
 def test_hostile_pictures(case: dict[str, str], config: PreprocessConfig) -> None:
-    check_expectation(case, outcome((DATA / "hostile" / case["file"]).read_bytes(), config))
+    check_expectation(case, outcome((DATA / "hostile_images" / case["file"]).read_bytes(), config))
 
 
 @pytest.mark.shared
@@ -229,7 +229,7 @@ def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
 def test_truncation_tolerance_of_another_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(RuntimeError, match="LOAD_TRUNCATED_IMAGES"):
-        load_image(DATA / "hostile" / "trunc50_baseline.jpg", REFERENCE)
+        load_image(DATA / "hostile_images" / "trunc50_baseline.jpg", REFERENCE)
 
 
 def test_missing_file_is_not_a_bad_image() -> None:

@@ -1,0 +1,235 @@
+"""The engine end to end over its parts, decoding alone and the model alone; one large shard, many small.
+
+    python -m benchmarks.pipeline [--input samples/pairs] [--images 1000] [--workers 1 2]
+
+Decoding alone is a plain loop over `load_image`, one process per core: what the pipeline is held against. All
+processes are started and warmed up before the clock runs. Cells of one row are measured in turns, several
+times, and the medians compared, because the machine may be shared.
+"""
+
+import argparse
+import io
+import multiprocessing
+import statistics
+import tarfile
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.encode_shard import ShardSettings
+from pipeline.local_workers import LocalWorkers, resident_bytes
+from pipeline.progress import RunProgress
+from pipeline.shard_driver import ShardDriver
+from pipeline.shard_schedule import ShardSchedule
+from pipeline.shard_task import ShardTask
+from pipeline.sources.pairs import PairsConfig, read_pairs
+from pipeline.sources.tar_source import TarSource
+from pipeline.worker_tools import (
+    EncoderConfig,
+    WorkerSetup,
+    WorkerTools,
+    load_encoder,
+    open_tools,
+    tokenizer_fingerprint,
+)
+from tokenizer.preprocess import ImageError, PreprocessConfig, load_image
+
+SUFFIXES = (".jpg", ".png", ".webp")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Pictures, repeated to a wanted number."""
+
+    images: list[tuple[str, bytes]]
+
+    @classmethod
+    def read(cls, folder: Path, num_images: int) -> "Corpus":
+        found = []
+        for path in sorted(folder.glob("*.tar")):
+            with tarfile.open(path) as tar:
+                for member in tar:
+                    if member.name.endswith(SUFFIXES):
+                        found.append((Path(member.name).suffix, tar.extractfile(member).read()))
+        sound = [image for image in found if is_sound(image[1])]
+        return cls([sound[index % len(sound)] for index in range(num_images)])
+
+    def write(self, folder: Path, num_shards: int) -> list[ShardTask]:
+        folder.mkdir(parents=True)
+        tasks = []
+        for shard in range(num_shards):
+            path = folder / f"{shard:05}.tar"
+            with tarfile.open(path, "w") as tar:
+                for index in range(shard, len(self.images), num_shards):
+                    suffix, data = self.images[index]
+                    for name, content in ((f"{index:07}{suffix}", data), (f"{index:07}.txt", b"a caption")):
+                        info = tarfile.TarInfo(name)
+                        info.size = len(content)
+                        tar.addfile(info, io.BytesIO(content))
+            tasks.append(ShardTask(f"{num_shards}/{shard:05}", str(path), path.stat().st_size))
+        return tasks
+
+
+def is_sound(data: bytes) -> bool:
+    try:
+        load_image(data, PreprocessConfig())
+    except ImageError:
+        return False
+    return True
+
+
+def _decode_loop(connection: Connection, images: list[bytes]) -> None:
+    """A process that decodes its share whenever it is told to."""
+    config = PreprocessConfig()
+    load_image(images[0], config)
+    while connection.recv():
+        for data in images:
+            load_image(data, config)
+        connection.send(True)
+
+
+@contextmanager
+def plain_decoders(corpus: Corpus, num_workers: int) -> Iterator[Callable[[], float]]:
+    """Decoding alone in a plain loop on each of ``num_workers`` cores: images/s."""
+    context = multiprocessing.get_context("spawn")
+    data = [data for _, data in corpus.images]
+    ends, processes = [], []
+    for index in range(num_workers):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_decode_loop, args=(theirs, data[index::num_workers]), daemon=True)
+        process.start()
+        ends.append(ours)
+        processes.append(process)
+
+    def measure() -> float:
+        begin = time.perf_counter()
+        for end in ends:
+            end.send(True)
+        for end in ends:
+            end.recv()
+        return len(data) / (time.perf_counter() - begin)
+
+    measure()
+    yield measure
+    for end in ends:
+        end.send(False)
+    for process in processes:
+        process.join()
+
+
+def model_alone(tools: WorkerTools, num_batches: int) -> float:
+    """The tokenizer on batches that lie ready: images/s."""
+    rng = np.random.default_rng(0)
+    size = tools.shards.batching.batch_size
+    batch = list(rng.integers(0, 256, (size, 224, 224, 3), dtype=np.uint8))
+    begin = time.perf_counter()
+    for _ in range(num_batches):
+        tools.shards.batching.encoder.start(batch, size)()
+    return num_batches * size / (time.perf_counter() - begin)
+
+
+def end_to_end(tools: WorkerTools, tasks: list[ShardTask], in_flight: int) -> tuple[float, ...]:
+    """Whole shards through the driver.
+
+    Returns:
+        images/s, share of the time in which the model waits, largest memory in MB, processor time of this
+        process (everything but decoding: reading, the model, writing) in microseconds an image.
+    """
+    statistics_before = (tools.shards.batching.statistics.busy_s, tools.shards.batching.statistics.starved_s)
+    peak = 0
+    is_over = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not is_over.wait(0.05):
+            peak = max(peak, resident_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    progress = RunProgress(len(tasks))
+    pool = LocalWorkers(tools, in_flight)
+    begin, cpu = time.perf_counter(), time.process_time()
+    ShardDriver(ShardSchedule(tasks), pool, [progress]).run()
+    seconds = time.perf_counter() - begin
+    for _ in range(in_flight):
+        pool._tasks.put(None)
+    is_over.set()
+    watcher.join()
+    assert not progress.failures
+    busy_s = tools.shards.batching.statistics.busy_s - statistics_before[0]
+    starved_s = tools.shards.batching.statistics.starved_s - statistics_before[1]
+    wait = starved_s / max(busy_s + starved_s, 1e-9)
+    cpu_us = (time.process_time() - cpu) / progress.counts.images_written * 1e6
+    return progress.counts.images_written / seconds, wait, peak / 1e6, cpu_us
+
+
+def main() -> None:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--input", type=Path, default=Path("samples/pairs"))
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--tokenizer", nargs="+", default=["null", "sample"])
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--shards", type=int, nargs="+", default=[1, 20])
+    options = parser.parse_args()
+    corpus = Corpus.read(options.input, options.images)
+    print(
+        "tokenizer workers shards  decode/s  model/s  end-to-end/s  ratio  model waits  memory MB  CPU us/img"
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        tasks = {number: corpus.write(folder / str(number), number) for number in options.shards}
+        for tokenizer in options.tokenizer:
+            for workers in options.workers:
+                measure_rows(options, corpus, tasks, tokenizer, workers, folder / "out")
+
+
+def measure_rows(
+    options: argparse.Namespace,
+    corpus: Corpus,
+    tasks: dict[int, list[ShardTask]],
+    tokenizer: str,
+    workers: int,
+    output: Path,
+) -> None:
+    """One row for each number of shards."""
+    encoder = EncoderConfig(tokenizer=tokenizer, batch_size=options.batch_size)
+    setup = WorkerSetup(
+        read=TarSource(documents=read_pairs, config=PairsConfig()),
+        settings=ShardSettings(kind="pairs", fingerprint=tokenizer_fingerprint(encoder)),
+        encoder=encoder,
+        output=str(output),
+        num_decode_workers=workers,
+    )
+    assert load_encoder(encoder)
+    with open_tools(setup) as tools, plain_decoders(corpus, workers) as decode_alone:
+        end_to_end(tools, tasks[options.shards[-1]][:2], 2)  # warms everything up
+        cells: dict[int, list[tuple[float, ...]]] = {number: [] for number in tasks}
+        decode, model = [], []
+        for _ in range(options.repeats):
+            decode.append(decode_alone())
+            model.append(model_alone(tools, max(1, options.images // options.batch_size // 4)))
+            for number, shards in tasks.items():
+                cells[number].append(end_to_end(tools, shards, 2))
+        for number, runs in cells.items():
+            rate, wait, memory, cpu_us = (statistics.median(values) for values in zip(*runs, strict=True))
+            bound = min(statistics.median(decode), statistics.median(model))
+            print(
+                f"{tokenizer:>9} {workers:>7} {number:>6} {statistics.median(decode):>9.1f} "
+                f"{statistics.median(model):>8.1f} {rate:>13.1f} {rate / bound:>6.2f} {wait:>12.2f} "
+                f"{memory:>10.0f} {cpu_us:>13.0f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""The pairs job as a user types it: what goes well, and one clear line for what does not."""
+
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from schemas.token_shard import read_documents, read_footer
+from tests.pipeline.tiny_shards import (
+    ROOT,
+    job_command,
+    job_environment,
+    leftovers,
+    png,
+    run_job,
+    token_files,
+    write_shards,
+    write_tar,
+)
+
+SAMPLES = ROOT / "samples" / "pairs"
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("in"), 4, 10)
+
+
+def refused(*flags: str, status: int = 2, environment: dict[str, str] | None = None) -> str:
+    """The one line that a run ends with."""
+    result = run_job(*flags, environment=environment)
+    assert result.returncode == status, result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_real_pictures_with_the_sample_tokenizer(tmp_path: Path) -> None:
+    """Codes of the job are the codes of the tokenizer called directly."""
+    from tokenizer.checkpoint import load_tokenizer
+    from tokenizer.preprocess import PreprocessConfig, load_image
+
+    folder = tmp_path / "out"
+    result = run_job(
+        "--input", str(SAMPLES / "{00000..00000}.tar"), "--output", str(folder),
+        "--tokenizer", "sample", "--batch-size", "8", "--decode-workers", "1",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    documents = list(read_documents(folder / "00000.parquet"))
+    assert len(documents) == read_footer(folder / "00000.parquet").counts.samples_read > 10
+    tokenizer = load_tokenizer("sample", batch_size=8)
+    with tarfile.open(SAMPLES / "00000.tar") as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}
+    for document in documents[::5]:
+        (name,) = [
+            name for name in members if name.startswith(document.key) and not name.endswith((".txt", ".json"))
+        ]
+        codes = tokenizer.encode(load_image(members[name], PreprocessConfig())[None])
+        assert document.images[0].codes.tolist() == codes[0].tolist()
+        assert document.texts == [members[f"{document.key}.txt"].decode()]
+    report = json.loads((folder / "_report.json").read_text())
+    assert report["images_written"] == len(documents)
+    assert report["fingerprint"] == read_footer(folder / "00000.parquet").fingerprint.hex
+
+
+def test_the_run_is_written_down(shards: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    assert run_job("--input", str(shards), "--output", str(folder)).returncode == 0
+    (config,) = (folder / "_logs").glob("*.config.json")
+    assert json.loads(config.read_text())["config"]["batch_size"] == 4
+    (log,) = (folder / "_logs").glob("*[0-9a-f].jsonl")
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    done = {event["name"] for event in events if event["event"] == "shard_done"}
+    assert done == {"00000", "00001", "00002", "00003"}
+
+
+def test_a_config_file_with_flags_over_it(shards: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(f"input: [{shards}]\noutput: {tmp_path / 'wrong'}\nlimit: 2\ntokenizer: 'null'\n")
+    result = subprocess.run(
+        [*job_command()[:2], "--config", str(config), "--output", str(tmp_path / "out"), "--num-actors", "0"],
+        env=job_environment(), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert {name for name in token_files(tmp_path / "out") if name.endswith(".parquet")} == {
+        "00000.parquet", "00001.parquet",
+    }  # fmt: skip
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_a_dry_run_writes_nothing(shards: Path, tmp_path: Path) -> None:
+    result = run_job("--input", str(shards), "--output", str(tmp_path / "out"), "--dry-run")
+    assert result.returncode == 0
+    assert "4 source shards: 0 done, 0 failed before, 4 to do" in result.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_overwrite_does_everything_again(shards: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    flags = ["--input", str(shards), "--output", str(folder)]
+    assert run_job(*flags).returncode == 0
+    before = token_files(folder)
+    assert "4 were there before" in run_job(*flags).stdout
+    (folder / "00001.parquet").write_bytes(b"damaged")
+    assert "remove it and run the same command again" in refused(*flags)
+    assert run_job(*flags, "--overwrite").returncode == 0
+    assert token_files(folder) == before
+
+
+def test_a_damaged_source_is_a_warning_and_with_strict_a_failure(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "in", 2, 10)
+    whole = (shards / "00001.tar").read_bytes()
+    (shards / "00001.tar").write_bytes(whole[: len(whole) // 2])
+    for flags, status in (([], 0), (["--strict", "--overwrite"], 1)):
+        result = run_job("--input", str(shards), "--output", str(tmp_path / "out"), *flags)
+        assert result.returncode == status
+        assert "1 source shards are damaged" in result.stdout
+
+
+def test_samples_without_picture_or_caption_are_quarantined_and_their_neighbours_come_out(
+    tmp_path: Path,
+) -> None:
+    members = [("a.png", png(1)), ("a.txt", b"one"), ("b.txt", b"no picture"), ("c.png", png(2)),
+               ("d.png", png(3)), ("d.txt", b"four")]  # fmt: skip
+    write_tar(tmp_path / "in" / "x.tar", members)
+    result = run_job("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
+    assert result.returncode == 0
+    assert "quarantined 1 samples: image_missing" in result.stdout
+    assert "quarantined 1 samples: caption_missing" in result.stdout
+    assert [document.key for document in read_documents(tmp_path / "out" / "x.parquet")] == ["a", "d"]
+
+
+class TestRefusals:
+    """One line that names the thing and the remedy; nothing half-written."""
+
+    def test_unknown_flag_and_value(self, shards: Path, tmp_path: Path) -> None:
+        for flags in (["--presicion", "bf16"], ["--filter", "cubic"], ["--batch-size", "many"]):
+            assert flags[0] in refused("--input", str(shards), "--output", str(tmp_path / "out"), *flags)
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            (["--precision", "fp8"], "--precision must be one of fp32, bf16, fp16, got 'fp8'"),
+            (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+            (["--max-attempts", "0"], "--max-attempts must be at least 1"),
+            (["--stall-timeout", "-1"], "--stall-timeout must be positive"),
+            (["--overwrite", "--retry-failed"], "exclude each other"),
+            (["--tokenizer", "seed-3"], "tokenizer 'seed-3' not found"),
+            (["--output", "nosuch://x/y"], "output nosuch://x/y"),
+        ],
+    )
+    def test_values(self, flags: list[str], message: str, shards: Path, tmp_path: Path) -> None:
+        output = [] if "--output" in flags else ["--output", str(tmp_path / "out")]
+        assert message in refused("--input", str(shards), *output, *flags)
+        assert not (tmp_path / "out").exists()
+
+    def test_an_empty_glob(self, tmp_path: Path) -> None:
+        line = refused("--input", str(tmp_path / "*.tar"), "--output", str(tmp_path / "out"))
+        assert str(tmp_path / "*.tar") in line
+
+    def test_an_unreadable_tar_fails_alone(self, tmp_path: Path) -> None:
+        shards = write_shards(tmp_path / "in", 2, 5)
+        (shards / "00002.tar").symlink_to(tmp_path / "nowhere.tar")
+        result = run_job("--input", str(shards), "--output", str(tmp_path / "out"), "--max-attempts", "1")
+        assert result.returncode == 1
+        assert "00002 failed: FileNotFoundError" in result.stderr
+        assert "Traceback" not in result.stderr
+        assert {"00000.parquet", "00001.parquet"} <= token_files(tmp_path / "out").keys()
+
+    def test_an_output_of_another_tokenizer(self, shards: Path, tmp_path: Path) -> None:
+        flags = ["--input", str(shards), "--output", str(tmp_path / "out")]
+        assert run_job(*flags).returncode == 0
+        before = token_files(tmp_path / "out")
+        line = refused(*flags, "--filter", "bilinear")
+        assert "preprocessing.filter: bilinear here, bicubic there" in line
+        assert "choose another --output" in line
+        assert "weights" in refused(*flags, "--tokenizer", "sample")
+        assert token_files(tmp_path / "out") == before
+
+    def test_an_output_with_foreign_parquet_files(self, shards: Path, tmp_path: Path) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine.parquet").write_bytes(b"precious")
+        line = refused("--input", str(shards), "--output", str(tmp_path / "out"))
+        assert "mine.parquet" in line
+        assert "choose an empty folder" in line
+
+    def test_another_input_with_the_same_names(self, shards: Path, tmp_path: Path) -> None:
+        assert run_job("--input", str(shards), "--output", str(tmp_path / "out")).returncode == 0
+        other = write_shards(tmp_path / "other", 2, 3)
+        line = refused("--input", str(other), "--output", str(tmp_path / "out"))
+        assert f"was made from {shards}/00000.tar" in line
+
+    def test_a_tokenizer_that_does_not_fit(self, shards: Path, tmp_path: Path) -> None:
+        tokenizer = tmp_path / "tokenizer"
+        shutil.copytree(ROOT / "tokenizer" / "sample", tokenizer)
+        config = json.loads((tokenizer / "config.json").read_text())
+        (tokenizer / "config.json").write_text(json.dumps(config | {"bert_layers": 3}))
+        line = refused(
+            "--input", str(shards), "--output", str(tmp_path / "out"), "--tokenizer", str(tokenizer)
+        )
+        assert "does not hold this tokenizer" in line
+        assert not (tmp_path / "out").exists()
+
+    def test_an_output_that_is_a_file(self, shards: Path, tmp_path: Path) -> None:
+        (tmp_path / "out").write_text("a file")
+        assert str(tmp_path / "out") in refused("--input", str(shards), "--output", str(tmp_path / "out"))
+
+    def test_an_unknown_key_in_the_config_file(self, tmp_path: Path) -> None:
+        (tmp_path / "run.yaml").write_text("inputs: [a.tar]\n")
+        line = refused("--config", str(tmp_path / "run.yaml"), "--output", "x")
+        assert "unknown keys inputs" in line
+
+
+def test_a_disk_that_is_really_full(shards: Path, tmp_path: Path) -> None:
+    """On a file system of 64 KiB, in a namespace of its own: nothing is half-written."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    command = job_command("--input", str(shards), "--output", str(mount / "out"))
+    script = (
+        f"mount -t tmpfs -o size=64k none {mount} && head -c 40000 /dev/zero > {mount}/ballast || exit 99; "
+        '"$@"; status=$?; find . -name ".tmp-*" | grep . && exit 98; exit $status'
+    )
+    try:
+        result = subprocess.run(
+            ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", *command],
+            env=job_environment(), capture_output=True, text=True, timeout=60, cwd=mount,
+        )  # fmt: skip
+    except FileNotFoundError:
+        pytest.skip("needs unshare")
+    if result.returncode == 99 or "unshare" in result.stderr:
+        pytest.skip(f"needs user namespaces: {result.stderr.strip()}")
+    assert result.returncode in (1, 2), result.stderr
+    assert "No space left on device" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_output_that_cannot_be_written(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir(mode=0o500)
+    assert "Permission denied" in refused("--input", str(shards), "--output", str(tmp_path / "out" / "x"))
+    assert leftovers(tmp_path) == []
