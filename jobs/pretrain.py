@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""Train a language model on packed shards: pretraining, LoRA, instruction tuning; from one CPU to many GPUs.
+
+    python jobs/pretrain.py --config recipes/pretrain_tiny.yaml --data.packed out/packed
+    torchrun --nproc-per-node 8 jobs/pretrain.py --config recipes/pretrain_8b.yaml --data.packed /data/packed
+    ray job submit --working-dir . -- python jobs/pretrain.py --launcher ray --config recipes/pretrain_8b.yaml
+
+Given again, the same command goes on from the newest complete checkpoint. Exit status: 0 finished, 143 saved
+and stopped by SIGTERM, 1 stopped because loss or gradient was not finite, 2 wrong settings or data.
+"""
+
+import logging
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `ray job submit` imports from elsewhere
+
+from jobs.config_file import parse_config
+from trainer.run_config import TrainConfig
+from trainer.train import NonFiniteError, TrainResult, train
+
+FINISHED, FAILED, USAGE, STOPPED = 0, 1, 2, 143
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayConfig:
+    """Workers that Ray Train starts; used with ``launcher`` ray."""
+
+    num_workers: int = 1
+    uses_gpu: bool = True
+    """One GPU a worker; false trains on CPUs."""
+    cpus_per_worker: int = 1
+    max_failures: int = 10
+    """Failures of workers after which the run is given up; each goes on from the newest checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainConfig):
+    """A training run and how its processes start."""
+
+    launcher: str = "torch"
+    """``torch``: this process, or those of torchrun. ``ray``: workers of Ray Train."""
+    ray: RayConfig = field(default_factory=RayConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.launcher not in ("torch", "ray"):
+            raise ValueError(f"launcher must be torch or ray, got {self.launcher!r}")
+
+
+def main() -> int:
+    """Run the job; returns the exit status."""
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        config = parse_config(PretrainConfig, description=__doc__ or "")
+        result = launch(config)
+    except NonFiniteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+    return FINISHED if result.is_finished else STOPPED
+
+
+def launch(config: PretrainConfig) -> TrainResult:
+    """Train here, or in workers of Ray."""
+    if not config.data.packed:
+        raise ValueError("--data.packed is missing: the folder that `seed-pack build` wrote")
+    if config.launcher == "torch":
+        return train(config)
+    from jobs.ray_training import train_on_ray
+
+    return train_on_ray(
+        config,
+        num_workers=config.ray.num_workers,
+        uses_gpu=config.ray.uses_gpu,
+        cpus_per_worker=config.ray.cpus_per_worker,
+        max_failures=config.ray.max_failures,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""The order of reading is a pure function of one integer: any ranks, any restart, the same global batches."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.packed_folder import PackedFolder
+from schemas.packed_shard import FOOTER_KEY, PackedShardError
+from schemas.packed_stream import PackedStream, permute, stored_index
+from tests.schemas.packed_rows import assert_same, make_sequences, write_packed
+
+NUM_SEQUENCES = 211  # prime: no batch size divides it
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> PackedFolder:
+    """Three shards of unequal size."""
+    path = tmp_path_factory.mktemp("packed")
+    sequences = make_sequences(NUM_SEQUENCES)
+    for index, (start, end) in enumerate([(0, 70), (70, 75), (75, NUM_SEQUENCES)]):
+        write_packed(
+            path / f"packed-{index:05d}.parquet", sequences[start:end], shard_index=index, num_shards=3
+        )
+    return PackedFolder(path)
+
+
+@settings(deadline=None, max_examples=40)
+@given(length=st.integers(1, 3000), key=st.binary(max_size=16))
+def test_permute_is_a_permutation(length: int, key: bytes) -> None:
+    assert sorted(permute(index, length, key) for index in range(length)) == list(range(length))
+
+
+def test_permute_looks_random() -> None:
+    length = 10_000
+    image = np.array([permute(index, length, b"k") for index in range(length)])
+    assert abs(np.corrcoef(np.arange(length), image)[0, 1]) < 0.03
+    assert np.mean(image == np.arange(length)) < 0.001
+    other = np.array([permute(index, length, b"l") for index in range(length)])
+    assert np.mean(image == other) < 0.001
+
+
+def test_permute_serves_lengths_beyond_memory() -> None:
+    length = 10**15
+    assert len({permute(index, length, b"") for index in range(100)}) == 100
+
+
+def test_every_epoch_holds_every_sequence_and_later_ones_differ() -> None:
+    epochs = [[stored_index(epoch * 500 + i, 500, seed=7) for i in range(500)] for epoch in range(3)]
+    assert epochs[0] == list(range(500))
+    assert all(sorted(epoch) == epochs[0] for epoch in epochs)
+    assert epochs[1] != epochs[2]
+    assert [stored_index(500 + i, 500, seed=8) for i in range(500)] != epochs[1]
+
+
+def test_folder_reads_over_shard_bounds(folder: PackedFolder) -> None:
+    for index, written in enumerate(make_sequences(NUM_SEQUENCES)):
+        assert_same(folder[index], written)
+    with pytest.raises(IndexError, match="211"):
+        folder[NUM_SEQUENCES]
+    with pytest.raises(IndexError):
+        folder[-1]
+
+
+def collect(folder: PackedFolder, world_size: int, consumed: int, num_steps: int) -> list[bytes]:
+    """Ids of the global batches, rank after rank."""
+    streams = [
+        PackedStream(folder, seed=5, global_batch=24, rank=rank, world_size=world_size, consumed=consumed)
+        for rank in range(world_size)
+    ]
+    batches = []
+    for _ in range(num_steps):
+        batches.append(b"".join(row.ids.tobytes() for stream in streams for row in next(stream)))
+    for stream in streams:
+        assert stream.consumed == consumed + num_steps * 24
+        stream.close()
+    return batches
+
+
+def test_the_global_batch_is_the_same_for_any_number_of_ranks(folder: PackedFolder) -> None:
+    reference = collect(folder, 1, 0, 20)  # two epochs and a bit
+    for world_size in (2, 3, 4, 8):
+        assert collect(folder, world_size, 0, 20) == reference
+
+
+def test_resuming_with_another_number_of_ranks_continues_the_same_data(folder: PackedFolder) -> None:
+    reference = collect(folder, 1, 0, 20)
+    for world_size, stop in ((8, 3), (3, 11), (2, 17)):
+        before = collect(folder, 4, 0, stop)
+        assert before + collect(folder, world_size, stop * 24, 20 - stop) == reference
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"global_batch": 10, "world_size": 4}, "multiple of 4 ranks"),
+        ({"global_batch": 8, "world_size": 4, "rank": 4}, "outside 0..3"),
+        ({"global_batch": 8, "consumed": 9}, "multiple of global_batch"),
+    ],
+)
+def test_numbers_that_do_not_divide_are_refused(
+    folder: PackedFolder, arguments: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        PackedStream(folder, seed=0, **arguments)
+
+
+class TestFolder:
+    def test_empty(self, tmp_path: Path) -> None:
+        with pytest.raises(PackedShardError, match="seed-pack build"):
+            PackedFolder(tmp_path)
+
+    def test_missing_shard(self, tmp_path: Path) -> None:
+        write_packed(tmp_path / "packed-00001.parquet", make_sequences(2), shard_index=1, num_shards=3)
+        with pytest.raises(PackedShardError, match=r"1 of 3 packed shards, missing \[0, 2\]"):
+            PackedFolder(tmp_path)
+
+    def test_two_builds(self, tmp_path: Path) -> None:
+        write_packed(tmp_path / "packed-00000.parquet", make_sequences(2), num_shards=2)
+        write_packed(
+            tmp_path / "packed-00001.parquet", make_sequences(2), shard_index=1, num_shards=2, mixture="x"
+        )
+        with pytest.raises(PackedShardError, match="different builds"):
+            PackedFolder(tmp_path)
+
+    def test_any_file_system(self, folder: PackedFolder) -> None:
+        import fsspec
+        import pyarrow.fs
+
+        for filesystem in (fsspec.filesystem("file"), pyarrow.fs.LocalFileSystem()):
+            remote = PackedFolder(folder.folder, filesystem=filesystem)
+            assert_same(remote[100], folder[100])
+            assert remote.source_counts == folder.source_counts
+
+
+def test_mapped_ids_are_those_that_parquet_reads(folder: PackedFolder) -> None:
+    """Local files are mapped, others read by Arrow: the same rows."""
+    import pyarrow.fs
+
+    read = PackedFolder(folder.folder, filesystem=pyarrow.fs.LocalFileSystem())
+    for index in range(NUM_SEQUENCES):
+        assert_same(folder[index], read[index])
+
+
+def test_a_file_rewritten_by_another_program_is_refused(folder: PackedFolder, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    for path in folder.paths:
+        footer = pq.read_metadata(path).metadata[FOOTER_KEY]
+        table = pq.read_table(path).replace_schema_metadata({FOOTER_KEY: footer})
+        pq.write_table(table, tmp_path / Path(path).name, compression="zstd", row_group_size=64)
+    with pytest.raises(PackedShardError, match="not one plain uncompressed page"):
+        PackedFolder(tmp_path)[0]

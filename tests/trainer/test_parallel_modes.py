@@ -1,0 +1,137 @@
+"""Every kind of parallelism gives the losses of one process, and takes over each other's checkpoints.
+
+All runs share one start of four gloo processes, which costs more than the runs.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from tests.trainer.runs import (
+    losses_of,
+    metrics_of,
+    packed_folder,
+    run_alone,
+    run_config,
+    run_in_processes,
+)
+from trainer.checkpoint import CheckpointConfig, complete_checkpoints
+from trainer.parallelize import ParallelConfig
+from trainer.run_config import TrainConfig
+from trainer.train import StopSignal, Trainer
+
+NUM_STEPS = 6
+MODES: dict[str, dict[str, Any]] = {
+    "fsdp": {},
+    "replicated": {"replicate": 4, "shard": 1},
+    "hsdp, selective checkpointing": {"replicate": 2, "activation_checkpointing": "selective"},
+    "fsdp x tensor, full checkpointing": {"tensor": 2, "activation_checkpointing": "full"},
+    "1F1B x fsdp": {"pipeline": 2},
+    "zero bubble x fsdp": {"pipeline": 2, "stages_per_rank": 2, "schedule": "InterleavedZeroBubble"},
+    "interleaved x tensor": {"pipeline": 2, "tensor": 2, "stages_per_rank": 2, "schedule": "Interleaved1F1B"},
+    "bf16": {"precision": "bf16"},
+}
+RESHARDED = ["1F1B x fsdp", "fsdp x tensor, full checkpointing", "replicated"]
+"""One run, handed from mode to mode every second step."""
+EXPORTED = "interleaved x tensor"
+
+
+def run_modes(packed: str, output: str) -> dict[str, dict[str, list[float]]]:
+    """In each of four processes: every mode from the start, then one run through several of them."""
+    for name, fields in MODES.items():
+        parallel = ParallelConfig(**fields)
+        run_alone(three_steps(packed, output, name, parallel=parallel, exports_model=name == EXPORTED))
+    for index, name in enumerate(RESHARDED):
+        run_until(handed_on(packed, output, name), 2 * index + 2)
+    return {}
+
+
+def three_steps(packed: str, output: str, name: str, **changes: Any) -> TrainConfig:
+    """A run whose last step is also one of those that save in the background."""
+    checkpoint = CheckpointConfig(every_steps=3)
+    return run_config(Path(packed), Path(output) / name, num_steps=3, checkpoint=checkpoint, **changes)
+
+
+def handed_on(packed: str, output: str, mode: str) -> TrainConfig:
+    parallel = ParallelConfig(**MODES[mode])
+    return run_config(Path(packed), Path(output) / "handed on", num_steps=NUM_STEPS, parallel=parallel)
+
+
+def run_until(config: TrainConfig, last: int) -> None:
+    """Steps of the same curve up to ``last``, as a run that is asked to stop in each of them."""
+    for _ in range(2):
+        stop = StopSignal()
+        stop.is_set = True
+        result = Trainer(config, torch.device("cpu"), stop).run()
+    assert result.step == last
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    packed = packed_folder(folder / "packed")
+    run_alone(three_steps(str(packed), str(folder), "alone", exports_model=True))
+    run_alone(run_config(packed, folder / "alone for longer", num_steps=NUM_STEPS))
+    run_in_processes(run_modes, 4, str(packed), str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "bf16"])
+def test_losses_equal_those_of_one_process(runs: Path, mode: str) -> None:
+    alone, parallel = (run_config(runs / "packed", runs / name) for name in ("alone", mode))
+    assert losses_of(parallel) == pytest.approx(losses_of(alone), abs=1e-6)
+    norms = [[record["grad_norm"] for record in metrics_of(config)] for config in (alone, parallel)]
+    assert norms[1] == pytest.approx(norms[0], rel=2e-5)
+    assert len(norms[1]) == 3
+
+
+def test_bf16_is_close(runs: Path) -> None:
+    alone, parallel = (run_config(runs / "packed", runs / name) for name in ("alone", "bf16"))
+    assert losses_of(parallel) == pytest.approx(losses_of(alone), abs=5e-3)
+    assert losses_of(parallel) != losses_of(alone)
+
+
+def test_run_handed_from_mode_to_mode_keeps_its_losses(runs: Path) -> None:
+    alone = run_config(runs / "packed", runs / "alone for longer")
+    handed = run_config(runs / "packed", runs / "handed on")
+    assert losses_of(handed) == pytest.approx(losses_of(alone), abs=1e-6)
+    assert len(losses_of(handed)) == NUM_STEPS
+
+
+def test_one_process_goes_on_from_four(runs: Path) -> None:
+    """The last checkpoint of the four, longer: the curve beyond is that of a run that was always alone."""
+    first = replace(run_config(runs / "packed", runs / "fsdp"), num_steps=5)
+    assert complete_checkpoints(runs / "fsdp" / "checkpoints")[-1].name == "step-00000003"
+    run_alone(first)
+    alone = replace(run_config(runs / "packed", runs / "alone"), num_steps=5)
+    run_alone(alone)
+    assert losses_of(first) == pytest.approx(losses_of(alone), abs=1e-6)
+    assert not dist.is_initialized()
+
+
+def test_stages_and_shards_export_one_model(runs: Path) -> None:
+    """Names, shapes and, up to rounding, values of the folder that one process exported."""
+    alone, parallel = (load_file(runs / name / "model" / "model.safetensors") for name in ("alone", EXPORTED))
+    assert alone.keys() == parallel.keys()
+    for name, value in alone.items():
+        assert value.shape == parallel[name].shape
+        assert (value.float() - parallel[name].float()).abs().max() < 1e-2, name
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"replicate": 3}, "does not make the 4 processes"),
+        ({"precision": "fp16"}, "precision must be one of"),
+        ({"activation_checkpointing": "some"}, "activation_checkpointing must be one of"),
+        ({"tensor": 0}, "tensor must be at least 1"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ParallelConfig(**fields).shard_ranks(world_size=4)

@@ -1,0 +1,202 @@
+"""The loop: against an independent one, resumed, divided, stopped, and fed with what overflows."""
+
+import json
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+
+from schemas.packed_folder import PackedFolder
+from schemas.packed_stream import stored_index
+from tests.trainer.runs import LAYOUT, SHAPE, losses_of, metrics_of, packed_folder, run_alone, run_config
+from trainer.checkpoint import CheckpointConfig, complete_checkpoints
+from trainer.huggingface import config_fields, export_model
+from trainer.llama import Llama
+from trainer.metrics import read_metrics
+from trainer.optimizer import OptimizerConfig, rate_fraction
+from trainer.processes import process_group
+from trainer.run_config import DataConfig, ModelConfig, TrainConfig
+from trainer.train import NonFiniteError, StopSignal, Trainer, TrainResult
+from trainer.weights import fill_parameters, random_weights
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed_folder(tmp_path_factory.mktemp("packed"))
+
+
+@pytest.fixture(scope="module")
+def whole_run(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """Eight steps without interruption."""
+    config = run_config(packed, tmp_path_factory.mktemp("whole"))
+    run_alone(config)
+    return config
+
+
+def their_losses(config: TrainConfig, weights: Path) -> list[float]:
+    """The run again, with their model, one document at a time, unpacked, and a loop of a few lines."""
+    model = transformers.LlamaForCausalLM.from_pretrained(weights, dtype=torch.float32)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    norms = [p for p in model.parameters() if p.ndim == 1]
+    settings = config.optimizer
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": norms, "weight_decay": 0.0}],
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+        foreach=False,
+    )
+    folder = PackedFolder(config.data.packed)
+    losses = []
+    for step in range(config.num_steps):
+        rows = [folder[stored_index(step * 8 + i, len(folder), config.seed)] for i in range(8)]
+        total, count = torch.zeros(()), 0
+        for row in rows:
+            for start, end in zip(row.cu_seqlens, row.cu_seqlens[1:], strict=False):
+                ids = torch.from_numpy(row.ids[start:end].astype(np.int64))
+                is_learned = torch.from_numpy(row.loss_mask[start:end])[1:]
+                logits = model(ids[None]).logits[0, :-1][is_learned]
+                total = total + F.cross_entropy(logits, ids[1:][is_learned], reduction="sum")
+                count += int(is_learned.sum())
+        loss = total / count
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        if step < settings.warmup_steps:
+            rate = (step + 1) / settings.warmup_steps
+        else:
+            turn = math.pi * (step - settings.warmup_steps) / (config.num_steps - settings.warmup_steps)
+            rate = settings.final_fraction + (1 - settings.final_fraction) * (1 + math.cos(turn)) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * rate
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_losses_equal_an_independent_loop(whole_run: TrainConfig, tmp_path: Path) -> None:
+    """Their model keeps all rows of the table here, so that both softmax over the same ids."""
+    shape = replace(SHAPE, vocab_size=LAYOUT.padded_size)
+    model = Llama(shape)
+    fill_parameters(model, random_weights(shape, whole_run.seed))
+    export_model(tmp_path, model.named_parameters(), shape, LAYOUT, torch.float32)
+    fields = config_fields(shape, LAYOUT, torch.float32) | {"vocab_size": shape.vocab_size}
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields))
+    theirs.load_state_dict(
+        {n if n.startswith("lm_head") else f"model.{n}": p for n, p in model.named_parameters()}
+    )
+    theirs.save_pretrained(tmp_path / "theirs")
+    expected = their_losses(whole_run, tmp_path / "theirs")
+    assert losses_of(whole_run) == pytest.approx(expected, abs=2e-5)
+    assert losses_of(whole_run)[-1] < losses_of(whole_run)[0] - 0.5
+
+
+def test_micro_batches_do_not_change_the_loss(whole_run: TrainConfig, tmp_path: Path) -> None:
+    config = replace(whole_run, output=str(tmp_path), data=replace(whole_run.data, micro_batch=4))
+    run_alone(config)
+    assert losses_of(config) == pytest.approx(losses_of(whole_run), abs=1e-5)
+
+
+def test_resumed_run_is_bit_identical(whole_run: TrainConfig, tmp_path: Path) -> None:
+    """A run that is asked to stop in every step, and started again, takes the same eight steps."""
+    config = replace(whole_run, output=str(tmp_path), checkpoint=CheckpointConfig(keep=2))
+    device = torch.device("cpu")
+    for step in range(1, 9):
+        stop = StopSignal()
+        stop.is_set = True
+        with process_group(device):
+            result = Trainer(config, device, stop).run()
+        assert result == TrainResult(step=step, is_finished=step == 8)
+    expected = [(record["loss"], record["grad_norm"]) for record in metrics_of(whole_run)]
+    assert [(record["loss"], record["grad_norm"]) for record in metrics_of(config)] == expected
+    kept = complete_checkpoints(tmp_path / "checkpoints")
+    assert [path.name for path in kept] == ["step-00000007", "step-00000008"]
+
+
+def test_reports_add_up(whole_run: TrainConfig, packed: Path) -> None:
+    """Means by source and by modality are of the same ids as the total."""
+    folder = PackedFolder(packed)
+    rows = [folder[stored_index(i, len(folder), 0)] for i in range(8)]
+    labels = np.concatenate([row.labels for row in rows])
+    num_image = int((labels >= LAYOUT.image_code_offset).sum())
+    num_text = int((labels >= 0).sum()) - num_image
+    first = metrics_of(whole_run)[0]
+    both = (first["loss_text"] * num_text + first["loss_image"] * num_image) / (num_text + num_image)
+    assert first["loss"] == pytest.approx(both, rel=1e-9)
+    low, high = sorted((first["loss/coyo"], first["loss/obelics"]))
+    assert low <= first["loss"] <= high
+    assert first["padding_fraction"] == pytest.approx(1 - sum(row.num_ids for row in rows) / (8 * 96))
+
+
+def test_overflow_stops_before_the_step_and_names_the_rows(packed: Path, tmp_path: Path) -> None:
+    """An id whose embedding overflows stands in one row only."""
+    folder = PackedFolder(packed)
+    chosen = 3
+    model_folder = tmp_path / "model"
+    shape = replace(SHAPE, vocab_size=LAYOUT.padded_size)
+    model = Llama(shape)
+    fill_parameters(model, random_weights(shape, 0))
+    ids_of_row = [set(folder[index].ids[: folder[index].num_ids].tolist()) for index in range(8)]
+    only_there = sorted(ids_of_row[chosen] - set().union(*ids_of_row[:chosen], *ids_of_row[chosen + 1 :]))
+    assert model.embed_tokens is not None
+    model.embed_tokens.weight.data[only_there[0]] = math.inf
+    export_model(model_folder, model.named_parameters(), shape, LAYOUT, torch.float32)
+    config = run_config(packed, tmp_path / "run", model=ModelConfig(init_from=str(model_folder)))
+    with pytest.raises(NonFiniteError) as caught:
+        run_alone(config)
+    message = str(caught.value)
+    assert message.startswith("step 1 was not taken: loss is not finite in sources [")
+    assert f"packed-00000.parquet row {chosen} (from tokens/" in message
+    assert message.count("packed-00000.parquet") == 1
+    assert not complete_checkpoints(tmp_path / "run" / "checkpoints")
+
+
+def test_another_data_set_is_refused_on_resume(packed: Path, tmp_path: Path) -> None:
+    config = run_config(packed, tmp_path / "run", num_steps=1)
+    run_alone(config)
+    other = replace(config, num_steps=2, data=DataConfig(packed=str(packed_folder(tmp_path / "other", 10))))
+    with pytest.raises(ValueError, match=r"num_rows was 24, this run has 10"):
+        run_alone(other)
+
+
+def test_validation_and_export(packed: Path, tmp_path: Path) -> None:
+    held_out = packed_folder(tmp_path / "held_out", 16, seed=9)
+    data = DataConfig(
+        packed=str(packed),
+        global_batch=8,
+        validation=str(held_out),
+        validation_every=2,
+        validation_sequences=16,
+    )
+    config = run_config(packed, tmp_path / "run", data=data, num_steps=4, exports_model=True)
+    run_alone(config)
+    validations = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "validation/loss" in r]
+    assert [record["step"] for record in validations] == [2, 4]
+    assert validations[1]["validation/loss"] < validations[0]["validation/loss"]
+
+    exported = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "run" / "model", dtype=torch.float32)
+    assert exported.config.vocab_size == LAYOUT.size
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["num_steps"] == 4
+
+
+def test_learning_rate_warms_up_then_falls_to_the_floor() -> None:
+    config = OptimizerConfig(warmup_steps=10, final_fraction=0.1)
+    curve = [rate_fraction(step, config, 100) for step in range(100)]
+    assert curve[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert curve[10] == 1.0
+    assert curve[55] == pytest.approx(0.55)
+    assert all(later < earlier for earlier, later in pairwise(curve[10:]))
+    assert rate_fraction(100, config, 100) == pytest.approx(0.1)
+
+
+def test_muon_trains(packed: Path, tmp_path: Path) -> None:
+    optimizer = OptimizerConfig(kind="muon", learning_rate=1e-2, muon_learning_rate=1e-2, warmup_steps=2)
+    config = run_config(packed, tmp_path, optimizer=optimizer, checkpoint=CheckpointConfig(every_steps=4))
+    run_alone(config)
+    losses = losses_of(config)
+    assert losses[-1] < losses[0] - 0.3

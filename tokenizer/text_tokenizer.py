@@ -1,0 +1,237 @@
+"""A language model's text tokenizer, made safe for captions of strangers: text only ever becomes text ids.
+
+Tokenizers split the written form of their special tokens out of any text: a caption that contains ``</s>``
+would end its document. Here the added tokens are taken out of the tokenizer before it encodes (merges that
+would spell one as well), so that ``<s>``, ``</s>``, ``<img>`` or ``<|eot_id|>`` in a text stay ordinary text.
+Added tokens that are nothing but whitespace stay: they are how some tokenizers write indentation.
+
+Reads a ``tokenizer.json`` (tokenizers library) or a sentencepiece ``.model`` such as LLaMA's.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.vocabulary import CODEBOOK_SIZE, VocabularyLayout
+
+JSON_NAME, SENTENCEPIECE_NAME = "tokenizer.json", "tokenizer.model"
+CONFIG_NAMES = ("tokenizer_config.json", "special_tokens_map.json")
+BOS_NAMES = ("<s>", "<|begin_of_text|>", "<bos>")
+EOS_NAMES = ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>")
+SEED_MARKERS = ("<img>", "</img>")
+
+
+class TextTokenizerError(ValueError):
+    """A text tokenizer that cannot be loaded or used; the message names it and the remedy."""
+
+
+class _Backend(Protocol):
+    """What the two libraries have in common."""
+
+    base_size: int
+    named_ids: dict[str, int]
+    """Ids of special tokens by their written form."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+class TextTokenizer:
+    """Text to ids and back, without special-token splitting.
+
+    Args:
+        path: a folder with ``tokenizer.json`` or ``tokenizer.model``, or one of these files.
+        bos_token, eos_token: written form of the document marks; default: what the tokenizer's config says,
+            then the usual names. A tokenizer without a beginning mark begins documents with its end mark.
+
+    Raises:
+        TextTokenizerError: if there is no tokenizer, or its document marks cannot be told.
+    """
+
+    def __init__(
+        self, path: str | Path, *, bos_token: str | None = None, eos_token: str | None = None
+    ) -> None:
+        self.name = str(path)
+        file = _find_file(Path(path))
+        self._backend = _load_backend(file)
+        marks = _read_marks(file.parent)
+        self.eos_id = self._find_id("eos", eos_token or marks.get("eos_token"), EOS_NAMES)
+        try:
+            self.bos_id = self._find_id("bos", bos_token or marks.get("bos_token"), BOS_NAMES)
+        except TextTokenizerError:
+            if bos_token is not None:
+                raise
+            self.bos_id = self.eos_id
+        self.sha256 = hashlib.sha256(file.read_bytes() + f"{self.bos_id} {self.eos_id}".encode()).hexdigest()
+
+    @property
+    def base_size(self) -> int:
+        """Ids of the tokenizer, its special tokens included, SEED's own tokens excluded."""
+        return self._backend.base_size
+
+    @property
+    def layout(self) -> VocabularyLayout:
+        """The vocabulary of a language model that grows out of this tokenizer's."""
+        return VocabularyLayout(self.base_size)
+
+    def encode(self, text: str) -> NDArray[np.uint32]:
+        """Ids of one text, without document marks."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """Ids of many texts in a row (uint32), and how many each has (int64)."""
+        encoded = self._backend.encode_batch(texts)
+        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        flat = np.fromiter(chain.from_iterable(encoded), np.uint32, int(lengths.sum()))
+        return flat, lengths
+
+    def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
+        """Text of ids; document marks are left out."""
+        marks = {self.bos_id, self.eos_id}
+        return self._backend.decode([int(value) for value in ids if int(value) not in marks])
+
+    def _find_id(self, kind: str, named: str | None, usual: Sequence[str]) -> int:
+        for name in [named] if named else usual:
+            if name in self._backend.named_ids:
+                return self._backend.named_ids[name]
+        raise TextTokenizerError(
+            f"{self.name}: no {kind} token {named or list(usual)} in the tokenizer;"
+            f" name it in the mixture as text_tokenizer.{kind}_token"
+        )
+
+
+class _JsonBackend:
+    """A ``tokenizer.json``."""
+
+    def __init__(self, file: Path) -> None:
+        from tokenizers import Tokenizer
+
+        try:
+            description = json.loads(file.read_bytes())
+            added = {token["content"]: int(token["id"]) for token in description.get("added_tokens") or []}
+            vocabulary = _vocabulary_of(description["model"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise TextTokenizerError(f"{file}: not a tokenizer.json: {error}") from error
+        seed_tokens = {*SEED_MARKERS, *(f"<img_{code:05d}>" for code in range(CODEBOOK_SIZE))}
+        everything = {**vocabulary, **added}
+        self.named_ids = everything
+        self.base_size = 1 + max(value for name, value in everything.items() if name not in seed_tokens)
+        self._decoder = Tokenizer.from_file(str(file))
+        self._encoder = Tokenizer.from_str(json.dumps(_without_added_tokens(description, added)))
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._decoder.decode(list(ids), skip_special_tokens=False))
+
+
+class _SentencePieceBackend:
+    """A sentencepiece ``.model``; it never splits control tokens out of a text."""
+
+    def __init__(self, file: Path) -> None:
+        import sentencepiece
+
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(file))
+        except (RuntimeError, OSError) as error:
+            raise TextTokenizerError(
+                f"{file}: not a sentencepiece model ({error}); LLaMA 3's tokenizer.model is another format,"
+                " use the tokenizer.json of its Hugging Face folder"
+            ) from error
+        self.base_size = self._processor.vocab_size()
+        self.named_ids = {
+            self._processor.id_to_piece(index): index
+            for index in range(self.base_size)
+            if self._processor.is_control(index)
+        }
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        encoded: list[list[int]] = self._processor.encode(list(texts), out_type=int, num_threads=1)
+        return encoded
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._processor.decode(list(ids)))
+
+
+def _find_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    for name in (JSON_NAME, SENTENCEPIECE_NAME):
+        if (path / name).is_file():
+            return path / name
+    raise TextTokenizerError(
+        f"{path}: neither a tokenizer file nor a folder with {JSON_NAME} or {SENTENCEPIECE_NAME};"
+        " for a model of the hub, download its tokenizer files first or give its id as org/name"
+    )
+
+
+def _load_backend(file: Path) -> _Backend:
+    return _JsonBackend(file) if file.suffix == ".json" else _SentencePieceBackend(file)
+
+
+def _read_marks(folder: Path) -> dict[str, str]:
+    """``bos_token`` and ``eos_token`` as the configuration files beside the tokenizer name them."""
+    marks: dict[str, str] = {}
+    for name in CONFIG_NAMES:
+        if (folder / name).is_file():
+            config = json.loads((folder / name).read_bytes())
+            for mark in ("bos_token", "eos_token"):
+                value = config.get(mark)
+                text = value.get("content") if isinstance(value, dict) else value
+                if text:
+                    marks.setdefault(mark, text)
+    return marks
+
+
+def _vocabulary_of(model: dict[str, Any]) -> dict[str, int]:
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        return vocabulary
+    return {piece: index for index, (piece, _) in enumerate(vocabulary)}  # Unigram: a list of pairs
+
+
+def _without_added_tokens(description: dict[str, Any], added: dict[str, int]) -> dict[str, Any]:
+    """The same tokenizer, blind to the written form of its added tokens."""
+    kept = [token for token in description.get("added_tokens") or [] if token["content"].isspace()]
+    model = dict(description["model"])
+    if "merges" in model:
+        specials = added.keys() - {token["content"] for token in kept}
+        model["merges"] = [merge for merge in model["merges"] if _merged(merge) not in specials]
+    return {**description, "added_tokens": kept, "post_processor": None, "model": model}
+
+
+def _merged(merge: str | list[str]) -> str:
+    return "".join(merge.split(" ", 1) if isinstance(merge, str) else merge)
+
+
+def load_text_tokenizer(
+    name: str, *, bos_token: str | None = None, eos_token: str | None = None
+) -> TextTokenizer:
+    """A tokenizer from a path, or from the hub where ``name`` is an id such as ``org/name``.
+
+    Raises:
+        TextTokenizerError: if it cannot be had.
+    """
+    if Path(name).exists() or name.count("/") != 1:
+        return TextTokenizer(name, bos_token=bos_token, eos_token=eos_token)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(name, allow_patterns=[JSON_NAME, SENTENCEPIECE_NAME, *CONFIG_NAMES])
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise TextTokenizerError(
+            f"{name}: neither a path here nor a tokenizer on the hub: {error}"
+        ) from error
+    tokenizer = TextTokenizer(folder, bos_token=bos_token, eos_token=eos_token)
+    tokenizer.name = name
+    return tokenizer

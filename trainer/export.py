@@ -1,0 +1,77 @@
+"""From a checkpoint to a model in one process, and on to a Hugging Face folder."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from schemas.vocabulary import VocabularyLayout
+from trainer.checkpoint import load_full_model, read_description
+from trainer.huggingface import HuggingFaceWeights, export_model
+from trainer.llama import Llama, LlamaConfig, RopeScaling
+from trainer.lora import LoraConfig, adapter_weights, add_adapters, merged, read_adapter, save_adapter
+from trainer.weights import WeightSource, fill_parameters, random_weights
+
+
+def first_weights(
+    init_from: str, adapter: str, seed: int, shape: LlamaConfig, layout: VocabularyLayout
+) -> WeightSource:
+    """Weights that a run starts from: drawn, or of a Hugging Face folder, or of an adapter on top of it."""
+    source: WeightSource = random_weights(shape, seed)
+    if init_from:
+        source = HuggingFaceWeights(Path(init_from), layout, seed)
+    loaded = read_adapter(Path(adapter), layout) if adapter else {}
+    return adapter_weights(source, loaded, seed)
+
+
+def describe_model(
+    shape: LlamaConfig, layout: VocabularyLayout, lora: LoraConfig, init_from: str
+) -> dict[str, Any]:
+    """What a checkpoint says about its model, as JSON."""
+    return {
+        "model": asdict(shape),
+        "vocabulary": asdict(layout),
+        "lora": asdict(lora),
+        "init_from": init_from,
+    }
+
+
+def load_checkpoint(checkpoint: Path) -> tuple[Llama, VocabularyLayout, LoraConfig]:
+    """The model of a checkpoint, written under any parallelism, on the CPU of one process.
+
+    Frozen weights of a LoRA run are not in its checkpoints: they are read again from where the run began.
+    """
+    description = read_description(checkpoint)
+    fields = description["model"]
+    scaling = fields.pop("rope_scaling")
+    shape = LlamaConfig(**fields, rope_scaling=RopeScaling(**scaling) if scaling else None)
+    layout, lora = VocabularyLayout(**description["vocabulary"]), LoraConfig(**description["lora"])
+    with torch.device("meta"):
+        model = Llama(shape)
+        if lora.rank:
+            add_adapters(model, lora)
+    model.to_empty(device="cpu")
+    model.tie()
+    if lora.rank:
+        seed = description["progress"]["seed"]
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        source = first_weights(description["init_from"], "", seed, shape, layout)
+        fill_parameters(model, source, skip=trained.__contains__)
+    load_full_model(checkpoint, _trained_only(model) if lora.rank else model.state_dict())
+    return model.eval(), layout, lora
+
+
+def _trained_only(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def export_checkpoint(checkpoint: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write a checkpoint's model, adapters merged, to ``folder``; adapters alone to ``folder/adapter``."""
+    model, layout, lora = load_checkpoint(checkpoint)
+    weights = {name: value.detach() for name, value in model.named_parameters()}
+    if lora.rank:
+        base = read_description(checkpoint)["init_from"]
+        save_adapter(folder / "adapter", weights, lora, layout, base)
+    export_model(folder, merged(weights, lora), model.config, layout, dtype)

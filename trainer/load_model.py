@@ -1,0 +1,40 @@
+"""A trained model for generation and evaluation, from an exported folder or a checkpoint."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from schemas.vocabulary import VocabularyLayout
+from trainer.export import load_checkpoint
+from trainer.huggingface import HuggingFaceWeights, exported_layout, read_config
+from trainer.llama import Llama
+from trainer.lora import merge_adapters
+from trainer.weights import fill_parameters
+
+
+def load_model(folder: Path) -> tuple[Llama, VocabularyLayout]:
+    """Model in fp32 on the CPU, in evaluation mode, adapters merged, and its vocabulary.
+
+    Args:
+        folder: an export of ours (``config.json``) or a checkpoint (``progress.json``).
+
+    Raises:
+        FileNotFoundError: if it is neither.
+        ValueError: for a Hugging Face model that knows no images.
+    """
+    if (folder / "progress.json").is_file():
+        model, layout, lora = load_checkpoint(folder)
+        if lora.rank:
+            merge_adapters(model)
+        return model.eval(), layout
+    shape = read_config(folder)
+    layout = exported_layout(folder)
+    if layout is None:
+        raise ValueError(f"{folder}/config.json names no seed_vocabulary: the model never saw images")
+    with torch.device("meta"):
+        model = Llama(replace(shape, vocab_size=layout.padded_size))
+    model.to_empty(device="cpu")
+    model.tie()
+    fill_parameters(model, HuggingFaceWeights(folder, layout, seed=0))
+    return model.eval(), layout

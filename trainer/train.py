@@ -1,0 +1,268 @@
+"""The training loop: packed shards in, checkpoints, metrics and a Hugging Face folder out.
+
+Loss of a step = sum over the learned ids of the global batch / their number; so it depends neither on how
+sequences are packed nor on micro-batches and ranks.
+"""
+
+import json
+import logging
+import math
+import signal
+import threading
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from schemas.packed_folder import PackedFolder
+from trainer.checkpoint import CheckpointStore, Progress, TrainingState, read_progress, seed_step
+from trainer.export import describe_model, export_checkpoint
+from trainer.huggingface_tokenizer import export_tokenizer
+from trainer.metrics import LossTable, MetricsWriter, SpeedMeter
+from trainer.model_parts import ModelParts
+from trainer.optimizer import build_optimizers, clip_gradients, rate_fraction, set_learning_rate
+from trainer.packed_data import PackedBatch, PackedLoader, StepData, describe_rows, read_step
+from trainer.parallelize import Meshes
+from trainer.processes import choose_device, process_group
+from trainer.run_config import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteError(RuntimeError):
+    """Loss or gradient is not finite; the step was not taken. Names step, sources and packed rows."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended."""
+
+    step: int
+    is_finished: bool
+    """False after SIGTERM: a checkpoint was saved and the same command goes on from it."""
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Run, or go on with, a training run. Every process of the run calls this.
+
+    Raises:
+        NonFiniteError: when loss or gradient overflow.
+        ValueError, FileNotFoundError: when settings or files do not fit; named in the message.
+    """
+    device = choose_device(config.device)
+    with process_group(device), StopSignal() as stop:
+        if device.type == "cuda":
+            device = torch.device("cuda", torch.cuda.current_device())
+        return Trainer(config, device, stop).run()
+
+
+class StopSignal:
+    """Notes SIGTERM, so that the loop can save and end between two steps."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._previous: Any = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _note(self, _signal: int, _frame: FrameType | None) -> None:
+        self.is_set = True
+
+
+class Trainer:
+    """One rank of a run."""
+
+    def __init__(self, config: TrainConfig, device: torch.device, stop: StopSignal) -> None:
+        """Build the model, open the data, and load the newest complete checkpoint if there is one."""
+        self.config = config
+        self.device = device
+        self._stop = stop
+        self._output = Path(config.output)
+        self._folder = PackedFolder(config.data.packed)
+        self._layout = self._folder.vocabulary
+        self._meshes = Meshes.build(config.parallel, device.type)
+        self._parts = ModelParts(config, self._layout, self._folder.seq_length, self._meshes, device)
+        self._optimizers = build_optimizers(self._parts.parts, config.optimizer)
+        self._state = TrainingState(self._parts.parts, self._optimizers, skips_frozen=config.lora.rank > 0)
+        description = describe_model(self._parts.config, self._layout, config.lora, config.model.init_from)
+        self._store = CheckpointStore(self._output / "checkpoints", config.checkpoint, description)
+        self.progress = self._resume()
+        self._validation = PackedFolder(config.data.validation) if config.data.validation else None
+        num_frozen = self._parts.config.num_projection_parameters if config.lora.rank else 0
+        self._speed = SpeedMeter(self._parts.config, num_frozen, self._meshes.data_ranks, device)
+
+    def _resume(self) -> Progress:
+        fresh = Progress(seed=self.config.seed, num_rows=len(self._folder))
+        newest = self._store.newest()
+        if newest is None:
+            return fresh
+        saved = read_progress(newest)
+        for name in ("seed", "num_rows"):
+            if getattr(saved, name) != getattr(fresh, name):
+                raise ValueError(
+                    f"{newest}: {name} was {getattr(saved, name)}, this run has {getattr(fresh, name)}; "
+                    "resume with the same data and seed, or choose another output folder"
+                )
+        logger.info("resume=%s", newest)
+        return self._store.load(newest, self._state)
+
+    def run(self) -> TrainResult:
+        """Train until the last step or SIGTERM; save, and export when finished."""
+        writer = None
+        if dist.get_rank() == 0:
+            writer = MetricsWriter(self._output, self.progress.step, self.config.metrics)
+            resolved = json.dumps(asdict(self.config), indent=1)
+            (self._output / "config.json").write_text(resolved + "\n", encoding="utf-8")
+        loader = PackedLoader(
+            self._folder, self.config.seed, self._parts.shape, self.progress.consumed_sequences, self.device
+        )
+        try:
+            is_stopped = self._loop(loader, writer)
+        finally:
+            loader.close()
+            if writer is not None:
+                writer.close()
+        self._store.save(self._state, self.progress, is_final=True)
+        is_finished = self.progress.step >= self.config.num_steps
+        if is_finished and self.config.exports_model:
+            self._export()
+        assert is_finished or is_stopped
+        return TrainResult(self.progress.step, is_finished)
+
+    def _export(self) -> None:
+        newest = self._store.newest()
+        assert newest is not None
+        if dist.get_rank() == 0:
+            export_checkpoint(newest, self._output / "model")
+            if self.config.text_tokenizer:
+                export_tokenizer(Path(self.config.text_tokenizer), self._output / "model", self._layout)
+        dist.barrier()
+
+    def _loop(self, loader: PackedLoader, writer: MetricsWriter | None) -> bool:
+        """Steps until the end; True when a signal ended them earlier."""
+        steps = iter(loader)
+        while self.progress.step < self.config.num_steps:
+            data = next(steps)
+            with self._profiler():
+                record, is_stopped = self._step(data)
+            step = self.progress.step
+            if writer is not None and step % self.config.metrics.every_steps == 0:
+                writer.write(record | self._speed.flush())
+            if self._validation is not None and step % self.config.data.validation_every == 0:
+                values = self._validate(self._validation)
+                if writer is not None:
+                    writer.write({"step": step} | values)
+            self._store.poll()
+            if is_stopped:
+                return True
+            if step % self.config.checkpoint.every_steps == 0:
+                self._store.save(self._state, self.progress)
+        return False
+
+    def _step(self, data: StepData) -> tuple[dict[str, float], bool]:
+        """One optimizer step; its record, and whether any rank was asked to stop."""
+        step = self.progress.step
+        fraction = rate_fraction(step, self.config.optimizer, self.config.num_steps)
+        flat = [optimizer for part in self._optimizers for optimizer in part]
+        set_learning_rate(flat, fraction)
+        seed_step(self.config.seed, step, self._meshes.data_rank)
+        losses = self._parts.forward_backward(data.micro_batches, self._count_learned(data))
+        table, is_stopped = self._reduce(losses, data.micro_batches, self._folder)
+        max_norm = self.config.optimizer.max_grad_norm
+        grad_norm = float(clip_gradients(self._parts.parameters, max_norm, self._meshes.pipeline))
+        means = table.means()
+        if not (math.isfinite(means.get("loss", 0.0)) and math.isfinite(grad_norm)):
+            raise NonFiniteError(self._blame(step + 1, losses, data, grad_norm))
+        for optimizer in flat:
+            optimizer.step()
+            optimizer.zero_grad()
+        self._advance(data, table)
+        record = {"step": step + 1, **means, "grad_norm": grad_norm}
+        record["learning_rate"] = self.config.optimizer.learning_rate * fraction
+        return record, is_stopped
+
+    def _advance(self, data: StepData, table: LossTable) -> None:
+        self.progress = Progress(
+            step=self.progress.step + 1,
+            consumed_sequences=data.consumed_sequences,
+            learned_ids=self.progress.learned_ids + table.num_learned,
+            seed=self.progress.seed,
+            num_rows=self.progress.num_rows,
+        )
+        self._speed.add(data)
+
+    def _count_learned(self, data: StepData) -> Tensor:
+        """Learned ids of the global batch, at least 1: a scalar on the device."""
+        count = sum((batch.labels_BT >= 0).sum() for batch in data.micro_batches)
+        assert isinstance(count, Tensor)
+        dist.all_reduce(count)
+        return (count // self._meshes.copies_of_data).clamp(min=1)
+
+    def _reduce(
+        self, losses: list[Tensor], batches: list[PackedBatch], folder: PackedFolder
+    ) -> tuple[LossTable, bool]:
+        """Losses by source and modality over all ranks, and whether any of them got SIGTERM."""
+        table = LossTable(folder.source_names, self._layout, self.device)
+        if self._parts.has_losses:
+            for losses_BT, batch in zip(losses, batches, strict=True):
+                table.add(losses_BT, batch.labels_BT, batch.sources_BT)
+        flag = table.values.new_full((1,), float(self._stop.is_set))
+        everything = torch.cat((table.values.flatten(), flag))
+        dist.all_reduce(everything)
+        table.values = everything[:-1].view_as(table.values) / self.config.parallel.tensor
+        return table, bool(everything[-1] > 0)
+
+    def _blame(self, step: int, losses: list[Tensor], data: StepData, grad_norm: float) -> str:
+        """Which rows and sources a non-finite step came from; collective."""
+        bad: list[int] = []
+        sources: set[str] = set()
+        for losses_BT, batch in zip(losses, data.micro_batches if losses else [], strict=True):
+            is_bad = ~losses_BT.isfinite()
+            bad += [batch.row_indices[row] for row in is_bad.any(dim=1).nonzero()[:, 0].tolist()]
+            sources |= {
+                self._folder.source_names[index] for index in batch.sources_BT[is_bad].unique().tolist()
+            }
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(
+            gathered, (bad, sources, [i for b in data.micro_batches for i in b.row_indices])
+        )
+        rows = sorted({row for part in gathered for row in part[0]})
+        names = sorted(set[str]().union(*(part[1] for part in gathered)))
+        if rows:
+            what = f"loss is not finite in sources {names}, rows"
+        else:
+            rows = sorted({row for part in gathered for row in part[2]})
+            what = f"gradient norm is {grad_norm} though every loss is finite; rows of this step"
+        return f"step {step} was not taken: {what}\n{describe_rows(self._folder, rows)}"
+
+    def _validate(self, folder: PackedFolder) -> dict[str, float]:
+        """Losses on the first rows of the held-out set, in stored order."""
+        total = LossTable(folder.source_names, self._layout, self.device)
+        shape = self._parts.shape
+        num_sequences = min(self.config.data.validation_sequences, len(folder))
+        for consumed in range(0, max(1, num_sequences - shape.global_sequences + 1), shape.global_sequences):
+            data = read_step(folder, 0, shape, consumed)
+            batches = [batch.to(self.device) for batch in data.micro_batches]
+            table, _ = self._reduce(self._parts.evaluate(batches), batches, folder)
+            total.values += table.values
+        return {f"validation/{name}": value for name, value in total.means().items()}
+
+    def _profiler(self) -> AbstractContextManager[Any]:
+        """Traces the step asked for into ``trace-STEP.json`` (Perfetto, chrome://tracing); else nothing."""
+        step = self.progress.step + 1
+        if step != self.config.metrics.profile_step or dist.get_rank() != 0:
+            return nullcontext()
+        path = str(self._output / f"trace-{step}.json")
+        return torch.profiler.profile(on_trace_ready=lambda profile: profile.export_chrome_trace(path))
