@@ -16,8 +16,9 @@ from pathlib import Path
 
 import av
 
+from pipeline.frame_table import read_frame_table
 from pipeline.video_container import VideoError, container_format
-from pipeline.video_frames import FrameSampling, choose_positions, read_frame_table, sample_frames
+from pipeline.video_frames import FrameSampling, choose_positions, sample_frames
 
 SAMPLES = Path(__file__).parents[1] / "samples/videos/00000.tar"
 ROUNDS = 5

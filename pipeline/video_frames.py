@@ -1,6 +1,6 @@
 """A few frames of a clip, with their times: which frames, and how they are decoded.
 
-The container is read once without decoding (PyAV) into a frame table: presentation time of every frame of the
+The container is read once without decoding into a `frame_table`: presentation time of every frame of the
 chosen stream. The wanted frames are chosen on that table, so that the choice never depends on a decoder,
 and only they (and what they are predicted from) are decoded: a 20-minute clip costs a few milliseconds.
 
@@ -23,17 +23,14 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.video_container import VideoError, container_format, mp4_matrix
+from pipeline.frame_table import FrameTable, Matrix, read_frame_table
+from pipeline.video_container import VideoError, container_format
 from schemas.quarantine import Reason
 
 Frame = NDArray[np.uint8]
 """(height, width, 3) uint8, RGB, upright."""
 
 logger = logging.getLogger(__name__)
-
-Matrix = tuple[int, int, int, int]
-"""(a, b, c, d), each -1, 0 or 1: (1, 0, 0, 1) is upright, (0, 1, -1, 0) a quarter turn clockwise."""
-UPRIGHT: Matrix = (1, 0, 0, 1)
 
 _SEEKABLE_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "libaom-av1", "mjpeg"})
 """Elsewhere (MPEG-4 part 2 in AVI and Matroska) a seek lands on wrong frames without saying so."""
@@ -82,29 +79,6 @@ class ClipFrames:
     duration_s: float
 
 
-@dataclass(frozen=True)
-class FrameTable:
-    """The frames of one video stream in presentation order, known without decoding any."""
-
-    stream: int
-    """Index of the stream in its container."""
-    codec: str
-    width: int
-    height: int
-    pts: tuple[int, ...]
-    """Presentation times in units of ``time_base_s``, ascending, without what an edit list hides."""
-    end: int
-    """When the last frame leaves the screen."""
-    time_base_s: float
-    key_pts: tuple[int, ...]
-    """Presentation times of the key frames, hidden ones included, ascending."""
-    has_exact_pts: bool
-    """Every packet carries its own, distinct presentation time."""
-    has_leading_pictures: bool
-    """Some pictures come before a key frame on screen and after it in the file (open GOPs)."""
-    display_matrix: Matrix
-
-
 def sample_frames(data: bytes, sampling: FrameSampling) -> ClipFrames:
     """Frames of a clip, chosen by ``sampling``.
 
@@ -142,97 +116,6 @@ def choose_positions(pts: Sequence[int], end: int, sampling: FrameSampling) -> l
     return [max(bisect_right(pts, time) - 1, 0) for time in chosen]
 
 
-def read_frame_table(data: bytes, container: str) -> FrameTable:
-    """Frame table of the stream with the largest picture (the first of these), cover pictures left out.
-
-    Raises:
-        VideoError: if there is no video stream, or packets are missing or damaged.
-    """
-    try:
-        with av.open(io.BytesIO(data), format=container) as clip:
-            streams = [
-                stream
-                for stream in clip.streams.video
-                if not stream.disposition & av.stream.Disposition.attached_pic and stream.codec_context
-            ]
-            if not streams:
-                raise VideoError(
-                    Reason.VIDEO_NO_VIDEO_STREAM, f"{len(clip.streams)} streams, none of pictures"
-                )
-            stream = max(streams, key=lambda each: each.width * each.height)
-            return _table_of(clip, stream, mp4_matrix(data, stream.id) if container == "mp4" else None)
-    except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
-        raise VideoError(Reason.VIDEO_DECODE_ERROR, f"cannot be read: {error}") from error
-
-
-def _table_of(
-    clip: av.container.InputContainer, stream: av.VideoStream, matrix: tuple[int, int, int, int] | None
-) -> FrameTable:
-    times, key_pts, num_packets = [], [], 0
-    has_exact_pts, has_leading_pictures = True, False
-    for packet in clip.demux(stream):
-        if packet.size == 0:
-            continue
-        num_packets += 1
-        if packet.is_corrupt:
-            raise VideoError(Reason.VIDEO_DECODE_ERROR, f"packet {num_packets} is damaged")
-        has_exact_pts &= packet.pts is not None
-        time = packet.pts if packet.pts is not None else packet.dts
-        if packet.is_keyframe and packet.pts is not None:
-            key_pts.append(packet.pts)
-        has_leading_pictures |= bool(key_pts) and time is not None and time < key_pts[-1]
-        if time is not None and not packet.is_discard:
-            times.append((time, packet.duration or 0))
-    if num_packets < stream.frames:
-        raise VideoError(
-            Reason.VIDEO_DECODE_ERROR,
-            f"its index lists {stream.frames} frames, {num_packets} are in the file",
-        )
-    if not times or not stream.width or not stream.height:
-        raise VideoError(Reason.VIDEO_DECODE_ERROR, "a video stream without pictures")
-    times.sort()
-    pts = tuple(time for time, _ in times)
-    last_duration = times[-1][1] or (pts[-1] - pts[-2] if len(pts) > 1 else 0)
-    return FrameTable(
-        stream=stream.index,
-        codec=stream.codec_context.name,
-        width=stream.width,
-        height=stream.height,
-        pts=pts,
-        end=pts[-1] + last_duration,
-        time_base_s=float(stream.time_base),
-        key_pts=tuple(sorted(key_pts)),
-        has_exact_pts=has_exact_pts and len(set(pts)) == len(pts),
-        has_leading_pictures=has_leading_pictures,
-        display_matrix=_quarter_turns(*matrix) if matrix else _display_matrix(clip, stream, pts[0]),
-    )
-
-
-def _display_matrix(clip: av.container.InputContainer, stream: av.VideoStream, pts: int) -> Matrix:
-    """How the pictures are to be turned; FFmpeg tells it on decoded pictures only, so the first one is."""
-    clip.seek(pts, stream=stream)
-    stream.codec_context.thread_count = 1
-    frame = next(clip.decode(stream), None)
-    if frame is None:
-        raise VideoError(Reason.VIDEO_DECODE_ERROR, "its first picture does not decode")
-    side_data = frame.side_data.get("DISPLAYMATRIX")
-    if side_data is None:
-        return UPRIGHT
-    a, b, _, c, d = np.frombuffer(bytes(side_data), np.int32)[:5].tolist()
-    return _quarter_turns(a, b, c, d)
-
-
-def _quarter_turns(a: int, b: int, c: int, d: int) -> Matrix:
-    """A display matrix with free angles rounded to quarter turns."""
-    if abs(b) + abs(c) > abs(a) + abs(d):
-        return (0, _sign(b), _sign(c), 0)
-    return (_sign(a), 0, 0, _sign(d))
-
-
-def _sign(value: int) -> int:
-    return 1 if value >= 0 else -1
-
-
 def upright(picture: Frame, matrix: Matrix) -> Frame:
     """A picture as it is to be shown: what the display matrix (x', y') = (ax + cy, bx + dy) says."""
     a, b, c, d = matrix
@@ -241,11 +124,20 @@ def upright(picture: Frame, matrix: Matrix) -> Frame:
     return np.ascontiguousarray(picture[::d, ::a])
 
 
-def _misleads_decord(table: FrameTable) -> bool:
-    """decord 0.6.0 turns mirrored clips by 180 degrees instead, and after a seek in an open GOP it may count
-    from the wrong key frame: on a real HEVC clip 58 of 100 frames asked for were others."""
+def _unfit_for_decord(data: bytes, container: str, table: FrameTable) -> str | None:
+    """Why decord 0.6.0 would give wrong frames, or die; None for most clips.
+
+    On a real HEVC clip with open GOPs, 58 of 100 frames asked for were others; every AVI without an index
+    ended in a segmentation fault.
+    """
     a, b, c, d = table.display_matrix
-    return table.has_leading_pictures or a * d - b * c < 0
+    if table.has_leading_pictures:
+        return "it may count from the wrong key frame in an open GOP"
+    if a * d - b * c < 0:
+        return "it turns mirrored pictures instead"
+    if container == "avi" and b"idx1" not in data and b"indx" not in data:
+        return "it crashes on an AVI without an index"
+    return None
 
 
 def _decode(
@@ -253,8 +145,10 @@ def _decode(
 ) -> tuple[dict[int, Frame], str]:
     """Pictures at ``positions`` (ascending) of the frame table, and what decoded them."""
     problems = []
-    if decoder != "pyav" and not _misleads_decord(table):
+    if decoder != "pyav":
         try:
+            if reason := _unfit_for_decord(data, container, table):
+                raise VideoError(Reason.VIDEO_DECODE_ERROR, reason)
             return _decode_with_decord(data, table, positions), _named("decord")
         except VideoError as error:
             if decoder == "decord":

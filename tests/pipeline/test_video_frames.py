@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.frame_table import read_frame_table
 from pipeline.video_container import VideoError, container_format, mp4_matrix
-from pipeline.video_frames import FrameSampling, choose_positions, read_frame_table, sample_frames, upright
+from pipeline.video_frames import FrameSampling, choose_positions, sample_frames, upright
 from schemas.quarantine import Reason
 
 ROOT = Path(__file__).parents[2]
@@ -204,6 +205,31 @@ def test_a_cut_clip_is_refused_not_filled(key: str, share: float) -> None:
     with pytest.raises(VideoError) as caught:
         sample_frames(data, FrameSampling())
     assert caught.value.reason is Reason.VIDEO_DECODE_ERROR
+
+
+def _avi(num_frames: int) -> bytes:
+    """MPEG-4 in AVI; the level of every picture tells its number."""
+    output = io.BytesIO()
+    with av.open(output, "w", format="avi") as clip:
+        stream = clip.add_stream("mpeg4", rate=10, options={"g": "5"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(num_frames):
+            picture = np.full((48, 64, 3), 6 * number, np.uint8)
+            clip.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        clip.mux(stream.encode())
+    return output.getvalue()
+
+
+def test_avi_with_and_without_an_index() -> None:
+    """decord dies of a segmentation fault on the second; PyAV decodes it from the start."""
+    whole = _avi(40)
+    without = whole[: whole.index(b"idx1")]
+    without = without[:4] + struct.pack("<I", len(without) - 8) + without[8:]
+    for data, decoder in ((whole, "decord"), (without, "av")):
+        clip = sample_frames(data, FrameSampling())
+        assert clip.decoder.split()[0] == decoder
+        assert clip.times_s == pytest.approx([0.5, 1.5, 2.5, 3.5])
+        assert [round(frame.mean() / 6) for frame in clip.frames] == [5, 15, 25, 35]
 
 
 def test_empty() -> None:
