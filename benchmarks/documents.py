@@ -1,6 +1,6 @@
 """Interleaved documents: what token shards weigh beside the originals, and what the engine costs.
 
-    python benchmarks/documents.py [--input DIR] [--decode-workers N] [--copies N]
+    python -m benchmarks.documents [--input DIR] [--decode-workers N] [--copies N]
 
 Storage: bytes of the token shards over the bytes of the images and texts (not of the tars). Speed: images a
 second end to end with the null tokenizer, over decoding the same images with the same decode processes and

@@ -1,6 +1,6 @@
 """Sampling four frames of a clip against decoding the whole clip, per clip and decoder.
 
-    python benchmarks/video_frames.py [--times N] [SHARD.tar ...]
+    python -m benchmarks.video_frames [--times N] [SHARD.tar ...]
 
 Processor time of one process, all threads. ``all`` decodes every frame in order with PyAV and converts only
 the four, which is the least that a sampler without a frame table has to do. Clips of one group of pictures
