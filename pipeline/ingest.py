@@ -41,6 +41,11 @@ from tokenizer.image_file import PILLOW_PIXEL_LIMIT
 logger = logging.getLogger(__name__)
 
 OPT_OUT_DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")
+RESERVED_COLUMNS = frozenset(
+    {"key", "caption", "url", "width", "height", "original_width", "original_height", "status"}
+    | {"error_message", "exif", "sha256"}
+)
+"""Fields of ``key.json`` that img2dataset fills."""
 MANIFEST_NAME = "_ingest.json"
 LIST_SUFFIXES = ("parquet", "csv", "csv.gz", "tsv", "tsv.gz", "jsonl", "jsonl.gz", "txt", "txt.gz")
 NUM_DIGITS = 5
@@ -83,6 +88,11 @@ class IngestConfig:
         for name in ("images_per_shard", "num_threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"ingest.{name} must be at least 1, got {getattr(self, name)}")
+        if reserved := RESERVED_COLUMNS & set(self.kept_columns):
+            raise ValueError(
+                f"ingest.kept_columns: {', '.join(sorted(reserved))} are written by ingestion itself; rename them"
+                " in the list"
+            )
         if self.timeout_s <= 0 or self.num_retries < 0 or self.num_processes < 0:
             raise ValueError(
                 "ingest.timeout_s must be positive, ingest.num_retries and ingest.num_processes not negative"

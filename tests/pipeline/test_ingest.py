@@ -185,3 +185,5 @@ def test_lists_that_cannot_be_read(tmp_path: Path) -> None:
     path = _write_parquet(tmp_path / "list.parquet", [("http://x/", "y")])
     with pytest.raises(ValueError, match="address"):
         ingest(_config(path, tmp_path / "out", url_column="address"))
+    with pytest.raises(ValueError, match="sha256"):
+        _config(path, tmp_path / "out", kept_columns=("sha256",))
