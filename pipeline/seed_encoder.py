@@ -5,8 +5,6 @@ on one stream without waiting, so that the next batch is filled and queued while
 CPU a batch is computed when it is started.
 """
 
-import json
-
 import numpy as np
 import torch
 
@@ -17,7 +15,7 @@ from schemas.vocabulary import CODEBOOK_SIZE, CODES_PER_IMAGE
 from tokenizer.checkpoint import load_model, load_tokenizer
 from tokenizer.config import SeedTokenizerConfig
 from tokenizer.resize import IMAGE_SIZE
-from tokenizer.seed import ENCODER_VERSION
+from tokenizer.seed import codes_fingerprint
 
 CUDA_BATCHES_IN_FLIGHT = 2
 
@@ -93,12 +91,5 @@ def make_fingerprint(
             f"side; token shards hold {CODES_PER_IMAGE} codes of {CODEBOOK_SIZE} from {IMAGE_SIZE}: choose a "
             "SEED tokenizer"
         )
-    return Fingerprint(
-        {
-            "weights": weights_sha256,
-            "architecture": json.loads(architecture.canonical_json()),
-            "precision": config.precision,
-            "preprocessing": config.preprocess.fingerprint_components(),
-            "encoder_version": ENCODER_VERSION,
-        }
-    )
+    preprocessing = config.preprocess.fingerprint_components()
+    return codes_fingerprint(weights_sha256, architecture, config.precision, preprocessing)

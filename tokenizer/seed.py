@@ -76,6 +76,24 @@ class SeedModel(nn.Module):
         return out
 
 
+def codes_fingerprint(
+    weights_sha256: str,
+    config: SeedTokenizerConfig,
+    precision: str,
+    preprocessing: Mapping[str, str | int],
+) -> Fingerprint:
+    """All that decides codes, by name. Device and batch size do not: batches have one fixed shape."""
+    return Fingerprint(
+        {
+            "weights": weights_sha256,
+            "architecture": config.architecture(),
+            "precision": precision,
+            "encoder_version": ENCODER_VERSION,
+            "preprocessing": dict(preprocessing),
+        }
+    )
+
+
 class SeedTokenizer:
     """A loaded tokenizer: ``encode`` pictures, or ``launch`` batches where transfers are overlapped."""
 
@@ -125,15 +143,7 @@ class SeedTokenizer:
 
     def fingerprint(self, preprocessing: Mapping[str, str | int]) -> Fingerprint:
         """Identity of the codes that this tokenizer makes of pictures that were prepared in the given way."""
-        return Fingerprint(
-            {
-                "weights": self.weights_sha256,
-                "architecture": self.config.architecture(),
-                "precision": self.precision,
-                "encoder_version": ENCODER_VERSION,
-                "preprocessing": dict(preprocessing),
-            }
-        )
+        return codes_fingerprint(self.weights_sha256, self.config, self.precision, preprocessing)
 
     @torch.inference_mode()
     def launch(self, images_B: Tensor) -> Tensor:

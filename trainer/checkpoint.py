@@ -132,6 +132,8 @@ class CheckpointStore:
         # Saving runs in a thread: its collectives must not mix with those of the training.
         self._group = dist.new_group(backend="gloo")
         self._pending: tuple[Path, Future[Any]] | None = None
+        # Kept, not read from the folder: ranks would see another's rename at different times.
+        self._newest_step = -1
         if dist.get_rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in (*folder.glob(".step-*.partial"), *folder.glob(".step-*.deleted")):
@@ -142,8 +144,9 @@ class CheckpointStore:
         """Begin to write a checkpoint; waits for an earlier one, and for this one when final."""
         self.finish()
         partial = self.folder / f".step-{progress.step:08d}.partial"
-        if (self.folder / f"step-{progress.step:08d}").exists():
+        if progress.step == self._newest_step:
             return
+        self._newest_step = progress.step
         if dist.get_rank() == 0:
             partial.mkdir()
             document = {"format": 1, "progress": asdict(progress), **self._description}
@@ -194,7 +197,9 @@ class CheckpointStore:
         tensors = state.collect()
         dcp.load(tensors, checkpoint_id=checkpoint, process_group=self._group)
         state.apply(tensors)
-        return read_progress(checkpoint)
+        progress = read_progress(checkpoint)
+        self._newest_step = progress.step
+        return progress
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:

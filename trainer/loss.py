@@ -41,7 +41,8 @@ def cross_entropy_by_id(
         checkpoint(_chunk_losses, part, weight_VD, wanted, use_reentrant=False, preserve_rng_state=False)
         for part, wanted in zip(hidden.split(chunk_ids), labels.split(chunk_ids), strict=True)
     ]
-    return torch.cat(losses).view(labels_BT.shape)
+    # A copy: FSDP2 warns of views that leave its modules.
+    return torch.cat(losses).view(labels_BT.shape).clone()
 
 
 def _chunk_losses(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def flops_per_id(config: LlamaConfig, num_frozen: int, mean_attended: float) -> 
         num_frozen: parameters without gradient.
         mean_attended: ids that an id attends to, on average.
     """
-    multiplied = config.num_parameters - (0 if config.is_tied else config.vocab_size * config.width)
+    multiplied = config.num_projection_parameters + config.vocab_size * config.width
     attention = 12 * config.num_layers * config.num_heads * config.head_width * mean_attended
     return 6 * multiplied - 2 * num_frozen + attention
 

@@ -78,6 +78,8 @@ class TrainConfig:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     exports_model: bool = True
     """Write a Hugging Face folder ``model`` (and, with LoRA, ``adapter``) at the end."""
+    text_tokenizer: str = ""
+    """Folder of the text tokenizer of the mixture; goes into ``model`` with names for the added ids."""
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:

@@ -22,6 +22,7 @@ from torch import Tensor
 from schemas.packed_folder import PackedFolder
 from trainer.checkpoint import CheckpointStore, Progress, TrainingState, read_progress, seed_step
 from trainer.export import describe_model, export_checkpoint
+from trainer.huggingface_tokenizer import export_tokenizer
 from trainer.metrics import LossTable, MetricsWriter, SpeedMeter
 from trainer.model_parts import ModelParts
 from trainer.optimizer import build_optimizers, clip_gradients, rate_fraction, set_learning_rate
@@ -98,9 +99,21 @@ class Trainer:
         description = describe_model(self._parts.config, self._layout, config.lora, config.model.init_from)
         self._store = CheckpointStore(self._output / "checkpoints", config.checkpoint, description)
         self.progress = self._resume()
-        self._validation = PackedFolder(config.data.validation) if config.data.validation else None
+        self._validation = self._open_validation()
         num_frozen = self._parts.config.num_projection_parameters if config.lora.rank else 0
         self._speed = SpeedMeter(self._parts.config, num_frozen, self._meshes.data_ranks, device)
+
+    def _open_validation(self) -> PackedFolder | None:
+        if not self.config.data.validation:
+            return None
+        folder = PackedFolder(self.config.data.validation)
+        for name in ("seq_length", "vocabulary"):
+            if getattr(folder, name) != getattr(self._folder, name):
+                raise ValueError(
+                    f"data.validation {folder.folder}: {name} is {getattr(folder, name)}, in data.packed "
+                    f"{getattr(self._folder, name)}; build both with the same text tokenizer and seq_length"
+                )
+        return folder
 
     def _resume(self) -> Progress:
         fresh = Progress(seed=self.config.seed, num_rows=len(self._folder))
@@ -145,6 +158,8 @@ class Trainer:
         assert newest is not None
         if dist.get_rank() == 0:
             export_checkpoint(newest, self._output / "model")
+            if self.config.text_tokenizer:
+                export_tokenizer(Path(self.config.text_tokenizer), self._output / "model", self._layout)
         dist.barrier()
 
     def _loop(self, loader: PackedLoader, writer: MetricsWriter | None) -> bool:

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 
 from tests.trainer.runs import (
+    LAYOUT,
     losses_of,
     metrics_of,
     packed_folder,
@@ -18,9 +21,11 @@ from tests.trainer.runs import (
     run_config,
     run_in_processes,
 )
-from trainer.checkpoint import complete_checkpoints
-from trainer.parallelize import ParallelConfig
-from trainer.run_config import TrainConfig
+from trainer.checkpoint import CheckpointConfig, complete_checkpoints
+from trainer.parallelize import ParallelConfig, check_divides
+from trainer.pipeline_stages import build_stage_models
+from trainer.run_config import ModelConfig, TrainConfig
+from trainer.train import StopSignal, Trainer
 
 NUM_STEPS = 6
 MODES: dict[str, dict[str, Any]] = {
@@ -35,17 +40,25 @@ MODES: dict[str, dict[str, Any]] = {
 }
 RESHARDED = ["1F1B x fsdp", "fsdp x tensor, full checkpointing", "replicated"]
 """One run, handed from mode to mode every second step."""
+EXPORTED = "interleaved x tensor"
+TIED = ModelConfig(preset="test tied")
 
 
 def run_modes(packed: str, output: str) -> dict[str, dict[str, list[float]]]:
     """In each of four processes: every mode from the start, then one run through several of them."""
     for name, fields in MODES.items():
-        run_alone(
-            run_config(Path(packed), Path(output) / name, num_steps=3, parallel=ParallelConfig(**fields))
-        )
+        parallel = ParallelConfig(**fields)
+        run_alone(three_steps(packed, output, name, parallel=parallel, exports_model=name == EXPORTED))
+    run_alone(three_steps(packed, output, "tied, fsdp", model=TIED))
     for index, name in enumerate(RESHARDED):
         run_until(handed_on(packed, output, name), 2 * index + 2)
     return {}
+
+
+def three_steps(packed: str, output: str, name: str, **changes: Any) -> TrainConfig:
+    """A run whose last step is also one of those that save in the background."""
+    checkpoint = CheckpointConfig(every_steps=3)
+    return run_config(Path(packed), Path(output) / name, num_steps=3, checkpoint=checkpoint, **changes)
 
 
 def handed_on(packed: str, output: str, mode: str) -> TrainConfig:
@@ -55,10 +68,6 @@ def handed_on(packed: str, output: str, mode: str) -> TrainConfig:
 
 def run_until(config: TrainConfig, last: int) -> None:
     """Steps of the same curve up to ``last``, as a run that is asked to stop in each of them."""
-    import torch
-
-    from trainer.train import StopSignal, Trainer
-
     for _ in range(2):
         stop = StopSignal()
         stop.is_set = True
@@ -70,7 +79,7 @@ def run_until(config: TrainConfig, last: int) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     packed = packed_folder(folder / "packed")
-    run_alone(run_config(packed, folder / "alone", num_steps=3))
+    run_alone(three_steps(str(packed), str(folder), "alone", exports_model=True))
     run_alone(run_config(packed, folder / "alone for longer", num_steps=NUM_STEPS))
     run_in_processes(run_modes, 4, str(packed), str(folder))
     return folder
@@ -83,6 +92,20 @@ def test_losses_equal_those_of_one_process(runs: Path, mode: str) -> None:
     norms = [[record["grad_norm"] for record in metrics_of(config)] for config in (alone, parallel)]
     assert norms[1] == pytest.approx(norms[0], rel=2e-5)
     assert len(norms[1]) == 3
+
+
+def test_tied_tables_stay_tied(runs: Path) -> None:
+    alone = three_steps(str(runs / "packed"), str(runs), "tied, alone", model=TIED)
+    run_alone(alone)
+    parallel = replace(alone, output=str(runs / "tied, fsdp"))
+    assert losses_of(parallel) == pytest.approx(losses_of(alone), abs=1e-6)
+    assert losses_of(alone) != losses_of(replace(alone, output=str(runs / "alone")))
+    for field in ("tensor", "pipeline"):
+        with pytest.raises(ValueError, match="tied embeddings cannot be split"):
+            config = TIED.shape(LAYOUT)
+            parallel_config = ParallelConfig(**{field: 2})
+            check_divides(config, parallel_config, 96)
+            build_stage_models(config, parallel_config, 0)
 
 
 def test_bf16_is_close(runs: Path) -> None:
@@ -109,6 +132,15 @@ def test_one_process_goes_on_from_four(runs: Path) -> None:
     assert not dist.is_initialized()
 
 
+def test_stages_and_shards_export_one_model(runs: Path) -> None:
+    """Names, shapes and, up to rounding, values of the folder that one process exported."""
+    alone, parallel = (load_file(runs / name / "model" / "model.safetensors") for name in ("alone", EXPORTED))
+    assert alone.keys() == parallel.keys()
+    for name, value in alone.items():
+        assert value.shape == parallel[name].shape
+        assert (value.float() - parallel[name].float()).abs().max() < 1e-2, name
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -121,3 +153,21 @@ def test_one_process_goes_on_from_four(runs: Path) -> None:
 def test_settings_that_cannot_work_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ParallelConfig(**fields).shard_ranks(world_size=4)
+
+
+def test_fp8_without_its_hardware_is_refused(tmp_path: Path) -> None:
+    config = run_config(packed_folder(tmp_path / "packed"), tmp_path, parallel=ParallelConfig(is_fp8=True))
+    with pytest.raises(ValueError, match=r"parallel\.is_fp8 needs"):
+        run_alone(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_compiled_layers_give_the_same_losses(checkpointing: str, tmp_path: Path) -> None:
+    packed = packed_folder(tmp_path / "packed")
+    eager = run_config(packed, tmp_path / "eager", num_steps=3)
+    parallel = ParallelConfig(is_compiled=True, activation_checkpointing=checkpointing)
+    compiled = run_config(packed, tmp_path / "compiled", num_steps=3, parallel=parallel)
+    run_alone(eager)
+    run_alone(compiled)
+    assert losses_of(compiled) == pytest.approx(losses_of(eager), abs=1e-5)

@@ -1,0 +1,85 @@
+"""A training run in workers of Ray Train: restarted, after a failure, from the newest complete checkpoint.
+
+Ray starts the processes and joins them to one group; everything else is ``trainer.train``, which finds its
+own checkpoints. Ray's are not used: after a kill just behind ``report`` it was seen to restart from
+nothing.
+"""
+
+import logging
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from trainer.run_config import TrainConfig
+from trainer.train import TrainResult, train
+
+logger = logging.getLogger(__name__)
+LOCAL_OBJECT_STORE_BYTES = 128 << 20
+"""Batches do not go through Ray: the store of a private cluster may be small."""
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def train_on_ray(
+    config: TrainConfig, *, num_workers: int, uses_gpu: bool, cpus_per_worker: int, max_failures: int
+) -> TrainResult:
+    """Train on the cluster that RAY_ADDRESS names, or on this machine alone.
+
+    Args:
+        config: of the run; its ``output`` must be on storage that all workers see.
+        num_workers: processes, one a GPU.
+        uses_gpu: give each worker a GPU.
+        cpus_per_worker: reserved for each.
+        max_failures: restarts of the group of workers before the run is given up.
+
+    Raises:
+        RuntimeError: when the run was given up; the cause is the last worker's error.
+    """
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    if not ray.is_initialized():
+        _connect()
+    resources = {"CPU": cpus_per_worker} | ({"GPU": 1} if uses_gpu else {})
+    trainer = TorchTrainer(
+        _train_here,
+        train_loop_config={"config": config},
+        scaling_config=ScalingConfig(
+            num_workers=num_workers, use_gpu=uses_gpu, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(Path(config.output).absolute()),
+            failure_config=FailureConfig(max_failures=max_failures),
+        ),
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if uses_gpu else "gloo"),
+    )
+    result = trainer.fit()
+    assert isinstance(result.return_value, dict)
+    return TrainResult(**result.return_value)
+
+
+def _connect() -> None:
+    """``ray.init`` for the cluster that RAY_ADDRESS names, or for a private one on this machine."""
+    import ray
+
+    # Workers import this repository; under `ray job submit --working-dir` they have it in their own folder.
+    environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(runtime_env=environment, logging_level=logging.WARNING)
+        return
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+        runtime_env=environment,
+        logging_level=logging.WARNING,
+        _node_ip_address="127.0.0.1",
+    )
+
+
+def _train_here(settings: dict[str, TrainConfig]) -> dict[str, object]:
+    """Body of one worker; Ray has joined the processes already."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    return asdict(train(settings["config"]))

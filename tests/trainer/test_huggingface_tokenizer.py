@@ -1,0 +1,45 @@
+"""The exported tokenizer names the added ids and leaves text as it was."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import transformers
+
+from schemas.vocabulary import VocabularyLayout
+from tokenizer.text_tokenizer import TextTokenizer
+from trainer.huggingface_tokenizer import export_tokenizer
+from trainer.prompt import encode_prompt
+
+SAMPLE = Path(__file__).resolve().parents[2] / "samples" / "text_tokenizer"
+
+
+def test_added_ids_are_decoded_and_text_is_unchanged(tmp_path: Path) -> None:
+    ours = TextTokenizer(SAMPLE)
+    layout = ours.layout
+    export_tokenizer(SAMPLE, tmp_path, layout)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert len(theirs) == layout.size
+    codes = np.array([42, *range(31)], np.uint16)
+    ids = encode_prompt(["A small dog.", codes], ours, layout)
+    text = theirs.decode(ids)
+    assert text.endswith("".join(["<img>", "<img_00042>", *(f"<img_{c:05d}>" for c in range(31)), "</img>"]))
+    assert "A small dog." in text
+    assert theirs("<img_08191></img>", add_special_tokens=False).input_ids == [
+        layout.img_start_id - 1, layout.img_end_id
+    ]  # fmt: skip
+    plain = 'Two lines,\nnumbers 12 and a quote "x".'
+    assert theirs(plain, add_special_tokens=False).input_ids == ours.encode_batch([plain])[0].tolist()
+
+
+def test_exporting_again_from_the_export_changes_nothing(tmp_path: Path) -> None:
+    layout = TextTokenizer(SAMPLE).layout
+    export_tokenizer(SAMPLE, tmp_path / "a", layout)
+    export_tokenizer(tmp_path / "a", tmp_path / "b", layout)
+    first, second = (transformers.AutoTokenizer.from_pretrained(tmp_path / name) for name in "ab")
+    assert first.get_vocab() == second.get_vocab()
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the model was trained with 32000"):
+        export_tokenizer(SAMPLE, tmp_path, VocabularyLayout(32_000))

@@ -1,0 +1,38 @@
+"""The text tokenizer of an exported model, with names for the added ids, so that others can decode."""
+
+from pathlib import Path
+
+from schemas.vocabulary import CODEBOOK_SIZE, VocabularyLayout
+
+
+def added_names() -> list[str]:
+    """Written forms of the 8,194 added ids in their order, as the released tokenizer has them."""
+    return [*(f"<img_{code:05d}>" for code in range(CODEBOOK_SIZE)), "<img>", "</img>"]
+
+
+def export_tokenizer(source: Path, folder: Path, layout: VocabularyLayout) -> None:
+    """Write the tokenizer of ``source`` to ``folder`` with the added ids as special tokens.
+
+    Args:
+        source: a Hugging Face tokenizer folder, the one that the data were packed with.
+        folder: of the exported model.
+        layout: of its vocabulary.
+
+    Raises:
+        ValueError: when ``source`` has another number of ids.
+    """
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    names = added_names()
+    if len(tokenizer) == layout.base_size:
+        tokens = [AddedToken(name, special=True, normalized=False) for name in names]
+        tokenizer.add_tokens(tokens, special_tokens=True)
+    ids = tokenizer.convert_tokens_to_ids(names)
+    if ids != list(range(layout.image_code_offset, layout.size)):
+        raise ValueError(
+            f"{source} has {len(tokenizer)} ids, the model was trained with {layout.base_size} and the added "
+            "ones behind; give the tokenizer that its mixture names"
+        )
+    tokenizer.save_pretrained(folder)
