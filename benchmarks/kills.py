@@ -33,19 +33,25 @@ def run_and_kill(flags: list[str], rng: random.Random, num_shards: int, whole_ru
     if rng.random() < 0.4:
         point = rng.choice(POINTS)
         fault = f"kill:{point}:{rng.randrange(num_shards):05}"
-        status = subprocess.run(command, env=job_environment({VARIABLE: fault}), capture_output=True).returncode
-        return f"SIGKILL at {point}" if status == -signal.SIGKILL else "ended"
+        environment = job_environment({VARIABLE: fault})
+        status = subprocess.run(command, env=environment, capture_output=True).returncode
+        assert status in (0, -signal.SIGKILL), f"the job failed by itself with status {status}"
+        return f"SIGKILL at {point}" if status else "ended"
     number = rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
-    process = subprocess.Popen(command, env=job_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=job_environment(), **silent)
     try:
         process.wait(timeout=rng.uniform(0.2, 1.0) * whole_run_s)
     except subprocess.TimeoutExpired:
         process.send_signal(number)
-    return f"{number.name} at random" if process.wait(timeout=60) != 0 else "ended"
+    status = process.wait(timeout=120)
+    assert status in (0, -number, 128 + number), f"the job failed by itself with status {status}"
+    return f"{number.name} at random" if status else "ended"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shards", type=int, default=12)
@@ -66,6 +72,8 @@ def main() -> int:
         while num_kills < options.kills:
             how = run_and_kill(flags, rng, options.shards, whole_run_s)
             kinds[how] += 1
+            if sum(kinds.values()) % 20 == 0:
+                print(f"{num_kills} kills so far, {num_different} differ", flush=True)
             num_kills += how != "ended"
             files = token_files(folder)
             num_different += any(data != undisturbed[name] for name, data in files.items())

@@ -1,6 +1,6 @@
-"""The engine end to end over its parts: decoding alone, the model alone, both; one large shard and many small.
+"""The engine end to end over its parts, decoding alone and the model alone; one large shard, many small.
 
-    python -m benchmarks.pipeline [--input samples/pairs] [--images 2000] [--workers 1 2] [--tokenizer null sample]
+    python -m benchmarks.pipeline [--input samples/pairs] [--images 1000] [--workers 1 2]
 
 Decoding alone is a plain loop over `load_image`, one process per core: what the pipeline is held against. All
 processes are started and warmed up before the clock runs. Cells of one row are measured in turns, several
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.encode_shard import ShardEncoder, ShardSettings
+from pipeline.encode_shard import ShardSettings
 from pipeline.local_workers import LocalWorkers, resident_bytes
 from pipeline.progress import RunProgress
 from pipeline.shard_driver import ShardDriver
@@ -31,7 +31,14 @@ from pipeline.shard_schedule import ShardSchedule
 from pipeline.shard_task import ShardTask
 from pipeline.sources.pairs import PairsConfig, read_pairs
 from pipeline.sources.tar_source import TarSource
-from pipeline.worker_tools import EncoderConfig, WorkerSetup, load_encoder, open_tools, tokenizer_fingerprint
+from pipeline.worker_tools import (
+    EncoderConfig,
+    WorkerSetup,
+    WorkerTools,
+    load_encoder,
+    open_tools,
+    tokenizer_fingerprint,
+)
 from tokenizer.preprocess import ImageError, PreprocessConfig, load_image
 
 SUFFIXES = (".jpg", ".png", ".webp")
@@ -117,20 +124,25 @@ def plain_decoders(corpus: Corpus, num_workers: int) -> Iterator[Callable[[], fl
         process.join()
 
 
-def model_alone(tools: ShardEncoder, num_batches: int) -> float:
+def model_alone(tools: WorkerTools, num_batches: int) -> float:
     """The tokenizer on batches that lie ready: images/s."""
     rng = np.random.default_rng(0)
-    size = tools.batching.batch_size
+    size = tools.shards.batching.batch_size
     batch = list(rng.integers(0, 256, (size, 224, 224, 3), dtype=np.uint8))
     begin = time.perf_counter()
     for _ in range(num_batches):
-        tools.batching.encoder.start(batch, size)()
+        tools.shards.batching.encoder.start(batch, size)()
     return num_batches * size / (time.perf_counter() - begin)
 
 
-def end_to_end(tools: ShardEncoder, tasks: list[ShardTask], in_flight: int) -> tuple[float, float, float]:
-    """Whole shards through the driver: images/s, share of time the model waits, largest memory in MB."""
-    statistics_before = (tools.batching.statistics.busy_s, tools.batching.statistics.starved_s)
+def end_to_end(tools: WorkerTools, tasks: list[ShardTask], in_flight: int) -> tuple[float, ...]:
+    """Whole shards through the driver.
+
+    Returns:
+        images/s, share of the time in which the model waits, largest memory in MB, processor time of this
+        process (everything but decoding: reading, the model, writing) in microseconds an image.
+    """
+    statistics_before = (tools.shards.batching.statistics.busy_s, tools.shards.batching.statistics.starved_s)
     peak = 0
     is_over = threading.Event()
 
@@ -143,7 +155,7 @@ def end_to_end(tools: ShardEncoder, tasks: list[ShardTask], in_flight: int) -> t
     watcher.start()
     progress = RunProgress(len(tasks))
     pool = LocalWorkers(tools, in_flight)
-    begin = time.perf_counter()
+    begin, cpu = time.perf_counter(), time.process_time()
     ShardDriver(ShardSchedule(tasks), pool, [progress]).run()
     seconds = time.perf_counter() - begin
     for _ in range(in_flight):
@@ -151,14 +163,16 @@ def end_to_end(tools: ShardEncoder, tasks: list[ShardTask], in_flight: int) -> t
     is_over.set()
     watcher.join()
     assert not progress.failures
-    busy_s = tools.batching.statistics.busy_s - statistics_before[0]
-    starved_s = tools.batching.statistics.starved_s - statistics_before[1]
+    busy_s = tools.shards.batching.statistics.busy_s - statistics_before[0]
+    starved_s = tools.shards.batching.statistics.starved_s - statistics_before[1]
     wait = starved_s / max(busy_s + starved_s, 1e-9)
-    return progress.counts.images_written / seconds, wait, peak / 1e6
+    cpu_us = (time.process_time() - cpu) / progress.counts.images_written * 1e6
+    return progress.counts.images_written / seconds, wait, peak / 1e6, cpu_us
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--input", type=Path, default=Path("samples/pairs"))
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
@@ -168,7 +182,9 @@ def main() -> None:
     parser.add_argument("--shards", type=int, nargs="+", default=[1, 20])
     options = parser.parse_args()
     corpus = Corpus.read(options.input, options.images)
-    print("tokenizer workers shards  decode/s  model/s  end-to-end/s  ratio  model waits  memory MB")
+    print(
+        "tokenizer workers shards  decode/s  model/s  end-to-end/s  ratio  model waits  memory MB  CPU us/img"
+    )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         tasks = {number: corpus.write(folder / str(number), number) for number in options.shards}
@@ -197,7 +213,7 @@ def measure_rows(
     assert load_encoder(encoder)
     with open_tools(setup) as tools, plain_decoders(corpus, workers) as decode_alone:
         end_to_end(tools, tasks[options.shards[-1]][:2], 2)  # warms everything up
-        cells: dict[int, list[tuple[float, float, float]]] = {number: [] for number in tasks}
+        cells: dict[int, list[tuple[float, ...]]] = {number: [] for number in tasks}
         decode, model = [], []
         for _ in range(options.repeats):
             decode.append(decode_alone())
@@ -205,11 +221,12 @@ def measure_rows(
             for number, shards in tasks.items():
                 cells[number].append(end_to_end(tools, shards, 2))
         for number, runs in cells.items():
-            rate, wait, memory = (statistics.median(values) for values in zip(*runs, strict=True))
+            rate, wait, memory, cpu_us = (statistics.median(values) for values in zip(*runs, strict=True))
             bound = min(statistics.median(decode), statistics.median(model))
             print(
                 f"{tokenizer:>9} {workers:>7} {number:>6} {statistics.median(decode):>9.1f} "
-                f"{statistics.median(model):>8.1f} {rate:>13.1f} {rate / bound:>6.2f} {wait:>12.2f} {memory:>10.0f}",
+                f"{statistics.median(model):>8.1f} {rate:>13.1f} {rate / bound:>6.2f} {wait:>12.2f} "
+                f"{memory:>10.0f} {cpu_us:>13.0f}",
                 flush=True,
             )
 

@@ -3,13 +3,14 @@
     python -m benchmarks.scale [--shards 10000 100000 1000000] [--workers 200]
 
 Workers are simulated (they finish at once, on a clock that does not wait), everything of the driver is real:
-listing the input, naming, the plan, the schedule, the loop, progress, the run log on disk. What is measured is
-therefore the driver's own work: processor time a shard, memory, time to the first assignment. What Ray adds for
-each call is measured apart, with real actors that do nothing (--ray).
+listing the input, naming, the schedule, the loop, progress, the run log on disk. What is measured is the
+driver's own work: processor time a shard, memory, time to the first assignment. What Ray adds a call is
+measured apart, with real actors that do nothing (--ray); memory of real runs with --memory.
 """
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -22,9 +23,9 @@ from pipeline.progress import RunProgress
 from pipeline.run_log import RunLog
 from pipeline.shard_driver import ShardDriver
 from pipeline.shard_schedule import ShardSchedule
-from pipeline.shard_task import ShardTask
+from pipeline.shard_task import ShardReport, ShardTask
 from pipeline.storage import LocalFolder
-from tests.pipeline.simulated_workers import SimulatedWorkers, uniform_fates
+from tests.pipeline.simulated_workers import ONE_DOCUMENT, SimulatedWorkers, uniform_fates
 
 
 def simulate(num_shards: int, num_workers: int) -> dict[str, float]:
@@ -64,8 +65,7 @@ def ray_calls(num_calls: int = 4000, num_actors: int = 2) -> dict[str, float]:
     settle_authentication()
     import ray
 
-    from pipeline.ray_engine import connect
-    from tests.pipeline.simulated_workers import ONE_DOCUMENT, ShardReport
+    from pipeline.ray_cluster import connect
 
     connect()
 
@@ -90,11 +90,35 @@ def ray_calls(num_calls: int = 4000, num_actors: int = 2) -> dict[str, float]:
     return {"calls": num_calls, "cpu_us_per_call": cpu_us, "wall_us_per_call": wall_us}
 
 
+def job_memory(num_shards: int, samples: int, num_actors: int) -> dict[str, float]:
+    """Peak memory of driver and worker in a real run of the pairs job with the null tokenizer."""
+    from tests.pipeline.tiny_shards import job_command, job_environment, write_shards
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        shards = write_shards(folder / "in", num_shards, samples)
+        flags = ["--input", str(shards), "--output", str(folder / "out"), "--num-actors", str(num_actors)]
+        job = subprocess.Popen(job_command(*flags), env=job_environment(), stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(job.pid, 0)
+        assert status == 0
+        report = json.loads((folder / "out" / "_report.json").read_text())
+        return {
+            "samples": num_shards * samples,
+            "driver_mb": usage.ru_maxrss / 1024,
+            "worker_mb": report["peak_worker_bytes"] / 1e6,
+            "seconds": report["seconds"],
+        }
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--shards", type=int, nargs="+", default=[10_000, 30_000, 100_000])
     parser.add_argument("--workers", type=int, default=200)
     parser.add_argument("--ray", action="store_true", help="also measure real Ray calls")
+    parser.add_argument("--memory", type=int, nargs="+", default=[], help="shards of real runs, for memory")
+    parser.add_argument("--samples", type=int, default=20, help="samples a shard of those")
+    parser.add_argument("--actors", type=int, default=1, help="Ray actors of those; 0: without Ray")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -102,11 +126,19 @@ def main() -> None:
         return
     print(f"{'shards':>9} {'workers':>7} {'start-up s':>10} {'CPU us/shard':>12} {'peak MB':>8}")
     for num_shards in options.shards:  # a process for each, so that peak memory is its own
-        command = [sys.executable, "-m", "benchmarks.scale", f"--one={num_shards}", f"--workers={options.workers}"]
+        own = [f"--one={num_shards}", f"--workers={options.workers}"]
+        command = [sys.executable, "-m", "benchmarks.scale", *own]
         row = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         print(
             f"{row['shards']:>9} {row['workers']:>7} {row['start_up_s']:>10.2f} "
             f"{row['driver_cpu_us_per_shard']:>12.1f} {row['peak_mb']:>8.1f}"
+        )
+    for num_shards in options.memory:
+        row = job_memory(num_shards, options.samples, options.actors)
+        print(
+            f"{num_shards} shards, {row['samples']} samples: driver {row['driver_mb']:.0f} MB, "
+            f"worker {row['worker_mb']:.0f} MB, {row['seconds']:.0f} s",
+            flush=True,
         )
     if options.ray:
         row = ray_calls()

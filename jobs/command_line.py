@@ -123,7 +123,9 @@ def run_job(main: Callable[[Sequence[str]], int], errors: tuple[type[Exception],
         main: takes the arguments, returns the exit status.
         errors: errors of a run that began, which end in one line and status 1.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
     try:
         return main(sys.argv[1:])
     except errors as error:

@@ -1,8 +1,9 @@
 """Places at which a test may kill the process. For tests only; without the variable it does nothing.
 
 ``SEED_SHARDS_FAULT=ACTION:POINT:NAME[:ONCE]`` acts when the process reaches POINT with shard NAME (``*`` is
-any). ACTION is ``kill`` (SIGKILL to itself), ``fail`` (raises), ``stall`` (sleeps for ever), ``full`` (raises
-as a full disk does), ``slow`` (sleeps for 50 ms each time). ONCE is a file that is created by the first process that acts; the others pass.
+any). ACTION is ``kill`` (SIGKILL to itself), ``fail`` (raises), ``stall`` (sleeps for ever), ``slow`` (sleeps
+for 50 ms each time), ``full`` (raises as a full disk does). ONCE is a file that the first process that acts
+creates; the others pass.
 
 Points, in order: ``start``, ``reading``, ``after_write`` (token shard written, nothing visible),
 ``after_ledger`` (ledger visible, token shard not), ``after_commit``.

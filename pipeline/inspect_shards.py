@@ -4,6 +4,7 @@
     seed-shards status DIR [--input ...]  what is done, missing and failed
     seed-shards validate DIR              check every file
     seed-shards show DIR [--limit N]      print documents
+    seed-shards report DIR                one HTML page: counts, quarantine, code usage, documents
     seed-shards clean DIR                 remove what killed runs left behind
 
 DIR is a local path or a URL. Exit status: 0 in order, 1 something is wrong or missing, 2 wrong usage.
@@ -14,9 +15,11 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TextIO
 
 from pipeline.inputs import expand_inputs
+from pipeline.report import write_report
 from pipeline.shard_task import TOKEN_SHARD_SUFFIX
 from pipeline.storage import STALE_AFTER_S, open_folder
 from pipeline.token_dataset import TokenDataset
@@ -53,6 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
         "status": "what is done, missing and failed, and what was quarantined",
         "validate": "check every file against schema, footer, ledger and conservation",
         "show": "print a few documents",
+        "report": "write one self-contained HTML page: counts, quarantine, code usage, documents",
         "clean": "remove unfinished files that killed runs left behind",
     }
     for name, text in helps.items():
@@ -61,15 +65,21 @@ def make_parser() -> argparse.ArgumentParser:
         if name in ("info", "status"):
             command.add_argument("--json", action="store_true", help="print one JSON object")
         if name == "status":
-            command.add_argument("--input", nargs="+", default=[], help="source shards, to see what is missing")
+            text = "source shards, to see what is missing"
+            command.add_argument("--input", nargs="+", default=[], help=text)
         if name == "show":
             command.add_argument("--shard", help="name of one token shard (default: the first)")
             command.add_argument("--start", type=int, default=0, help="documents to pass over")
             command.add_argument("--limit", type=int, default=3, help="documents to print")
-        if name == "clean":
+        if name == "report":
+            command.add_argument("--page", type=Path, default=Path("report.html"), help="file to write")
+            command.add_argument("--documents", type=int, default=12, help="documents to show")
             command.add_argument(
-                "--older-than-hours", type=float, default=STALE_AFTER_S / 3600, help="leave younger files alone"
+                "--sources", type=Path, help="folder of the source shards, if they were moved since"
             )
+        if name == "clean":
+            hours, text = STALE_AFTER_S / 3600, "leave younger files alone"
+            command.add_argument("--older-than-hours", type=float, default=hours, help=text)
     return parser
 
 
@@ -181,6 +191,7 @@ COMMANDS: dict[str, Command] = {
     "status": print_status,
     "validate": print_faults,
     "show": print_documents,
+    "report": write_report,
     "clean": clean,
 }
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from pipeline.batching_encoder import EncoderError
-from pipeline.encode_shard import ShardCancelledError, ShardEncoder
+from pipeline.encode_shard import ShardCancelledError
 from pipeline.shard_driver import (
     PoolError,
     ShardDone,
@@ -21,6 +21,7 @@ from pipeline.shard_driver import (
     WorkerStatus,
 )
 from pipeline.shard_task import ShardTask
+from pipeline.worker_tools import WorkerTools
 
 WORKER_ID = "local"
 STATUS_EVERY_S = 1.0
@@ -74,7 +75,7 @@ class ShardMoves:
 class LocalWorkers:
     """A ``WorkerPool`` of one worker, with a thread for each shard in flight."""
 
-    def __init__(self, tools: ShardEncoder, num_threads: int) -> None:
+    def __init__(self, tools: WorkerTools, num_threads: int) -> None:
         self._tools = tools
         self._moves = ShardMoves()
         self._events: queue.SimpleQueue[WorkerEvent | BaseException] = queue.SimpleQueue()
@@ -117,7 +118,7 @@ class LocalWorkers:
         )
 
     def close(self) -> None:
-        self._tools.is_cancelled.set()
+        self._tools.shards.is_cancelled.set()
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
@@ -126,7 +127,7 @@ class LocalWorkers:
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
             try:
-                report = self._tools.encode(task, self._moves.start(task.name))
+                report = self._tools.shards.encode(task, self._moves.start(task.name))
                 self._events.put(ShardDone(WORKER_ID, report))
             except ShardCancelledError:
                 return
@@ -135,15 +136,15 @@ class LocalWorkers:
                 return
             except Exception as error:
                 fatal = is_fatal(error)
-                message = fatal_message(error, self._tools.folder.url) if fatal else one_line(error)
+                message = fatal_message(error, self._tools.shards.folder.url) if fatal else one_line(error)
                 self._events.put(ShardFailed(WORKER_ID, task.name, message, fatal))
             finally:
                 self._moves.end(task.name)
 
 
-def worker_status(worker_id: str, tools: ShardEncoder, moves: ShardMoves) -> WorkerStatus:
+def worker_status(worker_id: str, tools: WorkerTools, moves: ShardMoves) -> WorkerStatus:
     """What a worker is doing."""
-    statistics = tools.batching.statistics
+    statistics = tools.shards.batching.statistics
     return WorkerStatus(
         worker_id,
         moves.snapshot(),
@@ -151,6 +152,7 @@ def worker_status(worker_id: str, tools: ShardEncoder, moves: ShardMoves) -> Wor
         statistics.busy_s,
         statistics.starved_s,
         resident_bytes(),
+        tools.decoder.counts.helped,
     )
 
 

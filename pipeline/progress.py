@@ -150,6 +150,7 @@ class RunProgress:
             "model_wait_fraction": round(self.model_wait_fraction, 4),
             "worker_losses": dict(self.worker_losses),
             "peak_worker_bytes": self.peak_worker_bytes,
+            "decoded_by_helpers": self._total().helped,
         }
 
     def line(self) -> str:
@@ -175,6 +176,7 @@ def _add(one: WorkerStatus, other: WorkerStatus) -> WorkerStatus:
         images=one.images + other.images,
         busy_s=one.busy_s + other.busy_s,
         starved_s=one.starved_s + other.starved_s,
+        helped=one.helped + other.helped,
     )
 
 

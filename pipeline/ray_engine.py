@@ -1,4 +1,4 @@
-"""Shards on Ray actors. The only file of the pipeline that imports ray.
+"""Shards on Ray actors.
 
 One actor per GPU (or per few CPUs) owns the shards it has in hand from reading to commit; decoding processes
 run beside it. The driver holds one small call per shard in flight, never the list of all. Actors are not
@@ -7,25 +7,27 @@ and so that the number of actors follows the cluster.
 """
 
 import contextlib
+import functools
 import logging
 import math
-import os
-import signal
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
-from ray.util.metrics import Counter, Gauge
 
+from pipeline.actor_plan import ActorShape, plan_actors, plan_helpers
 from pipeline.batching_encoder import EncoderError
+from pipeline.decode import DecodeTask
 from pipeline.encode_shard import ShardCancelledError
 from pipeline.local_workers import ShardMoves, fatal_message, is_fatal, one_line, worker_status
+from pipeline.ray_cluster import connect
+from pipeline.ray_helpers import RayHelpers
 from pipeline.shard_driver import (
     PoolError,
     ShardDone,
@@ -35,28 +37,29 @@ from pipeline.shard_driver import (
     WorkerLost,
     WorkerStatus,
 )
-from pipeline.shard_schedule import Loss, ShardSchedule
-from pipeline.shard_task import ShardFailure, ShardReport, ShardTask
+from pipeline.shard_schedule import Loss
+from pipeline.shard_task import ShardTask
+from pipeline.shared_decoder import Decoded
 from pipeline.tokenize_config import TokenizeConfig
-from pipeline.worker_tools import NULL_TOKENIZER, WorkerSetup, open_tools
+from pipeline.worker_tools import WorkerSetup, decode_pool_config, open_tools
 
 logger = logging.getLogger(__name__)
 
 STATUS_EVERY_S = 2.0
 RESIZE_EVERY_S = 5.0
 COMPLAIN_EVERY_S = 60.0
+HELPER_TIMEOUT_S = 120.0
+"""For a group; then its pictures are decoded here, whatever became of the helper."""
+HELPER_CALLS_UNDER_WAY = 32
+"""Of one actor."""
 PROBE_EVERY_S = 1.0
 MAX_CUT_OFF_S = 90.0
 """Time in which Ray must find out whether an actor that does not answer is dead."""
 STOP_GRACE_S = 10.0
-CPUS_PER_ACTOR = 4
-"""Cores of an actor without a GPU: the model and decoding share them."""
 MAX_BARREN_ACTORS = 3
 """Actors in a row that may die before any has finished a shard or even started."""
 MAX_ERROR_CHARS = 500
 ACTOR_ERROR_PREAMBLE = ("The actor died", "class_name:", "actor_id:", "pid:", "namespace:", "ip:")
-LOCAL_OBJECT_STORE_BYTES = 100 << 20
-"""Only shard names and reports go through Ray."""
 
 
 class EncodeActor:
@@ -67,19 +70,20 @@ class EncodeActor:
         self._stack = ExitStack()
         self._tools = self._stack.enter_context(open_tools(setup))
         self._moves = ShardMoves()
+        self._askers = ThreadPoolExecutor(HELPER_CALLS_UNDER_WAY, "helper")
         self._node_id = ray.get_runtime_context().get_node_id()
 
     def encode(self, worker_id: str, task: ShardTask) -> WorkerEvent | None:
         """Tokenize one shard; None if the actor was told to stop. Errors come back as values."""
         try:
-            return ShardDone(worker_id, self._tools.encode(task, self._moves.start(task.name)))
+            return ShardDone(worker_id, self._tools.shards.encode(task, self._moves.start(task.name)))
         except ShardCancelledError:
             return None
         except EncoderError as error:
             return WorkerLost(worker_id, Loss.CRASHED, one_line(error))
         except Exception as error:
             fatal = is_fatal(error)
-            message = fatal_message(error, self._tools.folder.url) if fatal else one_line(error)
+            message = fatal_message(error, self._tools.shards.folder.url) if fatal else one_line(error)
             return ShardFailed(worker_id, task.name, f"{message} (on {socket.gethostname()})", fatal)
         finally:
             self._moves.end(task.name)
@@ -94,18 +98,22 @@ class EncodeActor:
         return worker_status(worker_id, self._tools, self._moves)
 
     @ray.method(concurrency_group="control")
+    def set_helpers(self, helpers: dict[str, Any]) -> None:
+        """The decode helpers that there are from now on."""
+        self._tools.decoder.set_helpers(
+            {name: functools.partial(self._ask_helper, handle) for name, handle in helpers.items()}
+        )
+
+    def _ask_helper(self, handle: Any, tasks: Sequence[DecodeTask]) -> "Future[list[Decoded]]":
+        # Not ObjectRef.future(): its callbacks run in a thread of Ray that must make no calls of its own.
+        return self._askers.submit(
+            lambda: ray.get(handle.decode.remote(list(tasks)), timeout=HELPER_TIMEOUT_S)
+        )
+
+    @ray.method(concurrency_group="control")
     def stop(self) -> None:
         """Give up the shards in hand at their next sample."""
-        self._tools.is_cancelled.set()
-
-
-@dataclass(frozen=True)
-class ActorShape:
-    """What an actor claims of a node."""
-
-    num_gpus: float
-    num_cpus: float
-    decode_cores: int
+        self._tools.shards.is_cancelled.set()
 
 
 @dataclass
@@ -136,6 +144,7 @@ class RayWorkers:
         self._actors: dict[str, _Actor] = {}
         self._calls: dict[Any, tuple[str, str]] = {}
         """Ref -> worker, and the shard's name or ``status`` or ``join`` behind a colon."""
+        self._helpers = RayHelpers(lambda cores: decode_pool_config(setup_for("cpu", 1), cores))
         self._num_born = 0
         self._num_barren = 0
         self._next_status_s = 0.0
@@ -166,7 +175,7 @@ class RayWorkers:
         ray.kill(actor.handle)
 
     def close(self) -> None:
-        """Ask the actors to drop what they have in hand, which removes their temporary files; then end them."""
+        """Ask the actors to drop what they have in hand, which removes its files; then end them."""
         running = [ref for ref, (_, call) in self._calls.items() if not call.startswith(":")]
         with contextlib.suppress(RayError):
             for actor in self._actors.values():
@@ -177,6 +186,7 @@ class RayWorkers:
         for actor in self._actors.values():
             with contextlib.suppress(RayError):
                 ray.kill(actor.handle)
+        self._helpers.close()
         self._actors.clear()
         self._calls.clear()
 
@@ -186,7 +196,13 @@ class RayWorkers:
         if now < self._next_resize_s:
             return
         self._next_resize_s = now + RESIZE_EVERY_S
-        shape, num_places = plan_actors(self._config, ray.nodes())
+        nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+        helpers = plan_helpers(self._config, nodes)
+        workers = [resources for node_id, resources in nodes.items() if node_id not in helpers]
+        shape, num_places = plan_actors(self._config, workers)
+        if self._helpers.update(helpers, now):
+            for actor in self._actors.values():
+                self._introduce_helpers(actor)
         wanted = min(num_places, num_wanted)
         for _ in range(wanted - len(self._actors)):
             self._start_actor(shape, now)
@@ -196,6 +212,10 @@ class RayWorkers:
                 "no worker is ready yet; each needs %g CPUs and %g GPUs, free are %s",
                 shape.num_cpus, shape.num_gpus, _readable(ray.available_resources()),
             )  # fmt: skip
+
+    def _introduce_helpers(self, actor: _Actor) -> None:
+        if actor.node_id:
+            actor.handle.set_helpers.remote(self._helpers.ready)
 
     def _start_actor(self, shape: ActorShape, now: float) -> None:
         self._num_born += 1
@@ -238,6 +258,7 @@ class RayWorkers:
             return self._reached_again(worker_id)
         if call == ":join":
             actor.node_id = answer
+            self._introduce_helpers(actor)
             return [WorkerJoined(worker_id, self._config.shards_in_flight)]
         if call == ":status":
             actor.is_asked = False
@@ -299,29 +320,6 @@ class RayWorkers:
         return self._actors.pop(worker_id)
 
 
-def plan_actors(config: TokenizeConfig, nodes: list[dict[str, Any]]) -> tuple[ActorShape, int]:
-    """Shape and number of the actors for the nodes of a cluster, as ``ray.nodes()`` lists them."""
-    alive = [node["Resources"] for node in nodes if node["Alive"]]
-    num_gpus = sum(resources.get("GPU", 0.0) for resources in alive)
-    if num_gpus and config.tokenizer != NULL_TOKENIZER:
-        # The poorest GPU node decides: an actor must fit on every one of them.
-        cores_per_gpu = min(
-            resources.get("CPU", 1.0) / resources["GPU"] for resources in alive if resources.get("GPU")
-        )
-        cores = max(1, math.floor(cores_per_gpu * config.gpus_per_actor))
-        places = sum(math.floor(resources.get("GPU", 0.0) / config.gpus_per_actor) for resources in alive)
-        shape = ActorShape(config.gpus_per_actor, cores, cores)
-        return shape, places if config.num_actors is None else config.num_actors
-    cpus = [resources.get("CPU", 0.0) for resources in alive] or [1.0]
-    share = min(CPUS_PER_ACTOR, max(1.0, max(cpus)))
-    if config.num_actors:
-        share = min(share, sum(cpus) / config.num_actors)
-    share = math.floor(share) if share >= 1 else round(share, 3)
-    places = sum(math.floor(number / share) for number in cpus)
-    shape = ActorShape(0, share, max(1, math.floor(share)))
-    return shape, places if config.num_actors is None else config.num_actors
-
-
 def _is_node_loss(error: RayActorError, node_id: str) -> bool:
     if getattr(error, "preempted", False):
         return True
@@ -359,81 +357,3 @@ def open_ray_workers(
         pool.close()
         if not was_connected:
             ray.shutdown()
-
-
-def connect() -> None:
-    """``ray.init`` for the cluster that RAY_ADDRESS names, or for a quiet private one.
-
-    Raises:
-        PoolError: if that cluster does not answer.
-    """
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    _initialize()
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():  # Ray puts its own in their place
-            signal.signal(number, handler)
-
-
-def _initialize() -> None:
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        try:
-            ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
-        except (ConnectionError, RayError, ValueError) as error:
-            raise PoolError(
-                f"the Ray cluster at {address} (RAY_ADDRESS) cannot be reached: {error}"
-            ) from error
-        return
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        logging_level=logging.WARNING,
-        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-        _node_ip_address="127.0.0.1",
-    )
-
-
-class RayMetrics:
-    """The run as Ray metrics, for Prometheus; a ``RunListener``."""
-
-    def __init__(self) -> None:
-        self._images = Counter("seed_shards_images", "Images that were written.")
-        self._samples = Counter("seed_shards_samples_quarantined", "Samples refused.", tag_keys=("reason",))
-        self._shards = Counter(
-            "seed_shards_shards", "Source shards, by what became of them.", tag_keys=("state",)
-        )
-        self._workers = Gauge("seed_shards_workers", "Workers that are ready.")
-        self._wait = Gauge(
-            "seed_shards_model_wait_fraction", "Share of model time without data.", tag_keys=("worker",)
-        )
-        self._remaining = Gauge("seed_shards_shards_remaining", "Source shards not finished.")
-        self._num_workers = 0
-
-    def shard_done(self, report: ShardReport) -> None:
-        self._shards.inc(1, {"state": "done"})
-        if report.counts.images_written:
-            self._images.inc(report.counts.images_written)
-        for reason, number in report.counts.samples_quarantined.items():
-            self._samples.inc(number, {"reason": reason})
-
-    def shard_retried(self, name: str, error: str) -> None:
-        self._shards.inc(1, {"state": "retried"})
-
-    def shard_set_aside(self, failure: ShardFailure) -> None:
-        self._shards.inc(1, {"state": "failed"})
-
-    def worker_joined(self, worker_id: str) -> None:
-        self._num_workers += 1
-
-    def worker_lost(self, worker_id: str, loss: Loss, error: str) -> None:
-        self._num_workers -= 1
-
-    def worker_status(self, status: WorkerStatus) -> None:
-        whole_s = status.busy_s + status.starved_s
-        if whole_s:
-            self._wait.set(status.starved_s / whole_s, {"worker": status.worker_id})
-
-    def tick(self, schedule: ShardSchedule) -> None:
-        self._workers.set(self._num_workers)
-        self._remaining.set(schedule.num_unassigned + schedule.num_running)

@@ -62,6 +62,8 @@ class WorkerStatus:
     starved_s: float = 0.0
     """Time of the model with and without work."""
     memory_bytes: int = 0
+    helped: int = 0
+    """Pictures that helpers on other nodes decoded."""
 
 
 WorkerEvent = WorkerJoined | ShardDone | ShardFailed | WorkerLost | WorkerStatus

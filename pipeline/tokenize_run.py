@@ -47,6 +47,8 @@ class TokenizeJob:
     """Settings of the source that decide rows, in JSON form; kept in the manifest."""
     decoder: str = "pipeline.decode:decode_task"
     frames_per_task: int = 1
+    video_options: str = ""
+    """Which frames of a clip: `video_frames.FrameSampling` as JSON."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,7 @@ def worker_setup(
         decode_timeout_s=config.decode_timeout,
         decoder=job.decoder,
         frames_per_task=job.frames_per_task,
+        video_options=job.video_options,
     )
 
 
@@ -220,7 +223,8 @@ def open_pool(
                 pool.close()
         return
     settle_authentication()
-    from pipeline.ray_engine import RayMetrics, open_ray_workers
+    from pipeline.ray_engine import open_ray_workers
+    from pipeline.ray_metrics import RayMetrics
 
     def setup_for(device: str, cores: int) -> WorkerSetup:
         return worker_setup(config, job, plan, device, cores)

@@ -7,16 +7,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pipeline.batching_encoder import BatchingEncoder, ImageEncoder
-from pipeline.decode import DecodedFrames, DecodeTask
+from pipeline.decode import DecodedFrames, DecodeTask, TaskKind
 from pipeline.decode_pool import DecodePool, DecodePoolConfig
 from pipeline.encode_shard import ReadDocuments, ShardEncoder, ShardSettings
 from pipeline.null_encoder import NullEncoder, null_fingerprint
-from pipeline.sources.records import RawImage
+from pipeline.shared_decoder import SharedDecoder
+from pipeline.sources.records import RawImage, RawVideo
 from pipeline.storage import open_folder
 from schemas.fingerprint import Fingerprint
 from tokenizer.preprocess import PreprocessConfig
 
 NULL_TOKENIZER = "null"
+PLACES_PER_PROCESS = 4
+"""Of the decode pool: one picture in work, two at hand, one whose result is being handed over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +46,18 @@ class WorkerSetup:
     decode_timeout_s: float = 30.0
     decoder: str = "pipeline.decode:decode_task"
     frames_per_task: int = 1
+    video_options: str = ""
+    """Which frames of a clip: `video_frames.FrameSampling` as JSON."""
     num_threads: int = 0
     """Threads of the model on a CPU; 0 leaves it to the library."""
+
+
+@dataclass(frozen=True)
+class WorkerTools:
+    """What a worker works with."""
+
+    shards: ShardEncoder
+    decoder: SharedDecoder
 
 
 class TokenizerMismatchError(RuntimeError):
@@ -74,7 +87,7 @@ def load_encoder(config: EncoderConfig) -> ImageEncoder:
 
 
 @contextmanager
-def open_tools(setup: WorkerSetup) -> Iterator[ShardEncoder]:
+def open_tools(setup: WorkerSetup) -> Iterator[WorkerTools]:
     """Load the model and start decoding processes; all of it ends with the block.
 
     Raises:
@@ -86,29 +99,38 @@ def open_tools(setup: WorkerSetup) -> Iterator[ShardEncoder]:
             "this worker's tokenizer is not the one the run was begun with (driver here, worker there): "
             + "; ".join(differences)
         )
-    decode_config = DecodePoolConfig(
-        num_workers=setup.num_decode_workers,
-        max_in_flight=2 * setup.encoder.batch_size + 4 * setup.num_decode_workers,
-        timeout_s=setup.decode_timeout_s,
-        decoder=setup.decoder,
-        frames_per_task=setup.frames_per_task,
-        preprocess=setup.encoder.preprocess,
-    )
     with contextlib.ExitStack() as stack:
         batching = stack.enter_context(
             BatchingEncoder(
                 encoder, setup.encoder.batch_size, batches_in_flight=getattr(encoder, "batches_in_flight", 1)
             )
         )
-        pool = stack.enter_context(DecodePool(decode_config))
+        config = decode_pool_config(setup, setup.num_decode_workers)
+        decoder = SharedDecoder(stack.enter_context(DecodePool(config)))
 
-        def decode(image: RawImage) -> "Future[DecodedFrames]":
-            return pool.submit(DecodeTask(image.data))
+        def decode(segment: RawImage | RawVideo) -> "Future[DecodedFrames]":
+            if isinstance(segment, RawVideo):
+                frames, options = setup.frames_per_task, setup.video_options
+                return decoder.submit(DecodeTask(segment.data, TaskKind.VIDEO, frames, options))
+            return decoder.submit(DecodeTask(segment.data))
 
-        yield ShardEncoder(
+        shards = ShardEncoder(
             read=setup.read,
             decode=decode,
             batching=batching,
             folder=open_folder(setup.output),
             settings=setup.settings,
         )
+        yield WorkerTools(shards, decoder)
+
+
+def decode_pool_config(setup: WorkerSetup, num_workers: int) -> DecodePoolConfig:
+    """Decoding as the run wants it, with so many processes."""
+    return DecodePoolConfig(
+        num_workers=num_workers,
+        max_in_flight=PLACES_PER_PROCESS * max(1, num_workers),
+        timeout_s=setup.decode_timeout_s,
+        decoder=setup.decoder,
+        frames_per_task=setup.frames_per_task,
+        preprocess=setup.encoder.preprocess,
+    )

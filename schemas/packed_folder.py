@@ -12,6 +12,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from schemas.mapped_ids import IdMap
 from schemas.packed_shard import (
     FILE_PATTERN,
     ROWS_PER_GROUP,
@@ -26,8 +27,8 @@ from schemas.packed_shard import (
 )
 from schemas.vocabulary import VocabularyLayout
 
-CACHED_GROUPS = 16
-"""Row groups kept in memory: 16 of 64 sequences of 4096 ids are 8 MB."""
+CACHED_GROUPS, CACHED_MAPPED_GROUPS = 16, 1024
+"""Row groups kept in memory: with their ids (64 sequences of 4096 are 0.5 MB), and without (20 kB)."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,23 @@ class RowGroup:
     """Offsets and values of the other training columns."""
 
     @classmethod
-    def from_batch(cls, batch: pa.RecordBatch, footer: PackedShardFooter) -> "RowGroup":
+    def from_batch(
+        cls, batch: pa.RecordBatch, footer: PackedShardFooter, ids: NDArray[Any] | None = None
+    ) -> "RowGroup":
+        """Rows of a record batch; ``ids`` where they are mapped and the batch has no such column."""
         columns = [batch.column(name) for name in TRAINING_COLUMNS[1:]]
         lists = [(column.offsets.to_numpy(), column.values.to_numpy()) for column in columns]
-        ids = batch.column("ids")
-        flat = np.frombuffer(ids.buffers()[1], footer.id_dtype)
-        matrix = flat.reshape(-1, footer.seq_length)[ids.offset : ids.offset + len(ids)]
-        return cls(matrix, lists)
+        return cls(_ids_of(batch, footer) if ids is None else ids, lists)
 
     def row(self, index: int) -> PackedSequence:
         columns = [values[offsets[index] : offsets[index + 1]] for offsets, values in self.lists]
         return PackedSequence(self.ids[index], columns[0], columns[1], columns[2])
+
+
+def _ids_of(batch: pa.RecordBatch, footer: PackedShardFooter) -> NDArray[Any]:
+    column = batch.column("ids")
+    flat = np.frombuffer(column.buffers()[1], footer.id_dtype)
+    return flat.reshape(-1, footer.seq_length)[column.offset : column.offset + len(column)]
 
 
 class PackedFolder:
@@ -78,6 +85,8 @@ class PackedFolder:
         counts = [file.metadata.num_rows for file in self._files]
         self._starts = np.concatenate([[0], np.cumsum(counts)])
         self._cache: OrderedDict[tuple[int, int], RowGroup] = OrderedDict()
+        self._maps = [IdMap(path) if filesystem is None else None for path in self.paths]
+        self.cached_groups = CACHED_MAPPED_GROUPS if filesystem is None else CACHED_GROUPS
         self._locks = [Lock() for _ in self._files]
         self._cache_lock = Lock()
 
@@ -155,17 +164,19 @@ class PackedFolder:
         loaded = self._read_group(shard, group)
         with self._cache_lock:
             self._cache[shard, group] = loaded
-            while len(self._cache) > CACHED_GROUPS:
+            while len(self._cache) > self.cached_groups:
                 self._cache.popitem(last=False)
         return loaded
 
     def _read_group(self, shard: int, group: int) -> RowGroup:
+        id_map = self._maps[shard]
+        columns = TRAINING_COLUMNS if id_map is None else TRAINING_COLUMNS[1:]
         with self._locks[shard]:  # one ParquetFile serves one reader at a time
-            table = self._files[shard].read_row_group(
-                group, columns=list(TRAINING_COLUMNS), use_threads=False
-            )
+            file = self._files[shard]
+            ids = None if id_map is None else id_map.group(file.metadata, group, self.footer)
+            table = file.read_row_group(group, columns=list(columns), use_threads=False)
         (batch,) = table.combine_chunks().to_batches()
-        return RowGroup.from_batch(batch, self.footer)
+        return RowGroup.from_batch(batch, self.footer, ids)
 
 
 def _list_shards(folder: str | Path, filesystem: Any) -> list[str]:

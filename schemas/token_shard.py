@@ -9,7 +9,7 @@ every sample. A token shard that exists is complete.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -288,9 +288,13 @@ def read_footer(source: str | Path | pa.NativeFile, *, filesystem: Any = None) -
 
 
 def read_documents(
-    source: str | Path | pa.NativeFile, *, batch_rows: int = 1024, filesystem: Any = None
+    source: str | Path | pa.NativeFile,
+    *,
+    batch_rows: int = 1024,
+    row_groups: Sequence[int] | None = None,
+    filesystem: Any = None,
 ) -> Iterator[Document]:
-    """Documents of a token shard, in order, ``batch_rows`` at a time in memory.
+    """Documents of a token shard, or of some of its row groups, in order, ``batch_rows`` at a time in memory.
 
     Raises:
         TokenShardError: if a row breaks the contract.
@@ -298,7 +302,7 @@ def read_documents(
     with pq.ParquetFile(source, filesystem=filesystem) as file:
         if not file.schema_arrow.equals(SCHEMA):
             raise TokenShardError(f"{source}: columns differ from format version {FORMAT_VERSION}")
-        for batch in file.iter_batches(batch_rows):
+        for batch in file.iter_batches(batch_rows, row_groups=row_groups):
             yield from _from_batch(batch, str(source))
 
 

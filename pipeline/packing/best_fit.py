@@ -1,7 +1,7 @@
 """Best-fit-decreasing: documents, longest first, each into the fullest row that still has room for it.
 
 Where that needs more rows than the ids alone would, ``exact_fill`` tries to do with fewer. With numba eight
-million documents a second (``benchmarks/packing.py``); without it the same algorithm in plain Python gives
+million documents a second (``benchmarks.packing``); without it the same algorithm in plain Python gives
 the same rows, a tenth as fast. Both keep rows in stacks by free space; numba finds the tightest non-empty
 stack by a bitmap of 64-bit words, Python by bisection.
 """
@@ -11,12 +11,8 @@ from bisect import bisect_left, insort
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.packing.compiled import compiled
 from pipeline.packing.exact_fill import fill_rows
-
-try:
-    import numba
-except ImportError:  # a platform without numba packs more slowly
-    numba = None
 
 
 def assign_rows(lengths: NDArray[np.int32], capacity: int, *, use_numba: bool = True) -> NDArray[np.int32]:
@@ -52,7 +48,7 @@ def best_fit_decreasing(
             f"lengths {int(lengths.min())}..{int(lengths.max())} are not all in 1..{capacity}; split before"
         )
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
-    pack = _pack_compiled() if use_numba and numba is not None else _pack_python
+    pack = (compiled(_pack_loop) if use_numba else None) or _pack_python
     rows = np.empty(len(lengths), np.int32)
     rows[order] = pack(lengths[order].astype(np.int32), capacity)
     return rows
@@ -126,13 +122,3 @@ def _pack_loop(lengths: NDArray[np.int32], capacity: int) -> NDArray[np.int32]:
             tops[left] = row
             occupied[left >> 6] |= one << np.uint64(left & 63)
     return rows
-
-
-_compiled = None
-
-
-def _pack_compiled():  # type: ignore[no-untyped-def]
-    global _compiled
-    if _compiled is None:
-        _compiled = numba.njit(cache=True, nogil=True)(_pack_loop)
-    return _compiled

@@ -66,7 +66,15 @@ def row_keys(stream: int, first_row: int, num_rows: int) -> NDArray[np.uint64]:
         stream: 64 bits that stand for (seed, file, epoch), from ``stable_hash``.
     """
     rows = np.arange(first_row + 1, first_row + num_rows + 1, dtype=np.uint64)
-    mixed = np.uint64(stream) + rows * np.uint64(_GOLDEN_GAMMA)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    return _mix(np.uint64(stream) + rows * np.uint64(_GOLDEN_GAMMA))
+
+
+def first_uniforms(keys: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """What ``DocumentDraws(key).uniform()`` gives first, for many keys."""
+    return (_mix(keys + np.uint64(_GOLDEN_GAMMA)) >> np.uint64(11)) * 2.0**-53
+
+
+def _mix(states: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    mixed = (states ^ (states >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.document import Codes
-from schemas.vocabulary import IMAGE_SPAN_LENGTH, VocabularyLayout
+from schemas.vocabulary import CODES_PER_IMAGE, IMAGE_SPAN_LENGTH, VocabularyLayout
 from tokenizer.text_tokenizer import TextTokenizer
 
 BOS, TEXT, IMAGE, EOS = range(4)
@@ -71,26 +71,35 @@ def render(
                 starts_learned.append(is_learned and is_start_learned)
         kinds.append(EOS)
         learned.append(True)
-    return _lay_out(
+    return lay_out(
         np.array(kinds, np.int8),
         np.array(learned, np.bool_),
         texts,
-        images,
-        starts_learned,
+        np.stack(images) if images else np.empty((0, CODES_PER_IMAGE), np.uint16),
+        np.array(starts_learned, np.bool_),
         tokenizer,
         layout,
     )
 
 
-def _lay_out(
+def lay_out(
     kinds: NDArray[np.int8],
     learned: NDArray[np.bool_],
-    texts: list[str],
-    images: list[Codes],
-    starts_learned: list[bool],
+    texts: Sequence[str],
+    images: NDArray[np.uint16],
+    starts_learned: NDArray[np.bool_],
     tokenizer: TextTokenizer,
     layout: VocabularyLayout,
 ) -> RenderedBatch:
+    """One flat array of ids from pieces in a row.
+
+    Args:
+        kinds: (num_pieces,) int8, BOS, TEXT, IMAGE or EOS.
+        learned: (num_pieces,)
+        texts: of the text pieces, in order.
+        images: (num_images, 32) codes of the image pieces, in order.
+        starts_learned: (num_images,) whether ``<img>`` is learned.
+    """
     text_ids, text_lengths = tokenizer.encode_batch(texts)
     if text_ids.size and int(text_ids.max()) >= layout.base_size:
         raise ValueError(
@@ -105,9 +114,7 @@ def _lay_out(
     is_text = np.repeat(kinds == TEXT, lengths)
     ids[is_text] = text_ids
     image_starts = starts[kinds == IMAGE]
-    if len(images):
-        places = image_starts[:, None] + np.arange(IMAGE_SPAN_LENGTH)
-        ids[places] = image_spans(np.stack(images), layout)
+    ids[image_starts[:, None] + np.arange(IMAGE_SPAN_LENGTH)] = image_spans(images, layout)
     ids[starts[kinds == BOS]] = tokenizer.bos_id
     ids[starts[kinds == EOS]] = tokenizer.eos_id
     mask = np.repeat(learned, lengths)

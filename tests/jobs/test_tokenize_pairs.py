@@ -121,7 +121,9 @@ def test_a_damaged_source_is_a_warning_and_with_strict_a_failure(tmp_path: Path)
         assert "1 source shards are damaged" in result.stdout
 
 
-def test_samples_without_picture_or_caption_are_quarantined_and_their_neighbours_come_out(tmp_path: Path) -> None:
+def test_samples_without_picture_or_caption_are_quarantined_and_their_neighbours_come_out(
+    tmp_path: Path,
+) -> None:
     members = [("a.png", png(1)), ("a.txt", b"one"), ("b.txt", b"no picture"), ("c.png", png(2)),
                ("d.png", png(3)), ("d.txt", b"four")]  # fmt: skip
     write_tar(tmp_path / "in" / "x.tar", members)
@@ -164,9 +166,7 @@ class TestRefusals:
     def test_an_unreadable_tar_fails_alone(self, tmp_path: Path) -> None:
         shards = write_shards(tmp_path / "in", 2, 5)
         (shards / "00002.tar").symlink_to(tmp_path / "nowhere.tar")
-        result = run_job(
-            "--input", str(shards), "--output", str(tmp_path / "out"), "--max-attempts", "1"
-        )
+        result = run_job("--input", str(shards), "--output", str(tmp_path / "out"), "--max-attempts", "1")
         assert result.returncode == 1
         assert "00002 failed: FileNotFoundError" in result.stderr
         assert "Traceback" not in result.stderr
@@ -217,7 +217,7 @@ class TestRefusals:
 
 
 def test_a_disk_that_is_really_full(shards: Path, tmp_path: Path) -> None:
-    """On a file system of 64 KiB, in a namespace of its own: what is committed stays, nothing is half-written."""
+    """On a file system of 64 KiB, in a namespace of its own: nothing is half-written."""
     mount = tmp_path / "small"
     mount.mkdir()
     command = job_command("--input", str(shards), "--output", str(mount / "out"))

@@ -18,6 +18,7 @@ from pipeline.null_encoder import NullEncoder, _hash_codes
 class Frames:
     pixels: np.ndarray
     times_s: tuple[float, ...] = ()
+    decoder: str = ""
 
 
 def pictures(seed: int, count: int = 1) -> np.ndarray:
@@ -84,7 +85,9 @@ def test_shards_fill_batches_together() -> None:
         batching.open_shard() as first,
         batching.open_shard() as second,
     ):
-        futures = [batches.submit(decoded(pictures(seed))) for seed, batches in enumerate([first, second] * 2)]
+        futures = [
+            batches.submit(decoded(pictures(seed))) for seed, batches in enumerate([first, second] * 2)
+        ]
         assert all(future.result(timeout=10) for future in futures)
     assert encoder.sizes == [4]
 
@@ -170,5 +173,3 @@ def test_the_wait_fraction_tells_a_starved_model_from_a_busy_one() -> None:
 def test_a_batch_of_no_images_is_refused() -> None:
     with pytest.raises(ValueError, match="batch size must be at least 1, got 0"):
         BatchingEncoder(NullEncoder(), 0)
-
-

@@ -67,7 +67,12 @@ def test_the_ledger_is_the_one_that_the_footer_names(shard: Path, tmp_path: Path
     [(1, 0, 1, 1), (3, 0, 2, 4096), (64, 2, 0, 5), (8, 1, 5, 7)],
 )
 def test_the_same_bytes_whatever_the_batch_and_the_workers(
-    shard: Path, tmp_path: Path, batch_size: int, decode_workers: int, images_in_flight: int, documents_in_flight: int
+    shard: Path,
+    tmp_path: Path,
+    batch_size: int,
+    decode_workers: int,
+    images_in_flight: int,
+    documents_in_flight: int,
 ) -> None:
     with open_encoder(tmp_path / "plain") as encoder:
         encoder.encode(task_for(shard))
@@ -114,7 +119,9 @@ def test_everything_that_comes_in_is_written_or_in_the_ledger(
     shard_settings = ShardSettings(
         kind="interleaved", fingerprint=NullEncoder().fingerprint, on_bad_image=on_bad_image
     )
-    with open_encoder(folder, read=read_made_up(items), settings=shard_settings, images_in_flight=3) as encoder:
+    with open_encoder(
+        folder, read=read_made_up(items), settings=shard_settings, images_in_flight=3
+    ) as encoder:
         counts = encoder.encode(ShardTask("a", "a.tar")).counts
     check_token_shard(folder / "a.parquet")
     ledger = folder / "a.quarantine.jsonl"
@@ -260,7 +267,8 @@ class TestOverwriting:
 
         with open_encoder(tmp_path) as first, open_encoder(tmp_path) as second:
             threads = [
-                threading.Thread(target=encoder.encode, args=(task_for(shard),)) for encoder in (first, second)
+                threading.Thread(target=encoder.encode, args=(task_for(shard),))
+                for encoder in (first, second)
             ]
             for thread in threads:
                 thread.start()

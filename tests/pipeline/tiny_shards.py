@@ -97,9 +97,14 @@ def task_for(path: Path) -> ShardTask:
 def run_job(
     *flags: str, environment: Mapping[str, str] | None = None, timeout: float = 120, **options: object
 ) -> subprocess.CompletedProcess[str]:
-    """The pairs job in a process of its own, without Ray and with the null tokenizer unless flags say otherwise."""
+    """The pairs job in a process of its own; without Ray and with the null tokenizer unless flags say so."""
     return subprocess.run(
-        job_command(*flags), env=job_environment(environment), capture_output=True, text=True, timeout=timeout, **options
+        job_command(*flags),
+        env=job_environment(environment),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        **options,
     )
 
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.packed_folder import PackedFolder
-from schemas.packed_shard import PackedShardError
+from schemas.packed_shard import FOOTER_KEY, PackedShardError
 from schemas.packed_stream import PackedStream, permute, stored_index
 from tests.schemas.packed_rows import assert_same, make_sequences, write_packed
 
@@ -27,6 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> PackedFolder:
     return PackedFolder(path)
 
 
+@settings(deadline=None, max_examples=40)
 @given(length=st.integers(1, 3000), key=st.binary(max_size=16))
 def test_permute_is_a_permutation(length: int, key: bytes) -> None:
     assert sorted(permute(index, length, key) for index in range(length)) == list(range(length))
@@ -132,3 +133,23 @@ class TestFolder:
             remote = PackedFolder(folder.folder, filesystem=filesystem)
             assert_same(remote[100], folder[100])
             assert remote.source_counts == folder.source_counts
+
+
+def test_mapped_ids_are_those_that_parquet_reads(folder: PackedFolder) -> None:
+    """Local files are mapped, others read by Arrow: the same rows."""
+    import pyarrow.fs
+
+    read = PackedFolder(folder.folder, filesystem=pyarrow.fs.LocalFileSystem())
+    for index in range(NUM_SEQUENCES):
+        assert_same(folder[index], read[index])
+
+
+def test_a_file_rewritten_by_another_program_is_refused(folder: PackedFolder, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    for path in folder.paths:
+        footer = pq.read_metadata(path).metadata[FOOTER_KEY]
+        table = pq.read_table(path).replace_schema_metadata({FOOTER_KEY: footer})
+        pq.write_table(table, tmp_path / Path(path).name, compression="zstd", row_group_size=64)
+    with pytest.raises(PackedShardError, match="not one plain uncompressed page"):
+        PackedFolder(tmp_path)[0]

@@ -1,0 +1,92 @@
+"""What became of everything: per source, documents in = packed + refused + left over; ids and padding."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.packing.mixture_file import Mixture
+from pipeline.packing.rendered import ItemsFile
+from schemas.atomic_write import write_atomically
+from schemas.packed_folder import PackedFolder
+
+REPORT_NAME = "report.json"
+REFUSED = "refused:"
+
+
+class ImbalanceError(AssertionError):
+    """Documents or ids were lost or doubled: a bug of the build, never of its input."""
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """What the stages before packing say about a source."""
+
+    name: str
+    share: float
+    """Of the ids (or documents), by the mixture."""
+    counts: Mapping[str, int]
+    """Over all epochs: documents_in, documents_rendered, documents_split, ids, refused:REASON."""
+    num_left_over: int
+    """Documents that were rendered but not needed."""
+
+
+def read_counts(rendered: Sequence[Path]) -> Counter[str]:
+    """Sum of what render tasks counted."""
+    total: Counter[str] = Counter()
+    for path in rendered:
+        file = ItemsFile(path)
+        total.update(file.counts)
+        file.close()
+    return total
+
+
+def write_report(
+    mixture: Mixture, output: Path, identity: str, sources: Sequence[SourceReport]
+) -> dict[str, Any]:
+    """Check the balance and write ``report.json``; its presence says that the build is complete.
+
+    Raises:
+        ImbalanceError: naming the source whose documents do not add up.
+    """
+    folder = PackedFolder(output)
+    rows = []
+    for report, packed in zip(sources, folder.source_counts, strict=True):
+        refused = {
+            name.removeprefix(REFUSED): count
+            for name, count in sorted(report.counts.items())
+            if name.startswith(REFUSED)
+        }
+        row = {
+            "name": report.name,
+            "share": report.share,
+            "documents_in": report.counts.get("documents_in", 0),
+            "documents_packed": packed.num_documents,
+            "documents_refused": refused,
+            "documents_left_over": report.num_left_over,
+            "documents_split": report.counts.get("documents_split", 0),
+            "ids": packed.num_ids,
+            "ids_learned": packed.num_learned,
+            "images": packed.num_images,
+        }
+        accounted = packed.num_documents + sum(refused.values()) + report.num_left_over
+        if row["documents_in"] != accounted:
+            raise ImbalanceError(
+                f"source {report.name}: {row['documents_in']} documents in, {accounted} accounted for"
+            )
+        rows.append(row)
+    padding = sum(footer.num_padding for footer in folder.footers)
+    content = {
+        "mixture": identity,
+        "components": json.loads(json.dumps(mixture.components(), default=str)),
+        "sequences": len(folder),
+        "seq_length": folder.seq_length,
+        "ids": folder.num_ids,
+        "padding": padding,
+        "padding_fraction": padding / (len(folder) * folder.seq_length),
+        "sources": rows,
+    }
+    write_atomically(output / REPORT_NAME, json.dumps(content, indent=1).encode())
+    return content

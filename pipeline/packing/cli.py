@@ -1,0 +1,207 @@
+"""``seed-pack``: plan, build, validate, show, report and export packed sets.
+
+seed-pack plan mixture.yaml --batch 256          what a build would give, in seconds
+seed-pack build mixture.yaml --output packed     build, or continue a build that was interrupted
+seed-pack validate packed                        every row against the contract
+seed-pack show packed --row 3 --trace            a row made readable, and where it came from
+seed-pack report packed                          report.html: shares, lengths, padding
+seed-pack export packed --output megatron/seed   Megatron-LM's .bin and .idx
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from pipeline.packing.build import Build, BuildError
+from pipeline.packing.forecast import Forecast, forecast
+from pipeline.packing.html_report import write_html_report
+from pipeline.packing.megatron_export import export_megatron
+from pipeline.packing.mixture_file import load_mixture
+from pipeline.packing.run_tasks import Executor, TaskFailedError
+from pipeline.packing.show import spell_row, trace_row
+from schemas.mixture import MixtureError
+from schemas.packed_check import check_packed_shard
+from schemas.packed_folder import PackedFolder
+from schemas.packed_shard import PackedShardError
+from tokenizer.text_tokenizer import TextTokenizerError, load_text_tokenizer
+
+logger = logging.getLogger(__name__)
+
+EXIT_FAILED, EXIT_USAGE = 1, 2
+
+
+def plan(mixture: tyro.conf.Positional[Path], /, *, batch: int = 256) -> int:
+    """Forecast a build from footers and a sample: documents, ids, epochs, padding, steps.
+
+    Args:
+        mixture: the mixture file.
+        batch: sequences of one optimizer step over all ranks.
+    """
+    print(format_forecast(forecast(load_mixture(mixture)), batch))
+    return 0
+
+
+def build(
+    mixture: tyro.conf.Positional[Path], /, *, output: Path, workers: int = 1, ray: bool = False
+) -> int:
+    """Build a packed set, or continue one; a finished build is left as it is.
+
+    Args:
+        mixture: the mixture file.
+        output: folder of the packed shards; intermediate files stand in its ``.build`` until the end.
+        workers: processes, or with --ray tasks at a time (0: as many as the cluster has CPUs).
+        ray: run on the Ray cluster of RAY_ADDRESS, or on a local one.
+    """
+    report = Build(load_mixture(mixture), output, Executor(workers, use_ray=ray)).run()
+    print(
+        f"{output}: {report['sequences']:,} sequences of {report['seq_length']} ids,"
+        f" {report['padding_fraction']:.3%} padding"
+    )
+    for source in report["sources"]:
+        refused = sum(source["documents_refused"].values())
+        print(
+            f"  {source['name']}: {source['documents_packed']:,} documents, {source['ids']:,} ids,"
+            f" {refused:,} refused {source['documents_refused'] or ''}"
+        )
+    return 0
+
+
+def validate(folder: tyro.conf.Positional[Path], /) -> int:
+    """Hold every row of a packed set against the contract and its footer.
+
+    Args:
+        folder: folder of packed shards.
+    """
+    packed = PackedFolder(folder)
+    num_bad = 0
+    for path in packed.paths:
+        try:
+            footer = check_packed_shard(path)
+            print(f"{path}: {footer.num_sequences:,} sequences, {footer.num_ids:,} ids, sound")
+        except PackedShardError as error:
+            num_bad += 1
+            print(error)
+    print(f"{len(packed.paths) - num_bad} of {len(packed.paths)} packed shards are sound")
+    return EXIT_FAILED if num_bad else 0
+
+
+def show(
+    folder: tyro.conf.Positional[Path],
+    /,
+    *,
+    row: int = 0,
+    rows: int = 1,
+    trace: bool = False,
+    tokenizer: str | None = None,
+    root: Path | None = None,
+) -> int:
+    """Print rows: text, [image: key], and in bold what is learned.
+
+    Args:
+        folder: folder of packed shards.
+        row: first row, in stored order.
+        rows: how many.
+        trace: one line per document with its shard, row, key, epoch and part instead of its content.
+        tokenizer: text tokenizer, where the one that the footer names is not found from here.
+        root: folder of the mixture file, which names of input files are relative to.
+    """
+    packed = PackedFolder(folder)
+    for index in range(row, min(row + rows, len(packed))):
+        sequence, traces = packed[index], trace_row(packed, index, root)
+        print(f"--- row {index}: {len(traces)} documents, {sequence.num_ids} ids")
+        if trace:
+            for item in traces:
+                part = f" part {item.part}" if item.part else ""
+                print(
+                    f"{item.source}\t{item.shard}:{item.row}\tkey {item.key}\tepoch {item.epoch}{part}"
+                    f"\t{item.num_ids} ids, {item.num_learned} learned"
+                )
+            continue
+        text_tokenizer = load_text_tokenizer(
+            tokenizer or str((root or Path()) / packed.footer.tokenizer.name)
+        )
+        for item, text in zip(traces, spell_row(sequence, packed, text_tokenizer, traces), strict=True):
+            print(f"[{item.source}] {text}")
+    return 0
+
+
+def report(folder: tyro.conf.Positional[Path], /) -> int:
+    """Write report.html: shares against weights, lengths, padding, refusals.
+
+    Args:
+        folder: folder of a finished build.
+    """
+    print(write_html_report(folder))
+    return 0
+
+
+def export(
+    folder: tyro.conf.Positional[Path], /, *, output: Path, format: Literal["megatron"] = "megatron"
+) -> int:
+    """Write the ids in another trainer's format.
+
+    Args:
+        folder: folder of packed shards.
+        output: prefix of the files: ``seed`` gives ``seed.bin`` and ``seed.idx``.
+        format: megatron: the .bin and .idx of Megatron-LM's IndexedDataset.
+    """
+    files = export_megatron(PackedFolder(folder), output)
+    print(f"{files.bin_path}, {files.idx_path}: {files.num_documents:,} documents, {files.num_ids:,} ids")
+    return 0
+
+
+def format_forecast(result: Forecast, batch: int) -> str:
+    """The forecast as a table."""
+    head = ("source", "documents", "kept", "ids each", "images", "epochs", "ids", "share")
+    lines = ["{:<20}{:>12}{:>8}{:>10}{:>8}{:>9}{:>16}{:>8}".format(*head)]
+    for source in result.sources:
+        lines.append(
+            f"{source.name:<20}{source.documents:>12,}{source.kept_fraction:>8.1%}{source.ids_per_document:>10.1f}"
+            f"{source.images_per_document:>8.2f}{source.epochs:>9.3f}{source.ids:>16,.0f}{source.share:>8.1%}"
+        )
+        lines += [f"    of the sample refused: {reason} {count}" for reason, count in source.refused]
+    lines.append(
+        f"about {result.ids:,.0f} ids in {result.sequences:,} sequences of {result.seq_length}:"
+        f" padding {result.padding_fraction:.2%}, {result.documents_split_fraction:.2%} of documents split,"
+        f" {result.steps(batch):,} steps of {batch} sequences"
+    )
+    return "\n".join(lines)
+
+
+COMMANDS = {
+    "plan": plan,
+    "build": build,
+    "validate": validate,
+    "show": show,
+    "report": report,
+    "export": export,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: exits with 0, 1 if something failed or is unsound, 2 if the input is wrong."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        status: int = tyro.extras.subcommand_cli_from_dict(COMMANDS, args=arguments, description=__doc__)
+    except (
+        MixtureError,
+        TextTokenizerError,
+        BuildError,
+        PackedShardError,
+        FileNotFoundError,
+        IndexError,
+    ) as error:
+        logger.error("%s", error)
+        sys.exit(EXIT_USAGE)
+    except TaskFailedError as error:
+        logger.error("%s", error)
+        sys.exit(EXIT_FAILED)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

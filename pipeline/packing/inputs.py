@@ -1,0 +1,150 @@
+"""What a mixture reads: its sources' files in chunks of some thousand rows, the unit of work of rendering."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from pipeline.packing.mixture_file import Mixture
+from schemas.document import Document, TextSegment
+from schemas.fingerprint import Fingerprint
+from schemas.mixture import MixtureError, SourceConfig
+from schemas.token_shard import TokenShardError, read_documents, read_footer
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive rows of one file."""
+
+    source: int
+    file: int
+    """Index among the source's files."""
+    first_row: int
+    num_rows: int
+    row_groups: tuple[int, ...] = ()
+    """Parquet: the row groups that hold them, first_row being the first row of the first."""
+    byte_offset: int = 0
+    """JSON lines: where the first line begins."""
+
+
+def list_chunks(mixture: Mixture, source: int) -> list[Chunk]:
+    """All chunks of a source, in order of files and rows.
+
+    Raises:
+        MixtureError: naming the file, if it cannot be read as what the source says it is.
+    """
+    config, chunks = mixture.config.sources[source], list[Chunk]()
+    task_rows = mixture.config.packing.task_rows
+    for file, name in enumerate(mixture.files[source]):
+        try:
+            if config.format == "jsonl":
+                chunks += _json_chunks(mixture.path(name), source, file, task_rows)
+            else:
+                chunks += _parquet_chunks(mixture.path(name), source, file, task_rows)
+        except (OSError, ValueError) as error:
+            raise MixtureError(f"source {config.name}: {mixture.path(name)}: {error}") from error
+    return chunks
+
+
+def _parquet_chunks(path: Path, source: int, file: int, task_rows: int) -> Iterator[Chunk]:
+    metadata = pq.read_metadata(path)
+    first_row, groups, num_rows = 0, list[int](), 0
+    for group in range(metadata.num_row_groups):
+        group_rows = metadata.row_group(group).num_rows
+        if groups and num_rows + group_rows > task_rows:
+            yield Chunk(source, file, first_row, num_rows, tuple(groups))
+            first_row, groups, num_rows = first_row + num_rows, [], 0
+        groups.append(group)
+        num_rows += group_rows
+    if groups:
+        yield Chunk(source, file, first_row, num_rows, tuple(groups))
+
+
+def _json_chunks(path: Path, source: int, file: int, task_rows: int) -> Iterator[Chunk]:
+    first_row = num_rows = start = offset = 0
+    with path.open("rb") as lines:
+        for line in lines:
+            if num_rows == task_rows:
+                yield Chunk(source, file, first_row, num_rows, byte_offset=start)
+                first_row, num_rows, start = first_row + num_rows, 0, offset
+            num_rows += 1
+            offset += len(line)
+    if num_rows:
+        yield Chunk(source, file, first_row, num_rows, byte_offset=start)
+
+
+def read_chunk(mixture: Mixture, chunk: Chunk) -> Iterator[Document]:
+    """Documents of a chunk, in order.
+
+    Raises:
+        MixtureError: naming file and row, if a row is not what the source says it is.
+    """
+    config = mixture.config.sources[chunk.source]
+    path = mixture.path(mixture.files[chunk.source][chunk.file])
+    if config.format == "token_shards":
+        yield from read_documents(path, row_groups=chunk.row_groups)
+    elif config.format == "parquet":
+        yield from _read_text_parquet(path, chunk, config)
+    else:
+        yield from _read_text_lines(path, chunk, config)
+
+
+def _read_text_parquet(path: Path, chunk: Chunk, config: SourceConfig) -> Iterator[Document]:
+    with pq.ParquetFile(path) as file:
+        if config.text_field not in file.schema_arrow.names:
+            columns = ", ".join(file.schema_arrow.names)
+            raise MixtureError(f"{path}: no column {config.text_field!r} (text_field), it has {columns}")
+        row = chunk.first_row
+        for batch in file.iter_batches(1024, row_groups=chunk.row_groups, columns=[config.text_field]):
+            for text in batch.column(0).to_pylist():
+                yield Document(str(row), (TextSegment(text or ""),))
+                row += 1
+
+
+def _read_text_lines(path: Path, chunk: Chunk, config: SourceConfig) -> Iterator[Document]:
+    with path.open("rb") as lines:
+        lines.seek(chunk.byte_offset)
+        for row in range(chunk.first_row, chunk.first_row + chunk.num_rows):
+            line = lines.readline()
+            try:
+                fields = json.loads(line) if line.strip() else {}
+                text = fields.get(config.text_field) or ""
+            except (ValueError, AttributeError) as error:
+                raise MixtureError(f"{path}: line {row + 1} is no JSON object: {error}") from error
+            if not isinstance(text, str):
+                raise MixtureError(f"{path}: line {row + 1}: {config.text_field!r} is no text")
+            metadata = {key: value for key, value in fields.items() if key != config.text_field}
+            yield Document(str(row), (TextSegment(text),), json.dumps(metadata) if metadata else None)
+
+
+def check_codebooks(mixture: Mixture) -> dict[str, str]:
+    """Codebook fingerprint of every source of token shards, by name; all are equal.
+
+    Shards of different precision or preprocessing share a codebook and may be mixed.
+
+    Raises:
+        MixtureError: naming the first shard with another codebook and what differs.
+    """
+    first: tuple[Path, Fingerprint] | None = None
+    codebooks = {}
+    for config, names in zip(mixture.config.sources, mixture.files, strict=True):
+        if config.format != "token_shards":
+            continue
+        for name in names:
+            path = mixture.path(name)
+            try:
+                fingerprint = read_footer(path).fingerprint
+            except TokenShardError as error:
+                raise MixtureError(f"source {config.name}: {error}") from error
+            first = first or (path, fingerprint)
+            if fingerprint.codebook_hex != first[1].codebook_hex:
+                differences = "; ".join(fingerprint.differences(first[1]))
+                raise MixtureError(
+                    f"source {config.name}: {path} was made with another codebook than {first[0]}:"
+                    f" {differences}."
+                    " The same code means different things in them: tokenize one of them again"
+                )
+            codebooks[config.name] = fingerprint.codebook_hex
+    return codebooks

@@ -1,0 +1,141 @@
+"""Mixing: which source comes next, so that shares follow the weights at every prefix.
+
+Deficit order: always the source that is furthest below its share of what was taken so far. After every
+document each source is within about one document of its share, for any weights, without randomness. The
+plan cuts the mixed order into windows of some thousand documents; since each source is taken in its shuffled
+order, a window is fully described by one range of positions per source, and the plan stays small however
+many documents there are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.packing.compiled import compiled
+from pipeline.packing.shuffle_task import ShuffledSource
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """Ranges of shuffled positions: window w takes ``bounds[w, s]`` to ``bounds[w + 1, s]`` of source s."""
+
+    bounds: NDArray[np.int64]
+    """(num_windows + 1, num_sources)"""
+    taken: NDArray[np.int64]
+    """(num_windows + 1, num_sources) ids taken of each source before each window."""
+    shares: NDArray[np.float64]
+    """(num_sources,) what each source's share of the ids should be, adding up to 1."""
+
+    @property
+    def num_windows(self) -> int:
+        return len(self.bounds) - 1
+
+
+@dataclass(frozen=True)
+class Supply:
+    """What a source has to give."""
+
+    items: ShuffledSource
+    weight: float
+    is_endless: bool
+    """Whether more is needed when its items are used up; otherwise it has then given all it should."""
+
+
+class SourceRanDryError(Exception):
+    """A weighted source has fewer items than the budget needs: render another epoch of it."""
+
+    def __init__(self, source: int) -> None:
+        super().__init__(source)
+        self.source = source
+
+
+def plan_windows(
+    supplies: Sequence[Supply],
+    window_items: int,
+    *,
+    max_ids: int | None,
+    count_documents: bool = False,
+    use_numba: bool = True,
+) -> WindowPlan:
+    """Lay out the windows of a mixture.
+
+    Args:
+        max_ids: stop before the first item that would exceed it; None: when every source gave all it has.
+        count_documents: weights are shares of documents, not of ids.
+
+    Raises:
+        SourceRanDryError: if an endless source ends before ``max_ids``.
+    """
+    num_sources = len(supplies)
+    weights = np.array([supply.weight for supply in supplies], np.float64)
+    shares = weights / weights.sum()
+    positions, ids = np.zeros(num_sources, np.int64), np.zeros(num_sources, np.int64)
+    amounts = np.zeros(num_sources, np.float64)
+    bounds, taken = [positions.copy()], [ids.copy()]
+    is_endless = np.array([supply.is_endless for supply in supplies])
+    budget = np.int64(max_ids if max_ids is not None else np.iinfo(np.int64).max)
+    step = (compiled(_take_window) if use_numba else None) or _take_window
+    while True:
+        lengths, costs, ends = _look_ahead(supplies, positions, window_items, count_documents)
+        counts = np.zeros(num_sources, np.int64)
+        dry = int(step(lengths, costs, ends, is_endless, shares, amounts, ids, counts, window_items, budget))
+        if dry >= 0:
+            raise SourceRanDryError(dry)
+        if counts.sum() == 0:
+            break
+        positions = positions + counts
+        bounds.append(positions.copy())
+        taken.append(ids.copy())
+        if counts.sum() < window_items:
+            break
+    return WindowPlan(np.array(bounds), np.array(taken), shares)
+
+
+def _look_ahead(
+    supplies: Sequence[Supply], positions: NDArray[np.int64], window_items: int, count_documents: bool
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+    """Lengths and costs of what each source could give to a window, one source behind the other, and ends."""
+    all_lengths, all_costs = [], []
+    for supply, position in zip(supplies, positions.tolist(), strict=True):
+        lengths, parts = supply.items.lengths_from(position, window_items)
+        all_lengths.append(lengths)
+        all_costs.append((parts == 0).astype(np.float64) if count_documents else lengths.astype(np.float64))
+    ends = np.cumsum([len(lengths) for lengths in all_lengths])
+    return np.concatenate(all_lengths), np.concatenate(all_costs), ends
+
+
+def _take_window(  # type: ignore[no-untyped-def]
+    lengths, costs, ends, is_endless, shares, amounts, ids, counts, window_items, max_ids
+):
+    """Take up to ``window_items`` in deficit order; changes ``amounts``, ``ids`` and ``counts``.
+
+    Returns the endless source that had nothing left when it was its turn, or -1.
+    """
+    num_sources = len(shares)
+    total_ids, total, num_taken = ids.sum(), amounts.sum(), 0
+    has_ended = np.zeros(num_sources, np.bool_)
+    while num_taken < window_items:
+        best, best_deficit = -1, 0.0
+        for source in range(num_sources):
+            deficit = shares[source] * total - amounts[source]
+            if not has_ended[source] and (best < 0 or deficit > best_deficit):
+                best, best_deficit = source, deficit
+        if best < 0:
+            return -1
+        index = (ends[best - 1] if best > 0 else 0) + counts[best]
+        if index >= ends[best]:
+            if is_endless[best]:
+                return best
+            has_ended[best] = True
+            continue
+        if total_ids + lengths[index] > max_ids:
+            return -1
+        counts[best] += 1
+        ids[best] += lengths[index]
+        total_ids += lengths[index]
+        amounts[best] += costs[index]
+        total += costs[index]
+        num_taken += 1
+    return -1

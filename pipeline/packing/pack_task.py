@@ -1,0 +1,202 @@
+"""Packing, the last stage: some windows of the plan to one packed shard.
+
+Within a window documents go to rows by ``best_fit``; within a row they stand in the order of the mixture; the
+rows of a window are put into an order in which the shares of the sources stay as close to the weights as a
+look-ahead over a random order allows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.packing.best_fit import assign_rows
+from pipeline.packing.draws import stable_hash
+from pipeline.packing.mix import WindowPlan
+from pipeline.packing.rendered import Items
+from pipeline.packing.shuffle_task import ShuffledSource
+from schemas.atomic_write import atomic_path
+from schemas.packed_shard import (
+    Origins,
+    PackedSequence,
+    PackedShardFooter,
+    PackedShardWriter,
+    SourceCounts,
+    encode_runs,
+)
+
+ROWS_LOOKED_AHEAD = 32
+
+
+@dataclass(frozen=True)
+class PackTask:
+    """Windows ``first_window`` to ``last_window`` (exclusive) of a plan."""
+
+    shard_index: int
+    first_window: int
+    last_window: int
+    output: Path
+
+
+@dataclass(frozen=True)
+class PackPlan:
+    """What all pack tasks of a build share."""
+
+    windows: WindowPlan
+    sources: tuple[tuple[str, ...], ...]
+    """Files of each source in shuffled order."""
+    file_names: tuple[tuple[str, ...], ...]
+    """Names of each source's input files, for the origins."""
+    footer: PackedShardFooter
+    """Footer without what differs between shards."""
+
+
+def pack_shard(plan: PackPlan, task: PackTask) -> None:
+    """Write one packed shard, atomically."""
+    layout, seq_length = plan.footer.vocabulary, plan.footer.seq_length
+    sources = [ShuffledSource(list(map(Path, paths))) for paths in plan.sources]
+    counts = np.zeros((len(sources), 4), np.int64)
+    with (
+        atomic_path(task.output) as temporary,
+        PackedShardWriter(temporary, seq_length, layout) as writer,
+    ):
+        for window in range(task.first_window, task.last_window):
+            for sequence in pack_window(plan, sources, window, counts):
+                writer.write(sequence)
+        writer.close(_finish_footer(plan.footer, task, writer.num_sequences, counts))
+
+
+def pack_window(
+    plan: PackPlan, sources: Sequence[ShuffledSource], window: int, counts: NDArray[np.int64]
+) -> list[PackedSequence]:
+    """Rows of one window in their final order; adds documents, ids, learned ids and images to ``counts``."""
+    items, item_sources = _read_window(plan.windows, sources, window)
+    seq_length = plan.footer.seq_length
+    rows = assign_rows(items.lengths.astype(np.int32), seq_length)
+    order = np.argsort(rows, kind="stable")
+    items, item_sources, rows = items.take(order), item_sources[order], rows[order]
+    first_items = np.append(np.flatnonzero(np.diff(rows, prepend=-1)), len(rows))
+    _count(items, item_sources, plan.footer, counts)
+    ids, starts = _lay_out(items, rows, first_items, plan.footer)
+    row_order = order_rows(
+        row_amounts(items.lengths, item_sources, rows, len(sources)),
+        plan.windows.shares,
+        plan.windows.taken[window],
+        np.random.default_rng(stable_hash(plan.footer.seed, plan.footer.mixture, window)),
+    )
+    sequences = []
+    for row in row_order.tolist():
+        span = slice(first_items[row], first_items[row + 1])
+        flat = slice(items.offsets[span.start], items.offsets[span.stop])
+        sequences.append(
+            PackedSequence(
+                ids[row],
+                np.append(starts[span], flat.stop - flat.start).astype(np.int32),
+                encode_runs(items.loss_mask[flat]),
+                item_sources[span],
+                _origins(items, item_sources, span, plan.file_names),
+            )
+        )
+    return sequences
+
+
+def _read_window(
+    windows: WindowPlan, sources: Sequence[ShuffledSource], window: int
+) -> tuple[Items, NDArray[np.uint16]]:
+    """Items of a window and their sources, in the order of the sources."""
+    groups, item_sources = list[Items](), list[NDArray[np.uint16]]()
+    for index, source in enumerate(sources):
+        start, stop = windows.bounds[window, index], windows.bounds[window + 1, index]
+        groups += source.read(int(start), int(stop))
+        item_sources.append(np.full(stop - start, index, np.uint16))
+    return Items.concatenate(groups), np.concatenate(item_sources)
+
+
+def _lay_out(
+    items: Items, rows: NDArray[np.int32], first_items: NDArray[np.int64], footer: PackedShardFooter
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """(num_rows, seq_length) ids with padding, and where each item starts in its row."""
+    num_rows = len(first_items) - 1
+    ids = np.full((num_rows, footer.seq_length), footer.padding_id, footer.vocabulary.id_dtype)
+    bounds = items.offsets[first_items]
+    for row, (start, stop) in enumerate(pairwise(bounds.tolist())):
+        ids[row, : stop - start] = items.ids[start:stop]
+    return ids, items.offsets[:-1] - bounds[rows]
+
+
+def _origins(
+    items: Items, item_sources: NDArray[np.uint16], span: slice, file_names: Sequence[Sequence[str]]
+) -> Origins:
+    files, sources = items.files[span].tolist(), item_sources[span].tolist()
+    shards = [file_names[source][file] for source, file in zip(sources, files, strict=True)]
+    return Origins(shards, items.rows[span], items.epochs[span], items.parts[span])
+
+
+def row_amounts(
+    lengths: NDArray[np.int64], item_sources: NDArray[np.uint16], rows: NDArray[np.int32], num_sources: int
+) -> NDArray[np.int64]:
+    """(num_rows, num_sources) ids of each source in each row."""
+    amounts = np.zeros((int(rows[-1]) + 1, num_sources), np.int64)
+    np.add.at(amounts, (rows, item_sources), lengths)
+    return amounts
+
+
+def order_rows(
+    amounts: NDArray[np.int64],
+    shares: NDArray[np.float64],
+    taken: NDArray[np.int64],
+    rng: np.random.Generator,
+) -> NDArray[np.int64]:
+    """An order of rows in which every prefix has shares close to ``shares``.
+
+    Rows stand in a random queue; of its first ``ROWS_LOOKED_AHEAD`` the one that leaves the smallest sum of
+    squared deviations goes next.
+
+    Args:
+        amounts: (num_rows, num_sources) ids of each source in each row.
+        taken: (num_sources,) ids of each source before these rows.
+    """
+    queue = rng.permutation(len(amounts))
+    total = taken.astype(np.float64)
+    order = np.empty(len(amounts), np.int64)
+    for position in range(len(order)):
+        candidates = queue[:ROWS_LOOKED_AHEAD]
+        after = total + amounts[candidates]
+        deviations = after - after.sum(axis=1, keepdims=True) * shares
+        best = int(np.argmin(np.square(deviations).sum(axis=1)))
+        order[position] = candidates[best]
+        total = after[best]
+        queue[1 : best + 1] = queue[:best].copy()  # close the gap, keep the queue's order
+        queue = queue[1:]
+    return order
+
+
+def _count(
+    items: Items, item_sources: NDArray[np.uint16], footer: PackedShardFooter, counts: NDArray[np.int64]
+) -> None:
+    starts = items.offsets[:-1]
+    is_image = items.ids == footer.vocabulary.img_start_id
+    columns = (
+        items.parts == 0,
+        items.lengths,
+        np.add.reduceat(items.loss_mask, starts, dtype=np.int64),
+        np.add.reduceat(is_image, starts, dtype=np.int64),
+    )
+    for column, amounts in enumerate(columns):
+        np.add.at(counts[:, column], item_sources, amounts)
+
+
+def _finish_footer(
+    footer: PackedShardFooter, task: PackTask, num_sequences: int, counts: NDArray[np.int64]
+) -> PackedShardFooter:
+    sources = tuple(
+        SourceCounts(source.name, *map(int, row)) for source, row in zip(footer.sources, counts, strict=True)
+    )
+    fields = {name: getattr(footer, name) for name in footer.__dataclass_fields__}
+    return PackedShardFooter(
+        **fields | {"shard_index": task.shard_index, "num_sequences": num_sequences, "sources": sources}
+    )

@@ -1,0 +1,274 @@
+"""Rendering, the first stage: one chunk of a source to items, laid out by bucket of the shuffle.
+
+Each row gets a key that is a pure function of (seed, source, file, row, epoch); keys are uniform, the
+shuffled order of a source is the order of its keys, and a bucket is a range of keys. So the order does not
+depend on chunks, buckets or workers. A partial epoch is a range of keys, too: other rows are not rendered.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.packing.draws import DocumentDraws, row_keys, stable_hash
+from pipeline.packing.duplicates import DigestTask, DuplicateList, write_digests
+from pipeline.packing.inputs import Chunk, read_chunk
+from pipeline.packing.metadata_filter import parse_expression, read_metadata
+from pipeline.packing.mixture_file import Mixture, template_settings
+from pipeline.packing.pair_columns import PairColumns, is_plain, read_pairs, render_pairs
+from pipeline.packing.render import Piece, RenderedBatch, render, split_points
+from pipeline.packing.rendered import Items, items_schema, write_items
+from pipeline.packing.templates import TEMPLATES, DocumentRefusedError
+from schemas.document import Document, ImageSegment
+from schemas.mixture import FilterConfig
+from schemas.vocabulary import VocabularyLayout
+from tokenizer.text_tokenizer import TextTokenizer
+
+SEGMENT_BITS = 20
+WHOLE_EPOCH = 1 << SEGMENT_BITS
+_ANY = DocumentDraws(0)
+"""Whether a document is refused does not depend on what it draws."""
+PIECES_PER_CALL = 1024
+"""Texts and images that are encoded and laid out in one call: more fall out of the caches."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A range of keys of one epoch of a source, in units of 2**-20 of all keys."""
+
+    epoch: int
+    start: int
+    stop: int
+    num_buckets: int
+
+    def buckets(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """(num_rows,) which of the segment's equal ranges each key lies in; -1 outside the segment."""
+        units = keys >> np.uint64(64 - SEGMENT_BITS)
+        is_inside = (units >= self.start) & (units < self.stop)
+        low = keys >> np.uint64(32)
+        offset = low - np.uint64(self.start << (32 - SEGMENT_BITS))
+        span = np.uint64((self.stop - self.start) << (32 - SEGMENT_BITS))
+        return np.where(is_inside, (offset * np.uint64(self.num_buckets) // span).astype(np.int64), -1)
+
+
+@dataclass(frozen=True)
+class RenderTask:
+    """One chunk in one segment."""
+
+    chunk: Chunk
+    segment: Segment
+    output: Path
+    duplicates: Path | None = None
+
+
+class Renderer:
+    """What all render tasks of a mixture share."""
+
+    def __init__(self, mixture: Mixture) -> None:
+        self.mixture = mixture
+        self.tokenizer: TextTokenizer = mixture.load_tokenizer()
+        self.layout = vocabulary_layout(mixture, self.tokenizer)
+        self.sources = [_SourceRules(mixture, index) for index in range(len(mixture.config.sources))]
+
+    def run(self, task: RenderTask) -> None:
+        """Render a chunk and write its items by bucket."""
+        counts: Counter[str] = Counter()
+        batches = list(self._render_chunk(task, counts))
+        schema = items_schema(self.layout.id_dtype)
+        num_buckets = task.segment.num_buckets
+        groups = [_empty_items(self.layout)] * num_buckets
+        if batches:
+            items = Items.concatenate(batches)
+            groups = [items] if num_buckets == 1 else _deal(items, task.segment)
+        write_items(task.output, groups, dict(counts), schema)
+
+    def run_digests(self, task: DigestTask) -> None:
+        """Hash the documents of a chunk that would be rendered."""
+        rules = self.sources[task.chunk.source]
+        write_digests(self.mixture, task, lambda document: not isinstance(rules.apply(document, _ANY), str))
+
+    def _render_chunk(self, task: RenderTask, counts: Counter[str]) -> Iterator[Items]:
+        chunk, rules = task.chunk, self.sources[task.chunk.source]
+        name = self.mixture.files[chunk.source][chunk.file]
+        stream = stable_hash(self.mixture.config.seed, rules.name, name, task.segment.epoch)
+        keys = row_keys(stream, chunk.first_row, chunk.num_rows)
+        is_wanted = task.segment.buckets(keys) >= 0
+        duplicates = DuplicateList(task.duplicates).rows(chunk) if task.duplicates else set[int]()
+        counts["documents_in"] += int(np.count_nonzero(is_wanted))
+        if (
+            rules.is_plain_pair
+            and (pairs := read_pairs(self.mixture.path(name), chunk.row_groups)) is not None
+        ):
+            yield from self._render_pairs(pairs, is_wanted, keys, duplicates, task, counts)
+            return
+        pieces, rows, num_pieces = list[list[Piece]](), list[int](), 0
+        for index, document in enumerate(read_chunk(self.mixture, chunk)):
+            if not is_wanted[index]:
+                continue
+            if chunk.first_row + index in duplicates:
+                counts["refused:duplicate"] += 1
+                continue
+            result = rules.apply(document, DocumentDraws(int(keys[index])))
+            if isinstance(result, str):
+                counts[f"refused:{result}"] += 1
+                continue
+            pieces.append(result)
+            rows.append(index)
+            num_pieces += len(result)
+            if num_pieces >= PIECES_PER_CALL:
+                yield self._render_pieces(pieces, rows, keys, task, counts)
+                pieces, rows, num_pieces = [], [], 0
+        if pieces:
+            yield self._render_pieces(pieces, rows, keys, task, counts)
+
+    def _render_pieces(
+        self,
+        pieces: list[list[Piece]],
+        rows: list[int],
+        keys: NDArray[np.uint64],
+        task: RenderTask,
+        counts: Counter[str],
+    ) -> Items:
+        batch = render(pieces, self.tokenizer, self.layout)
+        return self._to_items(batch, np.array(rows), keys, task, counts)
+
+    def _render_pairs(
+        self,
+        pairs: PairColumns,
+        is_wanted: NDArray[np.bool_],
+        keys: NDArray[np.uint64],
+        duplicates: set[int],
+        task: RenderTask,
+        counts: Counter[str],
+    ) -> Iterator[Items]:
+        if duplicates:
+            is_duplicate = np.isin(np.arange(len(pairs)) + task.chunk.first_row, list(duplicates))
+            counts["refused:duplicate"] += int(np.count_nonzero(is_duplicate & is_wanted))
+            is_wanted = is_wanted & ~is_duplicate
+        wanted, settings = np.flatnonzero(is_wanted), self.sources[task.chunk.source].settings
+        for start in range(0, len(wanted), PIECES_PER_CALL):
+            some = wanted[start : start + PIECES_PER_CALL]
+            batch, rows = render_pairs(pairs, some, keys, settings, self.tokenizer, self.layout, counts)
+            if len(rows):
+                yield self._to_items(batch, rows, keys, task, counts)
+
+    def _to_items(
+        self,
+        batch: RenderedBatch,
+        rows: NDArray[np.int64],
+        keys: NDArray[np.uint64],
+        task: RenderTask,
+        counts: Counter[str],
+    ) -> Items:
+        offsets, documents, parts = split_long(batch, self.mixture.config.seq_length, self.layout)
+        mask = batch.loss_mask.copy()
+        mask[offsets[:-1]] = False  # nothing predicts the first id of a continuation
+        counts["documents_rendered"] += len(rows)
+        counts["ids"] += len(batch.ids)
+        counts["documents_split"] += int(np.count_nonzero(parts == 1))
+        row_indices = rows[documents]
+        num_items = len(documents)
+        return Items(
+            batch.ids.astype(self.layout.id_dtype),
+            mask,
+            offsets,
+            keys[row_indices],
+            np.full(num_items, task.chunk.file, np.uint32),
+            (row_indices + task.chunk.first_row).astype(np.uint32),
+            np.full(num_items, task.segment.epoch, np.uint16),
+            parts,
+        )
+
+
+class _SourceRules:
+    """Filters and template of one source."""
+
+    def __init__(self, mixture: Mixture, index: int) -> None:
+        source = mixture.config.sources[index]
+        self.name = source.name
+        self._template = TEMPLATES[source.template][0]
+        self.settings = template_settings(source)
+        self._refuse = make_filter(source.filters)
+        self.is_plain_pair = (
+            source.format == "token_shards" and self._refuse is None and is_plain(self.settings)
+        )
+
+    def apply(self, document: Document, draws: DocumentDraws) -> list[Piece] | str:
+        """Pieces of the document, or the reason why it is refused."""
+        if self._refuse is not None and (reason := self._refuse(document)):
+            return reason
+        try:
+            return self._template(document, self.settings, draws)
+        except DocumentRefusedError as refusal:
+            return refusal.reason.value
+
+
+def make_filter(config: FilterConfig) -> Callable[[Document], str | None] | None:
+    """A function from a document to the reason to refuse it; None if nothing is filtered."""
+    if config == FilterConfig():
+        return None
+    expression = parse_expression(config.where, "filters.where") if config.where else None
+
+    def refuse(document: Document) -> str | None:
+        num_images = sum(isinstance(segment, ImageSegment) for segment in document.segments)
+        if config.min_images is not None and num_images < config.min_images:
+            return "filter_too_few_images"
+        if config.max_images is not None and num_images > config.max_images:
+            return "filter_too_many_images"
+        num_characters = sum(map(len, document.texts))
+        if config.min_text_characters is not None and num_characters < config.min_text_characters:
+            return "filter_text_too_short"
+        if config.max_text_characters is not None and num_characters > config.max_text_characters:
+            return "filter_text_too_long"
+        if expression is not None and not expression(read_metadata(document.metadata)):
+            return "filter_where"
+        return None
+
+    return refuse
+
+
+def split_long(
+    batch: RenderedBatch, seq_length: int, layout: VocabularyLayout
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint16]]:
+    """Offsets of items, the document of each, and its part number; only longer documents are split."""
+    lengths = np.diff(batch.offsets)
+    too_long = np.flatnonzero(lengths > seq_length)
+    if not len(too_long):
+        return batch.offsets, np.arange(len(lengths)), np.zeros(len(lengths), np.uint16)
+    bounds, documents, parts = [batch.offsets], [np.arange(len(lengths))], [np.zeros(len(lengths), np.int64)]
+    for document in too_long:
+        start, stop = batch.offsets[document : document + 2]
+        inner = np.array(split_points(batch.ids[start:stop], seq_length, layout)[1:-1]) + start
+        bounds.append(inner)
+        documents.append(np.full(len(inner), document))
+        parts.append(np.arange(1, len(inner) + 1))
+    all_documents, all_parts = np.concatenate(documents), np.concatenate(parts)
+    order = np.lexsort((all_parts, all_documents))
+    return np.sort(np.concatenate(bounds)), all_documents[order], all_parts[order].astype(np.uint16)
+
+
+def vocabulary_layout(mixture: Mixture, tokenizer: TextTokenizer) -> VocabularyLayout:
+    """Where image ids begin: behind the tokenizer's ids, or behind those the mixture file names."""
+    base = mixture.config.text_tokenizer.base_vocabulary
+    if base is not None and base < tokenizer.base_size:
+        raise ValueError(
+            f"text_tokenizer.base_vocabulary {base} is smaller than the tokenizer's {tokenizer.base_size} ids"
+        )
+    return VocabularyLayout(base or tokenizer.base_size)
+
+
+def _deal(items: Items, segment: Segment) -> list[Items]:
+    """Items by bucket, in their order."""
+    buckets = segment.buckets(items.keys)
+    order = np.argsort(buckets, kind="stable")
+    dealt = items.take(order)
+    bounds = np.searchsorted(buckets[order], np.arange(segment.num_buckets + 1))
+    return [dealt.slice(bounds[i], bounds[i + 1]) for i in range(segment.num_buckets)]
+
+
+def _empty_items(layout: VocabularyLayout) -> Items:
+    integers = [np.empty(0, dtype) for dtype in (np.uint64, np.uint32, np.uint32, np.uint16, np.uint16)]
+    return Items(np.empty(0, layout.id_dtype), np.empty(0, np.bool_), np.zeros(1, np.int64), *integers)

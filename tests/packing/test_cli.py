@@ -1,0 +1,119 @@
+"""``seed-pack`` as a user types it: exit statuses, what it prints, what it leaves."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.packing.cli import EXIT_FAILED, EXIT_USAGE, main
+from pipeline.packing.forecast import forecast
+from pipeline.packing.mixture_file import load_mixture
+from schemas.packed_folder import PackedFolder
+from tests.packing.corpus import mixture_text, write_corpus
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_corpus(tmp_path_factory.mktemp("corpus"))
+    (folder / "mixture.yaml").write_text(mixture_text())
+    with pytest.raises(SystemExit) as stop:
+        main(["build", str(folder / "mixture.yaml"), "--output", str(folder / "packed")])
+    assert stop.value.code == 0
+    return folder
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    return int(stop.value.code or 0)
+
+
+def test_plan_agrees_with_the_build(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan", corpus / "mixture.yaml", "--batch", 10) == 0
+    printed = capsys.readouterr().out
+    report = json.loads((corpus / "packed" / "report.json").read_bytes())
+    assert re.search(r"pairs +1,500 +100\.0%", printed)
+    result = forecast(load_mixture(corpus / "mixture.yaml"))
+    assert result.sequences == pytest.approx(report["sequences"], rel=0.05)
+    assert result.steps(10) == result.sequences // 10
+    assert f"{result.steps(10)} steps of 10" in printed
+    for source, built in zip(result.sources, report["sources"], strict=True):
+        assert source.ids == pytest.approx(built["ids"], rel=0.05)
+
+
+def test_validate(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("validate", corpus / "packed") == 0
+    assert "3 of 3 packed shards are sound" in capsys.readouterr().out
+
+
+def test_validate_finds_damage(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (corpus / "packed").glob("packed-*.parquet"):
+        data = bytearray(path.read_bytes())
+        if path.name.endswith("1.parquet"):
+            first_ids = PackedFolder(corpus / "packed")[
+                PackedFolder(corpus / "packed").footers[0].num_sequences
+            ]
+            start = bytes(data).index(first_ids.ids.tobytes())
+            data[start : start + 2] = b"\xff\xff"
+        (tmp_path / path.name).write_bytes(data)
+    assert run("validate", tmp_path) == EXIT_FAILED
+    printed = capsys.readouterr().out
+    assert "packed-00001.parquet: row 0: id 65535 is outside the vocabulary" in printed
+    assert "2 of 3 packed shards are sound" in printed
+
+
+def test_show_emphasises_what_is_learned(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("show", corpus / "packed", "--rows", 2, "--root", corpus) == 0
+    printed = capsys.readouterr().out
+    assert "--- row 0:" in printed
+    assert "[pairs] <s>\x1b[1m" in printed
+    assert re.search(r"\[image: pair-\d{6}\]", printed)
+    assert "</s>\x1b[0m" in printed
+
+
+def test_trace_leads_back_to_the_source(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("show", corpus / "packed", "--row", 5, "--trace", "--root", corpus) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("pairs")]
+    assert lines
+    for line in lines:
+        _, place, key, *_ = line.split("\t")
+        shard, row = re.fullmatch(r"pairs/0000(\d)\.parquet:(\d+)", place).groups()
+        assert key == f"key pair-{int(row) * 3 + int(shard):06d}"
+
+
+def test_report_draws_every_source(corpus: Path) -> None:
+    assert run("report", corpus / "packed") == 0
+    page = (corpus / "packed" / "report.html").read_text()
+    assert page.count("<svg") == 4
+    assert page.count("<polyline") == 3
+    assert all(name in page for name in ("pairs", "pages", "prose"))
+    assert "http" not in page, "nothing is loaded from elsewhere"
+
+
+def test_export(corpus: Path, tmp_path: Path) -> None:
+    assert run("export", corpus / "packed", "--output", tmp_path / "seed") == 0
+    assert np.fromfile(tmp_path / "seed.bin", "<u2").size == PackedFolder(corpus / "packed").num_ids
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan", "nowhere.yaml"], "nowhere.yaml"),
+        (["validate", "nowhere"], "seed-pack build"),
+        (["show", "PACKED", "--row", "-1"], "sequence -1 is outside"),
+    ],
+)
+def test_wrong_input_exits_with_2(
+    arguments: list[str], message: str, corpus: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = [str(corpus / "packed") if word == "PACKED" else word for word in arguments]
+    assert run(*arguments) == EXIT_USAGE
+    assert message in caplog.text
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("plan", "build", "validate", "show", "report", "export"))

@@ -1,0 +1,61 @@
+"""The columnar way of pairs gives, document for document, what the template gives."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.packing.draws import DocumentDraws, first_uniforms, row_keys
+from pipeline.packing.pair_columns import is_plain, read_pairs, render_pairs
+from pipeline.packing.render import render
+from pipeline.packing.template_settings import InterleavedSettings, PairSettings
+from pipeline.packing.templates import pair
+from schemas.document import Document, TextSegment
+from tests.packing.corpus import make_pairs, write_token_shard
+from tests.packing.golden_inputs import SAMPLE_TOKENIZER
+from tokenizer.text_tokenizer import TextTokenizer
+
+TOKENIZER = TextTokenizer(SAMPLE_TOKENIZER)
+
+
+@pytest.mark.parametrize("reverse_ratio", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("learn", ["all", "second"])
+def test_equal_to_the_template(reverse_ratio: float, learn: str, tmp_path: Path) -> None:
+    documents = make_pairs(200)
+    turned = [Document(one.key, one.segments[::-1]) for one in documents[:50]]
+    empty = [Document("empty", (documents[0].segments[0], TextSegment(" . ")))]
+    documents = turned + documents[50:] + empty
+    path = write_token_shard(tmp_path / "a.parquet", documents)
+    settings = PairSettings(reverse_ratio=reverse_ratio, learn=learn)
+    keys = row_keys(3, 0, len(documents))
+    pairs, counts = read_pairs(path, (0,)), Counter[str]()
+    assert pairs is not None
+    wanted = np.arange(0, len(documents), 2)
+    batch, rows = render_pairs(pairs, wanted, keys, settings, TOKENIZER, TOKENIZER.layout, counts)
+    assert rows.tolist() == wanted[:-1].tolist(), "the last has no words"
+    assert counts == {"refused:template_no_text": 1}
+    pieces = [pair(documents[row], settings, DocumentDraws(int(keys[row]))) for row in rows]
+    expected = render(pieces, TOKENIZER, TOKENIZER.layout)
+    for ours, theirs in zip(batch, expected, strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_first_uniforms_are_those_of_each_document() -> None:
+    keys = row_keys(9, 0, 100)
+    assert first_uniforms(keys).tolist() == [DocumentDraws(int(key)).uniform() for key in keys]
+
+
+def test_other_documents_take_the_general_way(tmp_path: Path) -> None:
+    documents = make_pairs(5)
+    two_texts = Document("two", (*documents[0].segments, TextSegment("again")))
+    text_only = Document("text", (TextSegment("a"), TextSegment("b")))
+    for odd in (two_texts, text_only):
+        assert read_pairs(write_token_shard(tmp_path / "a.parquet", [*documents, odd]), (0,)) is None
+
+
+def test_settings_that_are_handled() -> None:
+    assert is_plain(PairSettings())
+    assert not is_plain(PairSettings(prompts=("{caption}!",)))
+    assert not is_plain(PairSettings(caption_field="alt"))
+    assert not is_plain(InterleavedSettings())

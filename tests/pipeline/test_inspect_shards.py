@@ -1,0 +1,164 @@
+"""`seed-shards` tells what is there, and finds every kind of fault that is put in."""
+
+import io
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.inspect_shards import main
+from pipeline.null_encoder import NullEncoder
+from pipeline.shard_task import ShardFailure
+from pipeline.storage import LocalFolder
+from pipeline.token_dataset import DatasetManifest, TokenDataset
+from schemas.fingerprint import Fingerprint
+from schemas.token_shard import FOOTER_KEY, SCHEMA
+from tests.pipeline.tiny_shards import open_encoder, task_for, write_shards
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Input in ``in``, token shards of its three source shards in ``out``."""
+    root = tmp_path_factory.mktemp("made")
+    source = write_shards(root / "in", 3, 14)
+    TokenDataset.claim(LocalFolder(root / "out"), DatasetManifest("pairs", NullEncoder().fingerprint))
+    with open_encoder(root / "out") as encoder:
+        for path in sorted(source.iterdir()):
+            encoder.encode(task_for(path))
+    return root
+
+
+@pytest.fixture
+def root(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def seed_shards(*arguments: str) -> tuple[int, str]:
+    output = io.StringIO()
+    return main(list(arguments), output), output.getvalue()
+
+
+def test_info(root: Path) -> None:
+    status, text = seed_shards("info", str(root / "out"), "--json")
+    fields = json.loads(text)
+    assert status == 0
+    assert (fields["token_shards"], fields["documents"], fields["samples_quarantined"]) == (3, 36, 6)
+    assert fields["fingerprint"] == NullEncoder().fingerprint.hex
+    assert fields["bytes"] == sum(path.stat().st_size for path in (root / "out").glob("*.parquet"))
+    assert fields["bytes_per_image"] == round(fields["bytes"] / 36, 1)
+
+
+def test_status_of_a_finished_folder(root: Path) -> None:
+    status, text = seed_shards("status", str(root / "out"), "--input", str(root / "in"))
+    assert status == 0
+    assert "missing              0" in text
+    assert '{"image_not_an_image": 6}' in text
+    assert "conservation         holds" in text
+
+
+def test_status_names_what_is_missing_and_what_failed(root: Path) -> None:
+    (root / "out" / "00001.parquet").unlink()
+    (root / "out" / "00002.parquet").unlink()
+    dataset = TokenDataset.open(LocalFolder(root / "out"))
+    dataset.set_aside(ShardFailure("00002", "in/00002.tar", "OSError: bad sector", 3))
+    status, text = seed_shards("status", str(root / "out"), "--input", str(root / "in"))
+    assert status == 1
+    assert "missing 00001" in text
+    assert "failed 00002: OSError: bad sector" in text
+
+
+def test_show_prints_documents(root: Path) -> None:
+    status, text = seed_shards("show", str(root / "out"), "--shard", "00001", "--start", "1", "--limit", "2")
+    assert status == 0
+    assert text.count("--- ") == 2
+    assert '"caption 15"' in text
+    assert "<image: " in text
+
+
+def test_a_sound_folder_has_no_faults(root: Path) -> None:
+    assert seed_shards("validate", str(root / "out")) == (0, "3 token shards checked, 0 faults\n")
+
+
+def rewrite_footer(path: Path, change: Callable[[dict], None]) -> None:
+    """Write a token shard again with a changed footer."""
+    table = pq.read_table(path)
+    footer = json.loads(pq.read_metadata(path).metadata[FOOTER_KEY])
+    change(footer)
+    schema = SCHEMA.with_metadata({FOOTER_KEY: json.dumps(footer)})
+    pq.write_table(pa.Table.from_arrays(table.columns, schema=schema), path)
+
+
+def other_fingerprint(footer: dict) -> None:
+    footer["fingerprint_components"]["weights"] = "others"
+    footer["fingerprint"] = Fingerprint(footer["fingerprint_components"]).hex
+
+
+def lose_samples(footer: dict) -> None:
+    footer["counts"]["samples_read"] += 1
+
+
+def no_ledger(footer: dict) -> None:
+    footer["quarantine"] = None
+
+
+FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "truncated": (lambda out: os.truncate(out / "00000.parquet", 500), r"00000\.parquet"),
+    "garbage": (lambda out: (out / "00000.parquet").write_bytes(b"x" * 50), r"00000\.parquet"),
+    "other tokenizer": (
+        lambda out: rewrite_footer(out / "00000.parquet", other_fingerprint), "weights: others here"
+    ),
+    "kind": (
+        lambda out: rewrite_footer(out / "00000.parquet", lambda footer: footer.update(kind="chats")),
+        "kind chats, the folder holds pairs",
+    ),
+    "balance": (lambda out: rewrite_footer(out / "00000.parquet", lose_samples), "15 samples read, but 12"),
+    "ledger missing": (lambda out: (out / "00001.quarantine.jsonl").unlink(), "00001.*jsonl: missing"),
+    "ledger changed": (
+        lambda out: (out / "00001.quarantine.jsonl").write_bytes(b"{}\n"), "is not what its token shard was"
+    ),
+    "ledger of nobody": (
+        lambda out: rewrite_footer(out / "00000.parquet", no_ledger), "its token shard names no ledger"
+    ),
+    "orphan": (lambda out: (out / "00002.parquet").unlink(), "a ledger without token shard"),
+    "twice": (
+        lambda out: [
+            shutil.copy(out / f"00000{suffix}", out / f"copy{suffix}")
+            for suffix in (".parquet", ".quarantine.jsonl")
+        ],
+        "tokenized twice, as 00000 and copy",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_validate_finds(name: str, root: Path) -> None:
+    damage, expected = FAULTS[name]
+    damage(root / "out")
+    status, text = seed_shards("validate", str(root / "out"))
+    assert status == 1
+    assert re.search(expected, text), text
+
+
+def test_clean_removes_old_unfinished_files_only(root: Path) -> None:
+    old, young = (root / "out" / f".tmp-{name}.parquet-1" for name in ("old", "young"))
+    for path in (old, young):
+        path.touch()
+    os.utime(old, (time.time() - 1e6, time.time() - 1e6))
+    status, _ = seed_shards("clean", str(root / "out"))
+    assert status == 0
+    assert not old.exists()
+    assert young.exists()
+
+
+@pytest.mark.parametrize("command", ["info", "status", "validate", "show"])
+def test_a_folder_that_is_none(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert seed_shards(command, str(tmp_path / "nowhere"))[0] == 2
+    assert f"{tmp_path / 'nowhere'}: no folder of token shards" in capsys.readouterr().err

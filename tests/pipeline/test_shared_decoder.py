@@ -1,0 +1,131 @@
+"""Pictures are decoded here or by helpers, each once, in any weather; codes cannot tell where."""
+
+import random
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from pipeline.decode import DecodedFrames, DecodeError, DecodeTask
+from pipeline.decode_pool import DecodePool, DecodePoolConfig
+from pipeline.shared_decoder import Decoded, SharedDecoder, decode_many
+from tests.pipeline.tiny_shards import png
+from tokenizer.preprocess import PreprocessConfig, load_image
+
+
+class SlowPool(DecodePool):
+    """One local decoder that takes its time, so that there is work for helpers."""
+
+    def __init__(self, max_in_flight: int) -> None:
+        super().__init__(DecodePoolConfig(num_workers=0, max_in_flight=max_in_flight))
+        self._threads_of_mine = ThreadPoolExecutor(1)
+
+    def submit(self, task: DecodeTask) -> "Future[DecodedFrames]":
+        def work() -> DecodedFrames:
+            time.sleep(0.005)
+            return super(SlowPool, self).submit(task).result()
+
+        return self._threads_of_mine.submit(work)
+
+
+class Helper:
+    """A helper in threads of this process; can be told to fail."""
+
+    def __init__(self, failing_after: int | None = None) -> None:
+        self._pool = DecodePool(DecodePoolConfig(num_workers=0))
+        self._threads = ThreadPoolExecutor(2)
+        self._left = failing_after
+        self.num_groups = 0
+
+    def __call__(self, tasks: Sequence[DecodeTask]) -> "Future[list[Decoded]]":
+        self.num_groups += 1
+        if self._left is not None:
+            self._left -= 1
+            if self._left < 0:
+                return self._threads.submit(self._die)
+        return self._threads.submit(decode_many, self._pool, tasks)
+
+    def _die(self) -> list[Decoded]:
+        raise ConnectionError("the node is gone")
+
+
+def check(decoder: SharedDecoder, count: int) -> None:
+    """Submit sound and bad pictures; every future has the pixels of its own."""
+    config = PreprocessConfig()
+    futures = [
+        decoder.submit(DecodeTask(b"bad" if index % 10 == 9 else png(index % 30))) for index in range(count)
+    ]
+    expected = {index: load_image(png(index), config) for index in range(30)}
+    for index, future in enumerate(futures):
+        if index % 10 == 9:
+            with pytest.raises(DecodeError):
+                future.result(timeout=30)
+        else:
+            assert np.array_equal(future.result(timeout=30).pixels[0], expected[index % 30])
+
+
+def test_helpers_take_what_is_too_much_for_this_machine() -> None:
+    decoder = SharedDecoder(SlowPool(3))
+    decoder.set_helpers({"a": Helper(), "b": Helper()})
+    check(decoder, 300)
+    assert decoder.counts.helped > 100
+    assert decoder.counts.local > 0
+    assert decoder.counts.helped + decoder.counts.local == 300
+
+
+def test_without_helpers_everything_is_decoded_here() -> None:
+    decoder = SharedDecoder(SlowPool(3))
+    check(decoder, 60)
+    assert decoder.counts.local == 60
+
+
+def test_few_pictures_do_not_wait_for_a_group_to_fill() -> None:
+    decoder = SharedDecoder(SlowPool(2))
+    decoder.set_helpers({"a": Helper()})
+    check(decoder, 7)
+
+
+@pytest.mark.parametrize("failing_after", [0, 1, 4])
+def test_the_pictures_of_a_helper_that_dies_are_decoded_here(failing_after: int) -> None:
+    decoder = SharedDecoder(SlowPool(3))
+    decoder.set_helpers({"a": Helper(failing_after)})
+    check(decoder, 150)
+    assert decoder.counts.helpers_lost == 1
+
+
+@pytest.mark.parametrize(("num_workers", "max_in_flight"), [(1, 2), (2, 3), (2, 8)])
+def test_real_processes_with_few_places_do_not_wait_for_each_other(
+    num_workers: int, max_in_flight: int
+) -> None:
+    """The pool frees a place after its callbacks: submitting from one must never need that very place."""
+    with DecodePool(DecodePoolConfig(num_workers=num_workers, max_in_flight=max_in_flight)) as pool:
+        decoder = SharedDecoder(pool)
+        decoder.set_helpers({"a": Helper(), "b": Helper(failing_after=2)})
+        check(decoder, 200)
+
+
+def test_a_pool_without_a_place_to_spare_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_in_flight must be above 1"):
+        SharedDecoder(SlowPool(1))
+
+
+def test_helpers_that_come_and_go() -> None:
+    decoder = SharedDecoder(SlowPool(3))
+    is_over = threading.Event()
+
+    def change() -> None:
+        rng = random.Random(0)
+        while not is_over.wait(0.002):
+            names = [name for name in "abc" if rng.random() < 0.5]
+            decoder.set_helpers({name: Helper(rng.choice([None, 1])) for name in names})
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        check(decoder, 300)
+    finally:
+        is_over.set()
+        thread.join()
