@@ -34,8 +34,8 @@ def connect() -> None:
 def _own_code() -> dict[str, Any]:
     """A runtime environment that brings our packages to every node.
 
-    Empty for a submitted job, which brings its working directory, and for an installed copy, which is taken to
-    be installed on all nodes.
+    Empty for a submitted job, which brings its working directory, and for an installed copy, which is taken
+    to be installed on all nodes.
     """
     root = Path(__file__).resolve().parent.parent
     if SUBMITTED_JOB_VARIABLE in os.environ or not (root / "pyproject.toml").exists():

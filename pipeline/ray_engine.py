@@ -20,15 +20,14 @@ from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.actor_plan import ActorShape, plan_actors, plan_helpers
 from pipeline.batching_encoder import EncoderError
 from pipeline.decode import DecodeTask
-from pipeline.decode_pool import DecodePool, DecodePoolConfig
 from pipeline.encode_shard import ShardCancelledError
 from pipeline.local_workers import ShardMoves, fatal_message, is_fatal, one_line, worker_status
 from pipeline.ray_cluster import connect
+from pipeline.ray_helpers import RayHelpers
 from pipeline.shard_driver import (
     PoolError,
     ShardDone,
@@ -40,7 +39,7 @@ from pipeline.shard_driver import (
 )
 from pipeline.shard_schedule import Loss
 from pipeline.shard_task import ShardTask
-from pipeline.shared_decoder import Decoded, decode_many
+from pipeline.shared_decoder import Decoded
 from pipeline.tokenize_config import TokenizeConfig
 from pipeline.worker_tools import WorkerSetup, decode_pool_config, open_tools
 
@@ -49,10 +48,8 @@ logger = logging.getLogger(__name__)
 STATUS_EVERY_S = 2.0
 RESIZE_EVERY_S = 5.0
 COMPLAIN_EVERY_S = 60.0
-INTRODUCE_EVERY_S = 30.0
-"""Actors forget a helper that failed them once; one that came back is introduced again."""
-HELPER_CALLS_AT_A_TIME = 8
-"""That a helper works on."""
+HELPER_TIMEOUT_S = 120.0
+"""For a group; then its pictures are decoded here, whatever became of the helper."""
 HELPER_CALLS_UNDER_WAY = 32
 """Of one actor."""
 PROBE_EVERY_S = 1.0
@@ -109,23 +106,14 @@ class EncodeActor:
 
     def _ask_helper(self, handle: Any, tasks: Sequence[DecodeTask]) -> "Future[list[Decoded]]":
         # Not ObjectRef.future(): its callbacks run in a thread of Ray that must make no calls of its own.
-        return self._askers.submit(lambda: ray.get(handle.decode.remote(list(tasks))))
+        return self._askers.submit(
+            lambda: ray.get(handle.decode.remote(list(tasks)), timeout=HELPER_TIMEOUT_S)
+        )
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
         """Give up the shards in hand at their next sample."""
         self._tools.shards.is_cancelled.set()
-
-
-class DecodeHelper:
-    """Decodes for the actors of other nodes, on a node that has no GPU."""
-
-    def __init__(self, config: DecodePoolConfig) -> None:
-        self._pool = DecodePool(config)
-
-    def decode(self, tasks: list[DecodeTask]) -> list[Decoded]:
-        """See ``shared_decoder.decode_many``."""
-        return decode_many(self._pool, tasks)
 
 
 @dataclass
@@ -156,9 +144,7 @@ class RayWorkers:
         self._actors: dict[str, _Actor] = {}
         self._calls: dict[Any, tuple[str, str]] = {}
         """Ref -> worker, and the shard's name or ``status`` or ``join`` behind a colon."""
-        self._helpers: dict[str, Any] = {}
-        """By node."""
-        self._next_introduction_s = 0.0
+        self._helpers = RayHelpers(lambda cores: decode_pool_config(setup_for("cpu", 1), cores))
         self._num_born = 0
         self._num_barren = 0
         self._next_status_s = 0.0
@@ -197,11 +183,11 @@ class RayWorkers:
                     actor.handle.stop.remote()
             if running:
                 ray.wait(running, num_returns=len(running), timeout=STOP_GRACE_S)
-        for handle in [*(actor.handle for actor in self._actors.values()), *self._helpers.values()]:
+        for actor in self._actors.values():
             with contextlib.suppress(RayError):
-                ray.kill(handle)
+                ray.kill(actor.handle)
+        self._helpers.close()
         self._actors.clear()
-        self._helpers.clear()
         self._calls.clear()
 
     def _resize(self, num_wanted: int) -> None:
@@ -214,7 +200,9 @@ class RayWorkers:
         helpers = plan_helpers(self._config, nodes)
         workers = [resources for node_id, resources in nodes.items() if node_id not in helpers]
         shape, num_places = plan_actors(self._config, workers)
-        self._update_helpers(helpers, now)
+        if self._helpers.update(helpers, now):
+            for actor in self._actors.values():
+                self._introduce_helpers(actor)
         wanted = min(num_places, num_wanted)
         for _ in range(wanted - len(self._actors)):
             self._start_actor(shape, now)
@@ -225,25 +213,9 @@ class RayWorkers:
                 shape.num_cpus, shape.num_gpus, _readable(ray.available_resources()),
             )  # fmt: skip
 
-    def _update_helpers(self, wanted: dict[str, int], now: float) -> None:
-        """Have a helper on each of these nodes, with so many processes; tell the actors."""
-        changed = wanted.keys() != self._helpers.keys()
-        for node_id in self._helpers.keys() - wanted.keys():
-            del self._helpers[node_id]
-        for node_id in wanted.keys() - self._helpers.keys():
-            config = decode_pool_config(self._setup_for("cpu", 1), wanted[node_id])
-            remote = ray.remote(
-                num_cpus=wanted[node_id],
-                max_restarts=-1,
-                max_concurrency=HELPER_CALLS_AT_A_TIME,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-            )(DecodeHelper)
-            self._helpers[node_id] = remote.remote(config)
-        if changed or (self._helpers and now >= self._next_introduction_s):
-            self._next_introduction_s = now + INTRODUCE_EVERY_S
-            for actor in self._actors.values():
-                if actor.node_id:
-                    actor.handle.set_helpers.remote(self._helpers)
+    def _introduce_helpers(self, actor: _Actor) -> None:
+        if actor.node_id:
+            actor.handle.set_helpers.remote(self._helpers.ready)
 
     def _start_actor(self, shape: ActorShape, now: float) -> None:
         self._num_born += 1
@@ -286,8 +258,7 @@ class RayWorkers:
             return self._reached_again(worker_id)
         if call == ":join":
             actor.node_id = answer
-            if self._helpers:
-                actor.handle.set_helpers.remote(self._helpers)
+            self._introduce_helpers(actor)
             return [WorkerJoined(worker_id, self._config.shards_in_flight)]
         if call == ":status":
             actor.is_asked = False

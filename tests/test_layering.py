@@ -16,6 +16,7 @@ ALLOWED = {
 RAY_FILES = {
     "pipeline/ray_cluster.py",
     "pipeline/ray_engine.py",
+    "pipeline/ray_helpers.py",
     "pipeline/ray_metrics.py",
     "pipeline/ray_tasks.py",
 }
