@@ -13,13 +13,7 @@ ALLOWED = {
     "trainer": {"schemas", "tokenizer"},
     "jobs": {"schemas", "tokenizer", "pipeline", "trainer"},
 }
-RAY_FILES = {
-    "pipeline/ray_cluster.py",
-    "pipeline/ray_engine.py",
-    "pipeline/ray_helpers.py",
-    "pipeline/ray_metrics.py",
-    "pipeline/ray_tasks.py",
-}
+RAY_FILES = {f"pipeline/ray_{name}.py" for name in ("cluster", "engine", "helpers", "metrics", "tasks")}
 
 
 def imported_packages(path: Path) -> set[str]:
