@@ -89,6 +89,7 @@ def _copy(model: ContrastiveModel, ours: Mapping[str, Tensor]) -> None:
         if parameters[name].shape != tensor.shape:
             raise ValueError(
                 f"initial weights: {name} is {list(tensor.shape)}, the model has "
-                f"{list(parameters[name].shape)}; sizes (model, vocabulary, embed_dim) must be those of the weights"
+                f"{list(parameters[name].shape)}; sizes (model, vocabulary, embed_dim) must be those of the "
+                "weights"
             )
         parameters[name].copy_(tensor)
