@@ -40,8 +40,8 @@ class StagedFile(ABC):
     path: Path
 
     @abstractmethod
-    def commit(self) -> None:
-        """Make it visible, whole, in one step."""
+    def commit(self, name: str | None = None) -> None:
+        """Make it visible, whole, in one step; as ``name`` where that was not known from the beginning."""
 
     def touch(self) -> None:
         """Show that its writer is alive."""
@@ -57,28 +57,32 @@ class StagedFile(ABC):
 
 
 class _LocalStagedFile(StagedFile):
-    def __init__(self, destination: Path) -> None:
+    def __init__(self, folder: Path, name: str) -> None:
+        destination = folder / name
         destination.parent.mkdir(parents=True, exist_ok=True)
-        self._destination = destination
+        self._folder = folder
+        self._name = name
         self.path = temporary_path(destination)
         self.path.touch()
 
-    def commit(self) -> None:
+    def commit(self, name: str | None = None) -> None:
+        destination = self._folder / (name or self._name)
         sync_file(self.path)
-        os.replace(self.path, self._destination)
-        sync_directory(self._destination.parent)
+        os.replace(self.path, destination)
+        sync_directory(destination.parent)
 
 
 class _ObjectStagedFile(StagedFile):
-    def __init__(self, filesystem: fsspec.AbstractFileSystem, key: str) -> None:
+    def __init__(self, filesystem: fsspec.AbstractFileSystem, root: str, name: str) -> None:
         self._filesystem = filesystem
-        self._key = key
-        descriptor, path = tempfile.mkstemp(prefix=f"seed-shards-{key.rsplit('/', 1)[-1]}-")
+        self._root = root
+        self._name = name
+        descriptor, path = tempfile.mkstemp(prefix=f"seed-shards-{name.rsplit('/', 1)[-1]}-")
         os.close(descriptor)
         self.path = Path(path)
 
-    def commit(self) -> None:
-        self._filesystem.put_file(str(self.path), self._key)
+    def commit(self, name: str | None = None) -> None:
+        self._filesystem.put_file(str(self.path), f"{self._root}/{name or self._name}")
 
 
 class Folder(ABC):
@@ -116,6 +120,10 @@ class Folder(ABC):
     @abstractmethod
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
+
+    @abstractmethod
+    def modified_s(self, name: str) -> float:
+        """When a file was written, in seconds since 1970. Raises FileNotFoundError."""
 
     @abstractmethod
     def parquet_source(self, name: str) -> dict[str, Any]:
@@ -157,10 +165,13 @@ class LocalFolder(Folder):
         return create_exclusively(self.path / name, data)
 
     def stage(self, name: str) -> StagedFile:
-        return _LocalStagedFile(self.path / name)
+        return _LocalStagedFile(self.path, name)
 
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
+
+    def modified_s(self, name: str) -> float:
+        return (self.path / name).stat().st_mtime
 
     def parquet_source(self, name: str) -> dict[str, Any]:
         return {"source": self.path / name, "filesystem": None}
@@ -211,11 +222,14 @@ class ObjectFolder(Folder):
         return True
 
     def stage(self, name: str) -> StagedFile:
-        return _ObjectStagedFile(self._filesystem, self._key(name))
+        return _ObjectStagedFile(self._filesystem, self._root, name)
 
     def remove(self, name: str) -> None:
         if self.exists(name):
             self._filesystem.rm_file(self._key(name))
+
+    def modified_s(self, name: str) -> float:
+        return float(self._filesystem.modified(self._key(name)).timestamp())
 
     def parquet_source(self, name: str) -> dict[str, Any]:
         filesystem = pa_fs.PyFileSystem(pa_fs.FSSpecHandler(self._filesystem))

@@ -20,7 +20,7 @@ from pipeline.storage import LocalFolder
 from pipeline.token_dataset import DatasetManifest, TokenDataset
 from schemas.fingerprint import Fingerprint
 from schemas.token_shard import FOOTER_KEY, SCHEMA
-from tests.pipeline.tiny_shards import open_encoder, task_for, write_shards
+from tests.pipeline.tiny_shards import ledger_of, open_encoder, task_for, write_shards
 
 
 @pytest.fixture(scope="module")
@@ -120,18 +120,16 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
         "kind chats, the folder holds pairs",
     ),
     "balance": (lambda out: rewrite_footer(out / "00000.parquet", lose_samples), "15 samples read, but 12"),
-    "ledger missing": (lambda out: (out / "00001.quarantine.jsonl").unlink(), "00001.*jsonl: missing"),
+    "ledger missing": (lambda out: ledger_of(out / "00001.parquet").unlink(), "00001.*jsonl: missing"),
     "ledger changed": (
-        lambda out: (out / "00001.quarantine.jsonl").write_bytes(b"{}\n"), "is not what its token shard was"
+        lambda out: ledger_of(out / "00001.parquet").write_bytes(b"{}\n"), "is not what its token shard was"
     ),
-    "ledger of nobody": (
-        lambda out: rewrite_footer(out / "00000.parquet", no_ledger), "its token shard names no ledger"
+    "no ledger": (
+        lambda out: rewrite_footer(out / "00000.parquet", no_ledger), "2 samples quarantined, but no ledger"
     ),
-    "orphan": (lambda out: (out / "00002.parquet").unlink(), "a ledger without token shard"),
     "twice": (
         lambda out: [
-            shutil.copy(out / f"00000{suffix}", out / f"copy{suffix}")
-            for suffix in (".parquet", ".quarantine.jsonl")
+            shutil.copy(path, out / path.name.replace("00000", "copy", 1)) for path in out.glob("00000*")
         ],
         "tokenized twice, as 00000 and copy",
     ),
@@ -156,6 +154,27 @@ def test_clean_removes_old_unfinished_files_only(root: Path) -> None:
     assert status == 0
     assert not old.exists()
     assert young.exists()
+
+
+def test_a_ledger_that_no_token_shard_names_is_no_fault_and_clean_removes_it(root: Path) -> None:
+    out = root / "out"
+    orphan = ledger_of(out / "00002.parquet")
+    (out / "00002.parquet").unlink()
+    replaced = out / "00000.quarantine-01234567.jsonl"
+    replaced.write_bytes(b"")
+    status, text = seed_shards("validate", str(out))
+    assert status == 0, text
+    assert f"note: {orphan.name}: no token shard names this ledger" in text
+    assert f"note: {replaced.name}: " in text
+    seed_shards("clean", str(out))
+    assert orphan.exists(), "a run may be about to commit the token shard"
+    os.utime(orphan, (time.time() - 1e6,) * 2)
+    seed_shards("clean", str(out))
+    assert not orphan.exists()
+    assert seed_shards("clean", str(out), "--older-than-hours", "0")[0] == 0
+    assert not replaced.exists()
+    assert ledger_of(out / "00000.parquet").exists()
+    assert seed_shards("validate", str(out)) == (0, "2 token shards checked, 0 faults\n")
 
 
 @pytest.mark.parametrize("command", ["info", "status", "validate", "show"])

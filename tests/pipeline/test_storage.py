@@ -13,6 +13,7 @@ import pytest
 from pipeline.encode_shard import check_written
 from pipeline.fault_points import VARIABLE
 from pipeline.inspect_shards import main as seed_shards
+from pipeline.shard_task import ledger_name
 from pipeline.storage import Folder, open_folder
 from schemas.token_shard import check_token_shard
 from tests.pipeline.tiny_shards import open_encoder, run_job, task_for, token_files, write_shards
@@ -116,7 +117,8 @@ def test_a_shard_is_committed_and_read_back(folder: Folder, tmp_path: Path) -> N
         report = encoder.encode(task_for(source))
     footer = check_token_shard(**folder.parquet_source("00000.parquet"))
     assert footer.counts == report.counts
-    assert folder.names().keys() == {"00000.parquet", "00000.quarantine.jsonl"}
+    assert footer.quarantine is not None
+    assert folder.names().keys() == {"00000.parquet", ledger_name("00000", footer.quarantine.sha256)}
 
 
 def test_old_temporaries_are_found_and_young_ones_are_left(tmp_path: Path) -> None:
