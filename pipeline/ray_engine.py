@@ -253,13 +253,13 @@ class RayWorkers:
         except RayActorError as error:
             return self._lost(worker_id, error)
         except RayError as error:
-            return [] if call.startswith(":") else [ShardFailed(worker_id, call, one_line(error))]
+            if call.startswith(":"):
+                return self._own_call_failed(worker_id, call, error)
+            return [ShardFailed(worker_id, call, one_line(error))]
         if call == ":probe":
-            return self._reached_again(worker_id)
+            return self._reached_again(worker_id, answer)
         if call == ":join":
-            actor.node_id = answer
-            self._introduce_helpers(actor)
-            return [WorkerJoined(worker_id, self._config.shards_in_flight)]
+            return self._joined(worker_id, answer)
         if call == ":status":
             actor.is_asked = False
             return [answer]
@@ -268,6 +268,20 @@ class RayWorkers:
         elif isinstance(answer, ShardDone):
             self._num_barren = 0
         return [] if answer is None else [answer]
+
+    def _joined(self, worker_id: str, node_id: str) -> list[WorkerEvent]:
+        actor = self._actors[worker_id]
+        actor.node_id = node_id
+        self._introduce_helpers(actor)
+        return [WorkerJoined(worker_id, self._config.shards_in_flight)]
+
+    def _own_call_failed(self, worker_id: str, call: str, error: RayError) -> list[WorkerEvent]:
+        """A call about no shard failed, and not because the actor died: it is made again."""
+        logger.warning("worker=%s %s failed: %s", worker_id, call[1:], one_line(error)[:MAX_ERROR_CHARS])
+        if call == ":status":
+            self._actors[worker_id].is_asked = False
+            return []
+        return self._cut_off(worker_id, call)
 
     def _cut_off(self, worker_id: str, call: str) -> list[WorkerEvent]:
         """A call broke off: the actor or its node died, or only the connection. Ray knows a little later."""
@@ -281,7 +295,11 @@ class RayWorkers:
         if now - actor.cut_off_s < MAX_CUT_OFF_S:
             return []
         self.end_worker(worker_id)
-        return [WorkerLost(worker_id, Loss.NODE_LOST, f"not reached for {MAX_CUT_OFF_S:g} s")]
+        line = f"not reached for {MAX_CUT_OFF_S:g} s"
+        if not actor.node_id:  # nobody knows this worker yet
+            logger.warning("worker=%s did not start: %s", worker_id, line)
+            return []
+        return [WorkerLost(worker_id, Loss.NODE_LOST, line)]
 
     def _probe(self) -> None:
         now = time.monotonic()
@@ -290,12 +308,12 @@ class RayWorkers:
                 actor.next_probe_s = math.inf
                 self._calls[actor.handle.node_id.remote()] = (worker_id, ":probe")
 
-    def _reached_again(self, worker_id: str) -> list[WorkerEvent]:
+    def _reached_again(self, worker_id: str, node_id: str) -> list[WorkerEvent]:
         """It was only the connection; an actor that still works on what we gave up must not go on."""
         actor = self._actors[worker_id]
         if not actor.interrupted:
             actor.cut_off_s = None
-            return []
+            return [] if actor.node_id else self._joined(worker_id, node_id)
         self.end_worker(worker_id)
         return [WorkerLost(worker_id, Loss.NODE_LOST, "the connection to the actor was lost")]
 
