@@ -6,8 +6,8 @@ the driver a million small steps, whatever the number of samples.
 Blame. A shard whose reading or writing raised an error is at fault by itself. When a worker dies, every shard
 in its hands is a suspect, and the guilty one cannot be told; suspects are therefore repeated one at a time,
 each alone on a worker. The innocent then succeed, and a shard that kills its worker again is at fault without
-doubt. A node that is lost (preempted, powered off) is nobody's fault, up to a generous bound that catches a
-shard that takes whole nodes down.
+doubt. A node that is lost (preempted, powered off) or a model that fails (a batch holds images of several
+shards) is nobody's fault, up to a generous bound that catches a shard that takes whole nodes down.
 """
 
 import heapq
@@ -27,6 +27,8 @@ class Loss(StrEnum):
     CRASHED = "crashed"
     STALLED = "stalled"
     NODE_LOST = "node_lost"
+    MODEL_FAILED = "model_failed"
+    """The model gave an error on a batch: out of GPU memory, a GPU that is broken."""
     RETIRED = "retired"
 
 
@@ -161,7 +163,7 @@ class ShardSchedule:
                 self._push_retry(state, now_s, delay_s=0.0)
                 continue
             state.must_be_alone = loss is not Loss.STALLED
-            if loss is Loss.NODE_LOST and state.node_losses < MAX_NODE_LOSSES:
+            if loss in (Loss.NODE_LOST, Loss.MODEL_FAILED) and state.node_losses < MAX_NODE_LOSSES:
                 state.node_losses += 1
                 state.must_be_alone = state.node_losses > MAX_NODE_LOSSES // 2
                 self._push_retry(state, now_s, delay_s=0.0)

@@ -9,15 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorUnavailableError, RaySystemError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RaySystemError
 
 from pipeline import ray_engine
 from pipeline.ray_engine import RayWorkers
-from pipeline.shard_driver import WorkerEvent, WorkerJoined, WorkerStatus
+from pipeline.shard_driver import PoolError, ShardDriver, WorkerEvent, WorkerJoined, WorkerLost, WorkerStatus
+from pipeline.shard_schedule import Loss, ShardSchedule
 from pipeline.tokenize_config import TokenizeConfig
+from tests.pipeline.simulated_workers import tasks_named
 
 Answer = Callable[[int, str, int], Any]
-"""What the n-th call of a method of an actor brings: a value, an exception to raise, None for no answer yet."""
+"""What the n-th call of a method of an actor brings: a value, an exception, None for nothing yet."""
 
 
 @dataclass
@@ -147,3 +149,23 @@ def test_a_call_that_fails_once_is_made_again(open_workers, method: str) -> None
     events = poll(open_workers(answer), 6)
     assert events[0] == WorkerJoined("actor-1", 2)
     assert WorkerStatus("actor-1") in events
+
+
+def out_of_memory(worker_id: str, task: object) -> WorkerLost:
+    return WorkerLost(worker_id, Loss.MODEL_FAILED, "EncoderError: CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    ("encode", "message"),
+    [
+        (out_of_memory, r"the model fails on every worker: .*out of memory.*--batch-size"),
+        (ActorDiedError(), "workers end before they finish a shard"),
+    ],
+)
+def test_workers_that_all_fail_end_the_run_and_set_no_shard_aside(open_workers, encode, message: str) -> None:
+    """A model that is too large for the GPU, or a GPU that is broken, is the fault of no shard."""
+    workers = open_workers(lambda index, method, number: {"node_id": "n", "encode": encode}.get(method))
+    schedule = ShardSchedule(tasks_named(100))
+    with pytest.raises(PoolError, match=message):
+        ShardDriver(schedule, workers, []).run(should_stop=lambda: len(ray_engine.ray.handles) > 50)
+    assert schedule.failures == {}

@@ -114,14 +114,16 @@ def test_an_error_that_passes_is_tried_again_after_a_pause() -> None:
     assert pool.now_s == 0.5 + 3 * 1 + 2 + 4, "the start, three attempts, pauses of 2 s and 4 s"
 
 
-def test_losing_nodes_is_nobodys_fault_within_reason() -> None:
-    notes, _, _ = simulate(6, lambda task, attempt: Fate(1.0, "node" if attempt <= 8 else "done"))
+@pytest.mark.parametrize("kind", ["node", "model"])
+def test_losing_nodes_is_nobodys_fault_within_reason(kind: str) -> None:
+    notes, _, _ = simulate(6, lambda task, attempt: Fate(1.0, kind if attempt <= 8 else "done"))
     assert notes.set_aside == []
 
 
-def test_a_shard_that_takes_every_node_down_is_set_aside_in_the_end() -> None:
+@pytest.mark.parametrize("kind", ["node", "model"])
+def test_a_shard_that_takes_every_node_down_is_set_aside_in_the_end(kind: str) -> None:
     def fate(task: ShardTask, attempt: int) -> Fate:
-        return Fate(1.0, "node" if task.name == "000002" else "done")
+        return Fate(1.0, kind if task.name == "000002" else "done")
 
     notes, pool, _ = simulate(6, fate)
     assert notes.set_aside == ["000002"]
