@@ -20,7 +20,7 @@ from pipeline.storage import LocalFolder
 from pipeline.token_dataset import DatasetManifest, TokenDataset
 from schemas.fingerprint import Fingerprint
 from schemas.token_shard import FOOTER_KEY, SCHEMA
-from tests.pipeline.tiny_shards import ledger_of, open_encoder, task_for, write_shards
+from tests.pipeline.tiny_shards import ledger_of, open_encoder, run_job, task_for, write_shards, write_tar
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +181,24 @@ def test_a_ledger_that_no_token_shard_names_is_no_fault_and_clean_removes_it(roo
 def test_a_folder_that_is_none(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert seed_shards(command, str(tmp_path / "nowhere"))[0] == 2
     assert f"{tmp_path / 'nowhere'}: no folder of token shards" in capsys.readouterr().err
+
+
+def test_a_shard_whose_name_begins_with_an_underscore_is_one_like_any_other(tmp_path: Path) -> None:
+    source = write_shards(tmp_path / "in", 1, 14) / "00000.tar"
+    source.rename(source.with_name("_a.tar"))
+    for expected in ("1 token shards written", "0 token shards written"):
+        result = run_job("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
+        assert (result.returncode, expected in result.stdout) == (0, True), result.stdout + result.stderr
+    assert seed_shards("validate", str(tmp_path / "out")) == (0, "1 token shards checked, 0 faults\n")
+
+
+@pytest.mark.parametrize("name", ["_logs/a", "_failed/part/a", ".tmp-a"])
+def test_a_shard_that_nobody_would_find_again_is_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "in" / f"{name}.tar"
+    path.parent.mkdir(parents=True)
+    write_tar(path, [])
+    pattern = f"{tmp_path}/in/./{name}.tar"
+    result = run_job("--input", pattern, "--output", str(tmp_path / "out"))
+    assert result.returncode != 0
+    assert f"would be written as '{name}'" in result.stderr, result.stderr
+    assert not (tmp_path / "out").exists()
