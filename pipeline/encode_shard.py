@@ -218,6 +218,7 @@ class _ShardRun:
     def _wait(self, future: "Future[EncodedFrames]", batches: BatchInput) -> None:
         while not batches.wait(future, timeout_s=1.0):
             self._check_cancelled()
+        self._moved()
 
     def _write(self, item: _PendingDocument | QuarantineRecord, writer: TokenShardWriter) -> None:
         self._moved()

@@ -168,6 +168,18 @@ def test_one_document_with_more_images_than_may_be_under_way(tmp_path: Path) -> 
         assert encoder.encode(ShardTask("a", "a.tar")).counts.images_written == 50
 
 
+def test_each_image_that_is_done_is_a_sign_of_life(tmp_path: Path) -> None:
+    """One document of hundreds of images may keep a slow model busy for longer than --stall-timeout."""
+    document = RawDocument("k", tuple(RawImage(GOOD, "png") for _ in range(50)))
+    for images_in_flight in (3, 100):
+        moves: list[None] = []
+        with open_encoder(
+            tmp_path, read=read_made_up([document]), images_in_flight=images_in_flight
+        ) as encoder:
+            encoder.encode(ShardTask("a", "a.tar"), lambda: moves.append(None))  # noqa: B023
+        assert len(moves) >= 50
+
+
 def test_memory_stays_bounded_while_a_shard_streams(tmp_path: Path) -> None:
     alive = most = 0
 
