@@ -2,8 +2,8 @@
 
 Decoding in the process that runs Python and the GPU slows both, and a decoder that crashes or never returns
 must cost one sample, not the actor. So each worker is a process of its own. One that dies or exceeds the time
-limit is replaced, and the tasks in its hands go to its successor: first the one it was at, alone. Only if that
-one ends its second worker too is it refused, for a worker may also die of what is not the task's fault (the
+limit is replaced, and the tasks in its hands go to its successor: first the one it was at, alone. Only if it
+ends its second worker too is that one refused, for a worker may also die of what is not the task's fault (the
 out-of-memory killer, the end of a preempted node), and what is refused is lost for good.
 
 One thread per worker waits on its socket (asleep, without the GIL), keeps a few tasks in the worker's hands
