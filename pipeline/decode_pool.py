@@ -247,7 +247,7 @@ class DecodePool:
 
     def _feed(self, worker: DecodeProcess, in_hand: deque[PendingTask], index: int) -> None:
         """Keep the worker busy until the pool closes; returns with nothing in hand. Raises WorkerGone."""
-        is_closing = False
+        is_closing = self._closing.is_set()  # the predecessor may have taken the word of it from the queue
         while in_hand or not is_closing:
             if not is_closing and not any(pending.is_suspect for pending in in_hand):
                 num_free = self.config.slots_per_worker - len(in_hand)

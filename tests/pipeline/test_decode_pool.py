@@ -212,6 +212,18 @@ def test_close_finishes_what_is_being_decoded_and_cancels_the_rest() -> None:
     assert children() == known
 
 
+def test_close_survives_the_death_of_a_worker() -> None:
+    pool = hostile_pool(num_workers=1, timeout_s=30.0)
+    slow, crashing = pool.submit(DecodeTask(b"sleep 1")), pool.submit(DecodeTask(b"segfault"))
+    wait_until(crashing.running)  # both are in hand: submitted before the worker was up
+    closing = threading.Thread(target=pool.close, daemon=True)
+    closing.start()
+    closing.join(PATIENCE_S)
+    assert not closing.is_alive()
+    assert slow.result(0).pixels.shape == (1, 224, 224, 3)
+    assert reason_of(crashing) == Reason.DECODER_CRASHED
+
+
 def test_close_wakes_a_waiting_submitter() -> None:
     pool = hostile_pool(num_workers=1, max_in_flight=1, timeout_s=30.0)
     pool.submit(DecodeTask(b"1")).result(PATIENCE_S)
