@@ -1,6 +1,6 @@
 """Reading packed sequences into torch tensors: ids a second, in order and at random, and against others.
 
-    python benchmarks/packed_reading.py [--sequences 8192] [--seq-length 4096] [--json FILE]
+    python -m benchmarks.packed_reading [--sequences 8192] [--seq-length 4096] [--json FILE]
 
 Ours reads ids and what a training step needs besides (document bounds, loss mask, sources); `ids only` counts
 the ids column alone; with one row group cached, every random row pays for decoding the

@@ -1,6 +1,6 @@
 """How full rows get, how fast packing is, and what the whole build costs over tokenizing alone.
 
-    python benchmarks/packing.py [--documents 30000] [--json FILE]
+    python -m benchmarks.packing [--documents 30000] [--json FILE]
 
 Three parts: padding and speed of best-fit-decreasing and of exact filling on lengths with the shapes of
 pairs, emoji names, text and interleaved pages; the build of token shards with real texts (this repository's

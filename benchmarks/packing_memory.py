@@ -1,6 +1,6 @@
 """Peak memory of shuffling, planning and packing, from ten thousand to ten million documents.
 
-    python benchmarks/packing_memory.py [--documents 10000 100000 1000000 10000000] [--json FILE]
+    python -m benchmarks.packing_memory [--documents 10000 100000 1000000 10000000] [--json FILE]
 
 Synthetic pairs: lengths are drawn, ids are filler, so that no ten million captions have to be tokenized;
 everything from the rendered files on is the real build. Each size runs in a process of its own, whose peak
@@ -99,7 +99,7 @@ def main() -> None:
         return
     results = []
     for number in arguments.documents:
-        command = [sys.executable, __file__, "--one", str(number)]
+        command = [sys.executable, "-m", "benchmarks.packing_memory", "--one", str(number)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         results.append(json.loads(done.stdout))
         print(results[-1], flush=True)

@@ -64,10 +64,10 @@ class GenerateConfig:
             raise ValueError(f"precision must be fp32 or bf16, got {self.precision!r}")
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the job; returns the exit status."""
     try:
-        config = parse_config(GenerateConfig, description=__doc__ or "")
+        config = parse_config(GenerateConfig, arguments, __doc__ or "")
         for name in ("model", "text_tokenizer"):
             if not getattr(config, name):
                 raise ValueError(f"--{name} is missing")

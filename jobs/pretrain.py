@@ -50,12 +50,12 @@ class PretrainConfig(TrainConfig):
             raise ValueError(f"launcher must be torch or ray, got {self.launcher!r}")
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the job; returns the exit status."""
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        config = parse_config(PretrainConfig, description=__doc__ or "")
+        config = parse_config(PretrainConfig, arguments, __doc__ or "")
         result = launch(config)
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -46,6 +46,8 @@ class Frames(Protocol):
     """(N, 224, 224, 3) uint8."""
     times_s: tuple[float, ...]
     """Time of each frame; empty for an image."""
+    decoder: str
+    """What decoded a video; empty for an image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,7 @@ class EncodedFrames:
     codes: np.ndarray
     """(N, 32) uint16."""
     times_s: tuple[float, ...]
+    decoder: str = ""
 
 
 class EncoderError(RuntimeError):
@@ -85,6 +88,7 @@ class _Collector:
     def __init__(self, frames: Frames, future: "Future[EncodedFrames]") -> None:
         self.future = future
         self._times_s = frames.times_s
+        self._decoder = frames.decoder
         self._missing = len(frames.pixels)
         self._codes = np.empty((self._missing, CODES_PER_IMAGE), np.uint16)
 
@@ -92,7 +96,7 @@ class _Collector:
         self._codes[index] = codes
         self._missing -= 1
         if not self._missing:
-            self.future.set_result(EncodedFrames(self._codes, self._times_s))
+            self.future.set_result(EncodedFrames(self._codes, self._times_s, self._decoder))
 
     def fail(self, error: BaseException) -> None:
         if not self.future.done():

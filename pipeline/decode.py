@@ -4,6 +4,7 @@ The same function runs in the calling thread and in the processes of `pipeline.d
 """
 
 import importlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.quarantine import Reason
-from tokenizer.preprocess import ImageError, PreprocessConfig, load_image
+from tokenizer.preprocess import ImageError, PreprocessConfig, check_shape, load_image
+from tokenizer.resize import squash
 
 
 class TaskKind(StrEnum):
     """What the bytes hold."""
 
     IMAGE = "image"
+    VIDEO = "video"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,8 @@ class DecodeTask:
     kind: TaskKind = TaskKind.IMAGE
     num_frames: int = 1
     """Frames wanted; 1 for an image."""
+    options: str = ""
+    """Settings of the kind, as JSON: of a video, the fields of `video_frames.FrameSampling`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +44,8 @@ class DecodedFrames:
     """(num_frames, 224, 224, 3) RGB."""
     times_s: tuple[float, ...] = ()
     """Time of each frame within its clip; empty for an image."""
+    decoder: str = ""
+    """Videos only: what decoded it, with its version."""
 
 
 class DecodeError(ValueError):
@@ -69,7 +76,23 @@ def decode_image(task: DecodeTask, config: PreprocessConfig) -> DecodedFrames:
         raise DecodeError(error.reason, error.detail) from error
 
 
-DECODERS: Mapping[TaskKind, Decoder] = {TaskKind.IMAGE: decode_image}
+def decode_video(task: DecodeTask, config: PreprocessConfig) -> DecodedFrames:
+    """The sampled frames of one clip, each squashed like a picture."""
+    from pipeline.video_container import VideoError  # FFmpeg is loaded where there are videos only
+    from pipeline.video_frames import FrameSampling, sample_frames
+
+    try:
+        clip = sample_frames(task.data, FrameSampling(**json.loads(task.options or "{}")))
+        height, width = clip.frames[0].shape[:2]
+        check_shape(width, height, config)
+    except (VideoError, ImageError) as error:
+        raise DecodeError(error.reason, error.detail) from error
+    squashed = {id(frame): squash(frame, config.filter) for frame in clip.frames}  # repeated frames once
+    pixels = np.stack([squashed[id(frame)] for frame in clip.frames])
+    return DecodedFrames(pixels, clip.times_s, clip.decoder)
+
+
+DECODERS: Mapping[TaskKind, Decoder] = {TaskKind.IMAGE: decode_image, TaskKind.VIDEO: decode_video}
 
 
 def decode_task(task: DecodeTask, config: PreprocessConfig) -> DecodedFrames:

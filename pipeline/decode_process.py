@@ -170,8 +170,8 @@ class DecodeProcess:
         self.num_replied += 1
         if num_frames == 0:
             return DecodeError(Reason(body["reason"]), body["detail"])
-        pixels = self.buffers.copy(slot[: num_frames * FRAME_BYTES])
-        return DecodedFrames(pixels.reshape(num_frames, *FRAME_SHAPE), tuple(body))
+        pixels = self.buffers.copy(slot[: num_frames * FRAME_BYTES]).reshape(num_frames, *FRAME_SHAPE)
+        return DecodedFrames(pixels, tuple(body["times_s"]), body["decoder"])
 
     @property
     def num_begun(self) -> int:

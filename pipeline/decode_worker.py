@@ -43,7 +43,7 @@ FRAME_BYTES = IMAGE_SIZE * IMAGE_SIZE * 3
 COUNTER_BYTES = 4096  # one page
 INPUT_BYTES = 2**19  # larger files go through the socket; web pictures are 20 to 400 kB
 
-TASK_HEADER = struct.Struct("<BHQ")  # index of the kind, frames wanted, bytes that follow
+TASK_HEADER = struct.Struct("<BHIQ")  # index of the kind, frames wanted, bytes of options, bytes of data
 REPLY_HEADER = struct.Struct("<HI")  # frames in the slot (0: refused), bytes of JSON that follow
 READY = b"ready"
 REPLY_DELAY_S = 0.02
@@ -101,8 +101,9 @@ class SlotMemory:
 
 def pack_task(task: DecodeTask, slot_input: memoryview) -> bytes:
     """Put the task's bytes into its slot; returns the message, which carries bytes that do not fit there."""
-    num_bytes = len(task.data)
-    header = TASK_HEADER.pack(list(TaskKind).index(task.kind), task.num_frames, num_bytes)
+    num_bytes, options = len(task.data), task.options.encode()
+    kind = list(TaskKind).index(task.kind)
+    header = TASK_HEADER.pack(kind, task.num_frames, len(options), num_bytes) + options
     if num_bytes > INPUT_BYTES:
         return header + task.data
     slot_input[:num_bytes] = task.data
@@ -111,13 +112,15 @@ def pack_task(task: DecodeTask, slot_input: memoryview) -> bytes:
 
 def unpack_task(stream: BufferedReader, slot_input: memoryview) -> DecodeTask:
     """The worker's side of `pack_task`. Raises EOFError."""
-    kind, num_frames, num_bytes = TASK_HEADER.unpack(read_exactly(stream, TASK_HEADER.size))
+    header = TASK_HEADER.unpack(read_exactly(stream, TASK_HEADER.size))
+    kind, num_frames, options_bytes, num_bytes = header
+    options = read_exactly(stream, options_bytes).decode()
     data = read_exactly(stream, num_bytes) if num_bytes > INPUT_BYTES else bytes(slot_input[:num_bytes])
-    return DecodeTask(data, list(TaskKind)[kind], num_frames)
+    return DecodeTask(data, list(TaskKind)[kind], num_frames, options)
 
 
 def pack_reply(num_frames: int, body: object) -> bytes:
-    """The message of `num_frames` frames in the slot and their times, or of a refusal (no frames)."""
+    """The message of `num_frames` frames in the slot (with times and decoder), or of a refusal (none)."""
     text = json.dumps(body).encode()
     return REPLY_HEADER.pack(num_frames, len(text)) + text
 
@@ -173,7 +176,7 @@ def decode_into(slot: memoryview, task: DecodeTask, decoder: Decoder, config: Pr
         return pack_reply(0, {"reason": error.reason, "detail": error.detail})
     pixels = np.ascontiguousarray(frames.pixels)
     slot[: pixels.nbytes] = pixels.data.cast("B")
-    return pack_reply(len(pixels), frames.times_s)
+    return pack_reply(len(pixels), {"times_s": frames.times_s, "decoder": frames.decoder})
 
 
 def limit_this_process(max_memory_bytes: int) -> None:

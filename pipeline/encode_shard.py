@@ -26,7 +26,7 @@ from pipeline import fault_points
 from pipeline.batching_encoder import BatchingEncoder, BatchInput, EncodedFrames, Frames
 from pipeline.finish_document import OnBadImage, ShardCounter, finish_document, outcome
 from pipeline.shard_task import LEDGER_SUFFIX, TOKEN_SHARD_SUFFIX, ShardReport, ShardTask
-from pipeline.sources.records import RawDocument, RawImage
+from pipeline.sources.records import RawDocument, RawImage, RawVideo
 from pipeline.storage import Folder, StagedFile
 from schemas.document import TextSegment
 from schemas.fingerprint import Fingerprint
@@ -41,7 +41,7 @@ from schemas.token_shard import (
 
 ReadDocuments = Callable[[ShardTask], Iterator[RawDocument | QuarantineRecord]]
 """A source: everything in one source shard, in order."""
-DecodeImage = Callable[[RawImage], "Future[Frames]"]
+DecodeImage = Callable[[RawImage | RawVideo], "Future[Frames]"]
 """Starts decoding an image or video; the future fails with an error that has ``reason`` and ``detail``."""
 TOUCH_EVERY_S = 60.0
 

@@ -4,12 +4,14 @@ Samples in = documents written + samples quarantined, and the same for images. T
 apart, what came in when it came and what went out when it went, so that the check at commit means something.
 """
 
+import json
 from collections import Counter
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.batching_encoder import EncodedFrames
+from pipeline.sources.metadata import ALL_FIELDS, dump_fields
 from pipeline.sources.records import RawDocument
 from schemas.document import Document, ImageSegment, TextSegment
 from schemas.quarantine import QuarantineRecord, Reason, Unit
@@ -74,7 +76,16 @@ def finish_document(
         segments += [
             ImageSegment(codes, segment.role, time_s) for codes, time_s in zip(item.codes, times, strict=True)
         ]
-    return Document(raw.key, tuple(segments), raw.metadata), records
+    return Document(raw.key, tuple(segments), _metadata(raw, outcomes)), records
+
+
+def _metadata(raw: RawDocument, outcomes: list[Outcome]) -> str | None:
+    """The metadata of the source; of a video also what decoded it: decoders differ by a level or two."""
+    encoded = [item for item in outcomes if isinstance(item, EncodedFrames)]
+    decoders = sorted({item.decoder for item in encoded if item.decoder})
+    if not decoders:
+        return raw.metadata
+    return dump_fields(json.loads(raw.metadata or "{}") | {"decoder": ", ".join(decoders)}, [ALL_FIELDS])
 
 
 def _drop(raw: RawDocument, place: int, refusal: Refusal, num_images: int, source: str) -> QuarantineRecord:

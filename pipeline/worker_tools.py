@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pipeline.batching_encoder import BatchingEncoder, ImageEncoder
-from pipeline.decode import DecodedFrames, DecodeTask
+from pipeline.decode import DecodedFrames, DecodeTask, TaskKind
 from pipeline.decode_pool import DecodePool, DecodePoolConfig
 from pipeline.encode_shard import ReadDocuments, ShardEncoder, ShardSettings
 from pipeline.null_encoder import NullEncoder, null_fingerprint
 from pipeline.shared_decoder import SharedDecoder
-from pipeline.sources.records import RawImage
+from pipeline.sources.records import RawImage, RawVideo
 from pipeline.storage import open_folder
 from schemas.fingerprint import Fingerprint
 from tokenizer.preprocess import PreprocessConfig
@@ -46,6 +46,8 @@ class WorkerSetup:
     decode_timeout_s: float = 30.0
     decoder: str = "pipeline.decode:decode_task"
     frames_per_task: int = 1
+    video_options: str = ""
+    """Which frames of a clip: `video_frames.FrameSampling` as JSON."""
     num_threads: int = 0
     """Threads of the model on a CPU; 0 leaves it to the library."""
 
@@ -106,8 +108,11 @@ def open_tools(setup: WorkerSetup) -> Iterator[WorkerTools]:
         config = decode_pool_config(setup, setup.num_decode_workers)
         decoder = SharedDecoder(stack.enter_context(DecodePool(config)))
 
-        def decode(image: RawImage) -> "Future[DecodedFrames]":
-            return decoder.submit(DecodeTask(image.data))
+        def decode(segment: RawImage | RawVideo) -> "Future[DecodedFrames]":
+            if isinstance(segment, RawVideo):
+                frames, options = setup.frames_per_task, setup.video_options
+                return decoder.submit(DecodeTask(segment.data, TaskKind.VIDEO, frames, options))
+            return decoder.submit(DecodeTask(segment.data))
 
         shards = ShardEncoder(
             read=setup.read,

@@ -331,9 +331,10 @@ def find_problem(sequence: PackedSequence, seq_length: int) -> str | None:
         return f"cu_seqlens {cu_seqlens.tolist()} must start at 0 and increase"
     if sequence.num_ids > seq_length:
         return f"cu_seqlens ends at {sequence.num_ids}, beyond seq_length {seq_length}"
-    if np.any(sequence.loss_runs < 0) or int(sequence.loss_runs.sum()) != sequence.num_ids:
-        return f"loss_runs add up to {int(sequence.loss_runs.sum())}, the documents to {sequence.num_ids}"
-    if np.any(sequence.loss_mask[cu_seqlens[:-1]]):
+    num_masked = int(sequence.loss_runs.sum())
+    if num_masked != sequence.num_ids or int(sequence.loss_runs.min()) < 0:
+        return f"loss_runs add up to {num_masked}, the documents to {sequence.num_ids}"
+    if np.any(decode_runs(sequence.loss_runs)[cu_seqlens[:-1]]):
         return "the first id of a document is marked as learned, but nothing predicts it"
     lengths = {"sources": len(sequence.sources)}
     if origins := sequence.origins:

@@ -1,4 +1,4 @@
-"""Command line of the tokenizer: ``python -m tokenizer encode IMAGE...``, ``info``, ``convert``, ``draw``."""
+"""Command line: ``python -m tokenizer encode IMAGE...``, ``decode``, ``info``, ``convert``, ``draw``."""
 
 import argparse
 import json
@@ -13,6 +13,7 @@ import torch
 
 from tokenizer.checkpoint import load_model, load_tokenizer, save_model
 from tokenizer.config import SeedTokenizerConfig
+from tokenizer.detokenizer import add_decode_command
 from tokenizer.hub import PRESETS
 from tokenizer.official_names import official_layout
 from tokenizer.preprocess import ImageError, PreprocessConfig, load_image
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return status
@@ -120,6 +121,8 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("--filter", default=defaults.filter, help="bicubic or bilinear")
     encode.add_argument("--color", default=defaults.color, help="reference or clean")
     encode.set_defaults(run=_encode)
+
+    add_decode_command(commands)
 
     info = commands.add_parser("info", help="print configuration, parameter count and hash of a tokenizer")
     info.add_argument("tokenizer", help=sources)

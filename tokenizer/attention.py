@@ -19,12 +19,17 @@ class SelfAttention(nn.Module):
         self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
+        self.dropout = nn.Dropout(0.0)
+        """Of the attention weights; off unless training turns it on (``set_dropout``)."""
 
-    def forward(self, x_BTD: Tensor, is_causal: bool = False) -> Tensor:
-        """(B, T, D) of any float dtype -> (B, T, D) in the dtype of the weights."""
+    def forward(self, x_BTD: Tensor, is_causal: bool = False, mask_BT: Tensor | None = None) -> Tensor:
+        """(B, T, D) of any float dtype -> (B, T, D) in the dtype of the weights.
+
+        ``mask_BT`` (B, T) bool: False marks padding that nothing attends to.
+        """
         qkv_BT = self.qkv(x_BTD.to(self.qkv.weight.dtype))
         q_BHTK, k_BHTK, v_BHTK = qkv_BT.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        out: Tensor = self.proj(attend(q_BHTK, k_BHTK, v_BHTK, is_causal))
+        out: Tensor = self.proj(attend(q_BHTK, k_BHTK, v_BHTK, is_causal, mask_BT, active(self.dropout)))
         return out
 
 
@@ -59,14 +64,36 @@ class PreNormBlock(nn.Module):
         return out
 
 
-def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, is_causal: bool = False) -> Tensor:
+def attend(
+    q_BHTK: Tensor,
+    k_BHSK: Tensor,
+    v_BHSK: Tensor,
+    is_causal: bool = False,
+    mask_BS: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
     """Scaled dot-product attention with scale K^-0.5; (B, H, T, K) -> (B, T, H*K).
 
     A causal mask here is -inf. The published code adds -10000, which is the same: exp underflows to exactly 0
     in fp32.
     """
-    out_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, is_causal=is_causal)
+    mask_B11S = None if mask_BS is None else mask_BS[:, None, None]
+    out_BHTK = F.scaled_dot_product_attention(
+        q_BHTK, k_BHSK, v_BHSK, attn_mask=mask_B11S, dropout_p=dropout, is_causal=is_causal
+    )
     return out_BHTK.transpose(1, 2).flatten(2)
+
+
+def active(dropout: nn.Dropout) -> float:
+    """Probability that a dropout layer drops now: zero in eval mode."""
+    return dropout.p if dropout.training else 0.0
+
+
+def set_dropout(module: nn.Module, probability: float) -> None:
+    """Drop with this probability in every dropout layer under ``module``, when in training mode."""
+    for child in module.modules():
+        if isinstance(child, nn.Dropout):
+            child.p = probability
 
 
 def cast_linears(module: nn.Module, dtype: torch.dtype) -> None:

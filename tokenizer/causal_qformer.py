@@ -10,7 +10,7 @@ width.
 import torch
 from torch import Tensor, nn
 
-from tokenizer.attention import Mlp, SelfAttention, attend
+from tokenizer.attention import Mlp, SelfAttention, active, attend
 
 
 class CrossAttention(nn.Module):
@@ -21,12 +21,13 @@ class CrossAttention(nn.Module):
         self.num_heads = num_heads
         self.query = nn.Linear(width, width)
         self.proj = nn.Linear(width, width)
+        self.dropout = nn.Dropout(0.0)
 
     def forward(self, x_BND: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
         """(B, N, D) of any float dtype -> (B, N, D) in the dtype of the weights."""
         q_BND = self.query(x_BND.to(self.query.weight.dtype))
         q_BHNK = q_BND.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        out: Tensor = self.proj(attend(q_BHNK, k_BHTK, v_BHTK))
+        out: Tensor = self.proj(attend(q_BHNK, k_BHTK, v_BHTK, dropout=active(self.dropout)))
         return out
 
 
@@ -41,16 +42,18 @@ class QFormerLayer(nn.Module):
         self.cross_norm = nn.LayerNorm(width, eps=eps) if has_cross else None
         self.mlp = Mlp(width, mlp_hidden)
         self.mlp_norm = nn.LayerNorm(width, eps=eps)
+        self.dropout = nn.Dropout(0.0)
+        """Of every branch before it is added; off unless training turns it on."""
 
     def forward(self, x_BND: Tensor, kv_BHTK: tuple[Tensor, Tensor] | None, is_causal: bool) -> Tensor:
         """(B, N, D) fp32 -> the same; ``kv_BHTK`` are this layer's image keys and values, if it reads the
         image.
         """
-        x_BND = self.attention_norm(x_BND + self.attention(x_BND, is_causal))
+        x_BND = self.attention_norm(x_BND + self.dropout(self.attention(x_BND, is_causal)))
         if self.cross is not None and self.cross_norm is not None:
             assert kv_BHTK is not None
-            x_BND = self.cross_norm(x_BND + self.cross(x_BND, *kv_BHTK))
-        out: Tensor = self.mlp_norm(x_BND + self.mlp(x_BND))
+            x_BND = self.cross_norm(x_BND + self.dropout(self.cross(x_BND, *kv_BHTK)))
+        out: Tensor = self.mlp_norm(x_BND + self.dropout(self.mlp(x_BND)))
         return out
 
 
@@ -76,6 +79,7 @@ class CausalQFormer(nn.Module):
         self.cross_layers = cross_layers
         self.queries = nn.Parameter(torch.empty(1, num_queries, width))
         self.embed_norm = nn.LayerNorm(width, eps=eps)
+        self.dropout = nn.Dropout(0.0)
         self.cross_kv = nn.Linear(image_width, 2 * len(cross_layers) * width)
         """Rows: for each layer that reads the image, keys then values."""
         self.layers = nn.ModuleList(
@@ -90,7 +94,7 @@ class CausalQFormer(nn.Module):
             2, 3, 0, 4, 1, 5
         )
         image_kv = {layer: (kv[0], kv[1]) for layer, kv in zip(self.cross_layers, kv_CBHTK, strict=True)}
-        x_BND: Tensor = self.embed_norm(self.queries).expand(len(image_BTD), -1, -1)
+        x_BND: Tensor = self.dropout(self.embed_norm(self.queries).expand(len(image_BTD), -1, -1))
         for index, layer in enumerate(self.layers):
             x_BND = layer(x_BND, image_kv.get(index), self.is_causal)
         return x_BND

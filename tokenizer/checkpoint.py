@@ -93,11 +93,15 @@ def load_model(
     return model, weights_sha256(official_tensors(model), config)
 
 
-def save_model(model: SeedModel, directory: Path) -> None:
-    """Write ``model.safetensors`` (official names, position ids included) and ``config.json``."""
+def save_model(model: SeedModel, directory: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write ``model.safetensors`` (official names, position ids included) and ``config.json``.
+
+    Half precision halves the file; a tokenizer is what its file holds, so evaluate it after loading.
+    """
+    tensors = {name: tensor.to(dtype) for name, tensor in official_tensors(model).items()}
     text = json.dumps(model.config.to_dict(), indent=1) + "\n"
     write_atomically(directory / CONFIG_NAME, text.encode())
-    write_tensors(official_tensors(model) | position_ids(model.config), directory / WEIGHTS_NAME)
+    write_tensors(tensors | position_ids(model.config), directory / WEIGHTS_NAME)
 
 
 def official_tensors(model: SeedModel) -> dict[str, Tensor]:

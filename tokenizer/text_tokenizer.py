@@ -10,8 +10,8 @@ Reads a ``tokenizer.json`` (tokenizers library) or a sentencepiece ``.model`` su
 
 import hashlib
 import json
-from collections.abc import Sequence
-from itertools import chain
+from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,7 +38,9 @@ class _Backend(Protocol):
     named_ids: dict[str, int]
     """Ids of special tokens by their written form."""
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def encode_batch(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """Ids of each text in turn, so that never all stand in memory as Python integers."""
+        ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
@@ -87,10 +89,11 @@ class TextTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Ids of many texts in a row (uint32), and how many each has (int64)."""
-        encoded = self._backend.encode_batch(texts)
-        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
-        flat = np.fromiter(chain.from_iterable(encoded), np.uint32, int(lengths.sum()))
-        return flat, lengths
+        flat, lengths = array("I"), array("q")
+        for ids in self._backend.encode_batch(texts):
+            flat.extend(ids)
+            lengths.append(len(ids))
+        return np.frombuffer(flat, np.uint32), np.frombuffer(lengths, np.int64)
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """Text of ids; document marks are left out."""
@@ -126,9 +129,9 @@ class _JsonBackend:
         self._decoder = Tokenizer.from_file(str(file))
         self._encoder = Tokenizer.from_str(json.dumps(_without_added_tokens(description, added)))
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+    def encode_batch(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        for encoding in self._encoder.encode_batch_fast(list(texts), add_special_tokens=False):
+            yield encoding.ids
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._decoder.decode(list(ids), skip_special_tokens=False))
@@ -154,9 +157,8 @@ class _SentencePieceBackend:
             if self._processor.is_control(index)
         }
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        encoded: list[list[int]] = self._processor.encode(list(texts), out_type=int, num_threads=1)
-        return encoded
+    def encode_batch(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        yield from self._processor.encode(list(texts), out_type=int, num_threads=1)
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._processor.decode(list(ids)))

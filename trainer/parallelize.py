@@ -121,7 +121,11 @@ class Meshes:
 
 
 def check_divides(config: LlamaConfig, parallel: ParallelConfig, seq_length: int) -> None:
-    """Raise ValueError when tensor parallelism does not divide heads, vocabulary or sequence."""
+    """Raise ValueError when tensor parallelism does not divide the model, or its tables are tied."""
+    if config.is_tied and parallel.tensor > 1:
+        raise ValueError(
+            "tied embeddings cannot be split by rows; set parallel.tensor to 1, use parallel.shard"
+        )
     sizes = {
         "key/value heads": config.num_kv_heads,
         "vocabulary rows": config.vocab_size,

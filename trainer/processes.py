@@ -17,6 +17,8 @@ def choose_device(name: str) -> torch.device:
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the other processes of the run, or stand alone; a group that exists already is used as it is."""
+    if device.type == "cuda":
+        torch.cuda.set_device(dist.get_node_local_rank(fallback_rank=0))
     if dist.is_initialized():
         yield
         return

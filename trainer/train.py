@@ -99,9 +99,21 @@ class Trainer:
         description = describe_model(self._parts.config, self._layout, config.lora, config.model.init_from)
         self._store = CheckpointStore(self._output / "checkpoints", config.checkpoint, description)
         self.progress = self._resume()
-        self._validation = PackedFolder(config.data.validation) if config.data.validation else None
+        self._validation = self._open_validation()
         num_frozen = self._parts.config.num_projection_parameters if config.lora.rank else 0
         self._speed = SpeedMeter(self._parts.config, num_frozen, self._meshes.data_ranks, device)
+
+    def _open_validation(self) -> PackedFolder | None:
+        if not self.config.data.validation:
+            return None
+        folder = PackedFolder(self.config.data.validation)
+        for name in ("seq_length", "vocabulary"):
+            if getattr(folder, name) != getattr(self._folder, name):
+                raise ValueError(
+                    f"data.validation {folder.folder}: {name} is {getattr(folder, name)}, in data.packed "
+                    f"{getattr(self._folder, name)}; build both with the same text tokenizer and seq_length"
+                )
+        return folder
 
     def _resume(self) -> Progress:
         fresh = Progress(seed=self.config.seed, num_rows=len(self._folder))

@@ -1,7 +1,7 @@
 """Best-fit-decreasing: documents, longest first, each into the fullest row that still has room for it.
 
 Where that needs more rows than the ids alone would, ``exact_fill`` tries to do with fewer. With numba eight
-million documents a second (``benchmarks/packing.py``); without it the same algorithm in plain Python gives
+million documents a second (``benchmarks.packing``); without it the same algorithm in plain Python gives
 the same rows, a tenth as fast. Both keep rows in stacks by free space; numba finds the tightest non-empty
 stack by a bitmap of 64-bit words, Python by bisection.
 """

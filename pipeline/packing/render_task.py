@@ -31,8 +31,8 @@ SEGMENT_BITS = 20
 WHOLE_EPOCH = 1 << SEGMENT_BITS
 _ANY = DocumentDraws(0)
 """Whether a document is refused does not depend on what it draws."""
-DOCUMENTS_PER_CALL = 1024
-"""Documents whose texts are encoded in one call of the tokenizer."""
+PIECES_PER_CALL = 1024
+"""Texts and images that are encoded and laid out in one call: more fall out of the caches."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Renderer:
         ):
             yield from self._render_pairs(pairs, is_wanted, keys, duplicates, task, counts)
             return
-        pieces, rows = list[list[Piece]](), list[int]()
+        pieces, rows, num_pieces = list[list[Piece]](), list[int](), 0
         for index, document in enumerate(read_chunk(self.mixture, chunk)):
             if not is_wanted[index]:
                 continue
@@ -117,9 +117,10 @@ class Renderer:
                 continue
             pieces.append(result)
             rows.append(index)
-            if len(pieces) == DOCUMENTS_PER_CALL:
+            num_pieces += len(result)
+            if num_pieces >= PIECES_PER_CALL:
                 yield self._render_pieces(pieces, rows, keys, task, counts)
-                pieces, rows = [], []
+                pieces, rows, num_pieces = [], [], 0
         if pieces:
             yield self._render_pieces(pieces, rows, keys, task, counts)
 
@@ -148,8 +149,8 @@ class Renderer:
             counts["refused:duplicate"] += int(np.count_nonzero(is_duplicate & is_wanted))
             is_wanted = is_wanted & ~is_duplicate
         wanted, settings = np.flatnonzero(is_wanted), self.sources[task.chunk.source].settings
-        for start in range(0, len(wanted), DOCUMENTS_PER_CALL):
-            some = wanted[start : start + DOCUMENTS_PER_CALL]
+        for start in range(0, len(wanted), PIECES_PER_CALL):
+            some = wanted[start : start + PIECES_PER_CALL]
             batch, rows = render_pairs(pairs, some, keys, settings, self.tokenizer, self.layout, counts)
             if len(rows):
                 yield self._to_items(batch, rows, keys, task, counts)

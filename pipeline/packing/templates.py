@@ -243,6 +243,8 @@ def images_behind_texts(segments: list[Segment]) -> list[Segment]:
 
 def limit_images(segments: list[Segment], max_images: int | None) -> list[Segment]:
     """All up to the text behind the last allowed image, or up to a further image."""
+    if max_images is None:
+        return segments
     num_images = 0
     for position, segment in enumerate(segments):
         if isinstance(segment, ImageSegment):
@@ -256,24 +258,26 @@ def limit_images(segments: list[Segment], max_images: int | None) -> list[Segmen
 
 def to_pieces(segments: list[Segment], is_learned: bool, separator: str) -> list[Piece]:
     """Pieces of segments, texts that are neighbours being joined; empty texts vanish."""
-    pieces = list[Piece]()
+    pieces, neighbours = list[Piece](), list[str]()
     for segment in segments:
-        if isinstance(segment, ImageSegment):
-            pieces.append(Piece(segment.codes, is_learned))
-        elif segment.text:
-            if pieces and isinstance(pieces[-1].content, str):
-                joined = join_texts([pieces[-1].content, segment.text], separator)
-                pieces[-1] = Piece(joined, is_learned)
-            else:
-                pieces.append(Piece(segment.text, is_learned))
+        if isinstance(segment, TextSegment):
+            if segment.text:
+                neighbours.append(segment.text)
+            continue
+        if neighbours:
+            pieces.append(Piece(join_texts(neighbours, separator), is_learned))
+            neighbours = []
+        pieces.append(Piece(segment.codes, is_learned))
+    if neighbours:
+        pieces.append(Piece(join_texts(neighbours, separator), is_learned))
     return pieces
 
 
 def join_texts(texts: list[str], separator: str) -> str:
     """Texts in a row, the separator only where neither side has whitespace."""
-    joined = ""
-    for part in filter(None, texts):
-        if joined and not (joined[-1].isspace() or part[0].isspace()):
+    joined = texts[0] if texts else ""
+    for part in texts[1:]:
+        if joined and part and not (joined[-1].isspace() or part[0].isspace()):
             joined += separator
         joined += part
     return joined

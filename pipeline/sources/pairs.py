@@ -82,13 +82,13 @@ def read_pairs(
 
 
 def _read_pair(sample: TarSample, source: str, config: PairsConfig) -> SourceItems:
-    value, text, fault = _read_metadata(sample, config)
+    value, text, fault = read_metadata(sample, config)
     if fault is not None:
         name, size = f"{sample.key}.json", len(sample.members["json"])
         yield QuarantineRecord(source, name, Unit.MEMBER, fault.reason, fault.detail, size)
     try:
         image = _find_image(sample, value)
-        caption = _find_caption(sample, value, config)
+        caption = find_caption(sample, value, config)
     except RefusedError as refusal:
         yield QuarantineRecord(
             source, sample.key, Unit.SAMPLE, refusal.reason, refusal.detail, sample.num_bytes
@@ -97,7 +97,7 @@ def _read_pair(sample: TarSample, source: str, config: PairsConfig) -> SourceIte
     yield RawDocument(sample.key, (image, TextSegment(caption)), text, sample.num_bytes)
 
 
-def _read_metadata(
+def read_metadata(
     sample: TarSample, config: PairsConfig
 ) -> tuple[dict[str, Any], str | None, RefusedError | None]:
     """The parsed .json, what is kept of it, and why there is none although the sample has the member."""
@@ -128,7 +128,7 @@ def _find_image(sample: TarSample, value: dict[str, Any]) -> RawImage:
     raise RefusedError(Reason.IMAGE_MISSING, detail)
 
 
-def _find_caption(sample: TarSample, value: dict[str, Any], config: PairsConfig) -> str:
+def find_caption(sample: TarSample, value: dict[str, Any], config: PairsConfig) -> str:
     """The .txt wins wherever there is one, even an empty one: the .json holds what the web page said."""
     if "txt" in sample.refused:
         raise RefusedError(Reason.CAPTION_MISSING, f"its .txt was refused: {sample.refused['txt']}")

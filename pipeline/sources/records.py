@@ -25,7 +25,17 @@ class RawImage:
     """Videos only: time of the frame within its clip, in seconds."""
 
 
-RawSegment = TextSegment | RawImage
+@dataclass(frozen=True, slots=True)
+class RawVideo:
+    """One clip, not decoded: its sampled frames stand in its place, in order, as one image segment each."""
+
+    data: bytes
+    suffix: str
+    """Extension of its member, for messages only; the container is told by content."""
+    role: Role | None = None
+
+
+RawSegment = TextSegment | RawImage | RawVideo
 
 
 @dataclass(frozen=True, slots=True)

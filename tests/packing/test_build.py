@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,7 @@ class TestDeterminism:
         command += ["--output", str(output)]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         kills = 0
-        for attempt in range(4):
+        for attempt in range(3):
             process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
             seen = len(list(output.rglob("*")))
             deadline = time.monotonic() + 60
@@ -203,7 +204,7 @@ class TestDeterminism:
                     break
                 time.sleep(0.002)
             process.wait()
-        assert kills >= 2
+        assert kills >= 1
         subprocess.run(command, env=environment, check=True, capture_output=True)
         assert packed_bytes(output) == packed_bytes(built[1])
         assert not list(output.rglob(".tmp-*"))
@@ -297,6 +298,17 @@ class TestChoices:
         with pytest.raises(MixtureError, match=r"pairs: no document is left of 1500 .*template_no_roles"):
             Build(mixture, corpus / "nothing").run()
 
+    def test_weights_of_documents(self, corpus: Path) -> None:
+        sources = """
+  - {name: pairs, paths: [pairs], weight: 3, template: pair}
+  - {name: pages, paths: [pages], weight: 1, template: {name: interleaved, max_images: 2}}"""
+        mixture = write_mixture(
+            corpus, "counted", output="{ids: 60000}", weight_unit="documents", sources=sources
+        )
+        pairs, pages = Build(mixture, corpus / "counted").run()["sources"]
+        assert abs(pairs["documents_packed"] - 3 * pages["documents_packed"]) <= 3
+        assert pages["ids"] > pairs["ids"] / 3
+
     def test_duplicates_over_sources(self, tmp_path: Path) -> None:
         documents = make_pairs(90)
         write_token_shard(tmp_path / "a" / "0.parquet", documents[:50])
@@ -356,30 +368,35 @@ class TestErrors:
         with pytest.raises(BuildError, match="unknown build"):
             Build(write_mixture(corpus, "one"), tmp_path).run()
 
-    @pytest.mark.parametrize("num_workers", [1, 2])
-    def test_a_bad_line_names_itself(self, num_workers: int, tmp_path: Path) -> None:
+    def test_a_bad_line_names_itself(self, tmp_path: Path) -> None:
         write_corpus(tmp_path, num_pairs=6, num_pages=2)
         lines = ['{"text": "fine"}'] * 300 + ["{broken"]
         (tmp_path / "prose.jsonl").write_text("\n".join(lines))
         with pytest.raises(TaskFailedError, match=r"prose\.jsonl: line 301 is no JSON object"):
-            Build(write_mixture(tmp_path, "m"), tmp_path / "out", Executor(num_workers)).run()
+            Build(write_mixture(tmp_path, "m"), tmp_path / "out").run()
 
 
 @pytest.mark.ray
 class TestRay:
-    """The same build on a local Ray cluster."""
+    """The same build on a local Ray cluster, one for both tests."""
+
+    @pytest.fixture(scope="class")
+    def executor(self) -> Iterator[Executor]:
+        executor = Executor(num_workers=2, use_ray=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("RAY_ADDRESS", raising=False)
+            with executor.session():
+                yield executor
 
     def test_the_same_bytes(
-        self, built: tuple[Mixture, Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, executor: Executor, built: tuple[Mixture, Path, dict[str, Any]], tmp_path: Path
     ) -> None:
-        monkeypatch.delenv("RAY_ADDRESS", raising=False)
         mixture, output, _ = built
-        Build(mixture, tmp_path / "out", Executor(num_workers=2, use_ray=True)).run()
+        Build(mixture, tmp_path / "out", executor).run()
         assert packed_bytes(tmp_path / "out") == packed_bytes(output)
 
-    def test_a_failing_task_names_itself(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    def test_a_failing_task_names_itself(self, executor: Executor, tmp_path: Path) -> None:
         write_corpus(tmp_path, num_pairs=6, num_pages=2)
         (tmp_path / "prose.jsonl").write_text('{"text": "fine"}\n' * 300 + "{broken")
         with pytest.raises(TaskFailedError, match=r"prose\.jsonl: line 301 is no JSON object"):
-            Build(write_mixture(tmp_path, "m"), tmp_path / "out", Executor(2, use_ray=True)).run()
+            Build(write_mixture(tmp_path, "m"), tmp_path / "out", executor).run()

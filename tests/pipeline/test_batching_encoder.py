@@ -18,6 +18,7 @@ from pipeline.null_encoder import NullEncoder, _hash_codes
 class Frames:
     pixels: np.ndarray
     times_s: tuple[float, ...] = ()
+    decoder: str = ""
 
 
 def pictures(seed: int, count: int = 1) -> np.ndarray:

@@ -7,6 +7,7 @@ bias on the keys cancels in the softmax, and a mask of -10000 equals -inf in fp3
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,8 +117,8 @@ def test_tanh_gelu_moves_z(tiny: Golden, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_wrong_attention_scale_moves_z(tiny: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
     attend = F.scaled_dot_product_attention
 
-    def unscaled(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
-        return attend(q, k, v, is_causal=is_causal, scale=1.0)
+    def unscaled(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, **options: Any) -> Tensor:
+        return attend(q, k, v, is_causal=is_causal, scale=1.0, **options)
 
     monkeypatch.setattr(attention.F, "scaled_dot_product_attention", unscaled)
     assert z_error(tiny.model(), tiny) > 3 * Z_TOLERANCE
@@ -146,7 +147,7 @@ def test_a_key_bias_is_harmless(tiny: Golden) -> None:
 def test_a_mask_of_minus_10000_is_harmless(tiny: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
     attend = F.scaled_dot_product_attention
 
-    def additive(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
+    def additive(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, **_: Any) -> Tensor:
         mask = q.new_full((q.shape[2], k.shape[2]), -10_000.0).triu(1) if is_causal else None
         return attend(q, k, v, attn_mask=mask)
 

@@ -27,6 +27,7 @@ SHAPE = LlamaConfig(
     width=32, num_layers=4, num_heads=4, num_kv_heads=2, head_width=8, mlp_width=64, max_length=128
 )
 PRESETS["test"] = SHAPE
+PRESETS["test tied"] = replace(SHAPE, is_tied=True)
 
 
 def packed_folder(folder: Path, num_rows: int = 24, seed: int = 0) -> Path:

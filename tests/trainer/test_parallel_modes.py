@@ -13,6 +13,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from tests.trainer.runs import (
+    LAYOUT,
     losses_of,
     metrics_of,
     packed_folder,
@@ -21,8 +22,9 @@ from tests.trainer.runs import (
     run_in_processes,
 )
 from trainer.checkpoint import CheckpointConfig, complete_checkpoints
-from trainer.parallelize import ParallelConfig
-from trainer.run_config import TrainConfig
+from trainer.parallelize import ParallelConfig, check_divides
+from trainer.pipeline_stages import build_stage_models
+from trainer.run_config import ModelConfig, TrainConfig
 from trainer.train import StopSignal, Trainer
 
 NUM_STEPS = 6
@@ -39,6 +41,7 @@ MODES: dict[str, dict[str, Any]] = {
 RESHARDED = ["1F1B x fsdp", "fsdp x tensor, full checkpointing", "replicated"]
 """One run, handed from mode to mode every second step."""
 EXPORTED = "interleaved x tensor"
+TIED = ModelConfig(preset="test tied")
 
 
 def run_modes(packed: str, output: str) -> dict[str, dict[str, list[float]]]:
@@ -46,6 +49,7 @@ def run_modes(packed: str, output: str) -> dict[str, dict[str, list[float]]]:
     for name, fields in MODES.items():
         parallel = ParallelConfig(**fields)
         run_alone(three_steps(packed, output, name, parallel=parallel, exports_model=name == EXPORTED))
+    run_alone(three_steps(packed, output, "tied, fsdp", model=TIED))
     for index, name in enumerate(RESHARDED):
         run_until(handed_on(packed, output, name), 2 * index + 2)
     return {}
@@ -88,6 +92,20 @@ def test_losses_equal_those_of_one_process(runs: Path, mode: str) -> None:
     norms = [[record["grad_norm"] for record in metrics_of(config)] for config in (alone, parallel)]
     assert norms[1] == pytest.approx(norms[0], rel=2e-5)
     assert len(norms[1]) == 3
+
+
+def test_tied_tables_stay_tied(runs: Path) -> None:
+    alone = three_steps(str(runs / "packed"), str(runs), "tied, alone", model=TIED)
+    run_alone(alone)
+    parallel = replace(alone, output=str(runs / "tied, fsdp"))
+    assert losses_of(parallel) == pytest.approx(losses_of(alone), abs=1e-6)
+    assert losses_of(alone) != losses_of(replace(alone, output=str(runs / "alone")))
+    for field in ("tensor", "pipeline"):
+        with pytest.raises(ValueError, match="tied embeddings cannot be split"):
+            config = TIED.shape(LAYOUT)
+            parallel_config = ParallelConfig(**{field: 2})
+            check_divides(config, parallel_config, 96)
+            build_stage_models(config, parallel_config, 0)
 
 
 def test_bf16_is_close(runs: Path) -> None:
@@ -135,3 +153,21 @@ def test_stages_and_shards_export_one_model(runs: Path) -> None:
 def test_settings_that_cannot_work_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ParallelConfig(**fields).shard_ranks(world_size=4)
+
+
+def test_fp8_without_its_hardware_is_refused(tmp_path: Path) -> None:
+    config = run_config(packed_folder(tmp_path / "packed"), tmp_path, parallel=ParallelConfig(is_fp8=True))
+    with pytest.raises(ValueError, match=r"parallel\.is_fp8 needs"):
+        run_alone(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_compiled_layers_give_the_same_losses(checkpointing: str, tmp_path: Path) -> None:
+    packed = packed_folder(tmp_path / "packed")
+    eager = run_config(packed, tmp_path / "eager", num_steps=3)
+    parallel = ParallelConfig(is_compiled=True, activation_checkpointing=checkpointing)
+    compiled = run_config(packed, tmp_path / "compiled", num_steps=3, parallel=parallel)
+    run_alone(eager)
+    run_alone(compiled)
+    assert losses_of(compiled) == pytest.approx(losses_of(eager), abs=1e-5)

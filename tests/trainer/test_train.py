@@ -14,12 +14,16 @@ import transformers
 
 from schemas.packed_folder import PackedFolder
 from schemas.packed_stream import stored_index
+from schemas.vocabulary import VocabularyLayout
+from tests.schemas.packed_rows import make_sequences, write_packed
 from tests.trainer.runs import LAYOUT, SHAPE, losses_of, metrics_of, packed_folder, run_alone, run_config
 from trainer.checkpoint import CheckpointConfig, complete_checkpoints
+from trainer.export import load_checkpoint
 from trainer.huggingface import config_fields, export_model
 from trainer.llama import Llama
-from trainer.metrics import read_metrics
+from trainer.metrics import MetricsConfig, read_metrics
 from trainer.optimizer import OptimizerConfig, rate_fraction
+from trainer.parallelize import ParallelConfig
 from trainer.processes import process_group
 from trainer.run_config import DataConfig, ModelConfig, TrainConfig
 from trainer.train import NonFiniteError, StopSignal, Trainer, TrainResult
@@ -164,7 +168,7 @@ def test_another_data_set_is_refused_on_resume(packed: Path, tmp_path: Path) -> 
         run_alone(other)
 
 
-def test_validation_and_export(packed: Path, tmp_path: Path) -> None:
+def test_validation_profile_and_export(packed: Path, tmp_path: Path) -> None:
     held_out = packed_folder(tmp_path / "held_out", 16, seed=9)
     data = DataConfig(
         packed=str(packed),
@@ -173,8 +177,11 @@ def test_validation_and_export(packed: Path, tmp_path: Path) -> None:
         validation_every=2,
         validation_sequences=16,
     )
-    config = run_config(packed, tmp_path / "run", data=data, num_steps=4, exports_model=True)
+    metrics = MetricsConfig(every_steps=1, profile_step=2)
+    config = run_config(packed, tmp_path / "run", data=data, num_steps=4, exports_model=True, metrics=metrics)
     run_alone(config)
+    trace = json.loads((tmp_path / "run" / "trace-2.json").read_text())
+    assert any(event.get("name") == "aten::mm" for event in trace["traceEvents"])
     validations = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "validation/loss" in r]
     assert [record["step"] for record in validations] == [2, 4]
     assert validations[1]["validation/loss"] < validations[0]["validation/loss"]
@@ -182,6 +189,28 @@ def test_validation_and_export(packed: Path, tmp_path: Path) -> None:
     exported = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "run" / "model", dtype=torch.float32)
     assert exported.config.vocab_size == LAYOUT.size
     assert json.loads((tmp_path / "run" / "config.json").read_text())["num_steps"] == 4
+
+
+def test_bf16_alone_is_close_and_keeps_fp32_weights(whole_run: TrainConfig, tmp_path: Path) -> None:
+    parallel = ParallelConfig(precision="bf16", activation_checkpointing="selective")
+    config = replace(whole_run, output=str(tmp_path), parallel=parallel)
+    run_alone(config)
+    assert losses_of(config) == pytest.approx(losses_of(whole_run), abs=2e-2)
+    assert losses_of(config) != losses_of(whole_run)
+    model, _, _ = load_checkpoint(complete_checkpoints(tmp_path / "checkpoints")[-1])
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert any(bool((p != p.bfloat16()).any()) for p in model.parameters())
+
+
+def test_held_out_rows_of_another_vocabulary_are_refused(packed: Path, tmp_path: Path) -> None:
+    layout = VocabularyLayout(500)
+    (tmp_path / "other").mkdir()
+    write_packed(tmp_path / "other" / "packed-00000.parquet", make_sequences(2, 0, layout), vocabulary=layout)
+    data = DataConfig(packed=str(packed), validation=str(tmp_path / "other"))
+    with pytest.raises(
+        ValueError, match=r"data\.validation .* vocabulary is VocabularyLayout\(base_size=500\)"
+    ):
+        run_alone(run_config(packed, tmp_path / "run", data=data))
 
 
 def test_learning_rate_warms_up_then_falls_to_the_floor() -> None:

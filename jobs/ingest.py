@@ -1,0 +1,90 @@
+#!/usr/bin/env python
+"""Download the pictures of URL lists, or of published OBELICS documents, into WebDataset shards.
+
+    python jobs/ingest.py --input coyo/ --output data/coyo --caption-column text
+    python jobs/ingest.py --documents --input 'obelics/*.parquet' --output data/obelics
+
+A list is a parquet, csv, tsv, jsonl or txt file, or a folder of them. Original bytes are kept. Servers that
+say noai, noimageai, noindex or noimageindex are obeyed; addresses that are not public are refused.
+Needs the extra: pip install 'seed-shards[ingest]'. Run it again to resume.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from jobs.command_line import EXIT_FAILED, parse_config, run_job
+from pipeline.guarded_http import HttpLimits
+from pipeline.ingest import IngestConfig, IngestError, ingest
+from pipeline.ingest_documents import ingest_documents
+from pipeline.inputs import expand_inputs
+from pipeline.sources.file_patterns import literal_files
+
+NUM_REASONS_SHOWN = 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IngestJobConfig:
+    """Download pictures into WebDataset shards."""
+
+    input: tuple[str, ...]
+    """A URL list or a folder of lists; with --documents, published Parquet files."""
+    output: str
+    """Folder for the shards."""
+    documents: bool = False
+    """The input is OBELICS as published; the output has documents with their pictures in documents/."""
+    documents_per_shard: int = 1000
+    url_column: str = "url"
+    caption_column: str | None = None
+    """Column that becomes key.txt."""
+    kept_columns: tuple[str, ...] = ()
+    """Further columns that go into key.json."""
+    images_per_shard: int = 10_000
+    num_processes: int = 2
+    num_threads: int = 32
+    """Downloads under way in each process."""
+    timeout: float = 10.0
+    """Seconds to wait for the next bytes of an answer."""
+    num_retries: int = 1
+    user_agent_token: str = "seed-shards"
+    """Named in the User-Agent; opt-outs that address it are honoured."""
+    honour_opt_out: bool = True
+    """Leave out pictures whose server opts out (X-Robots-Tag)."""
+    http: HttpLimits = dataclasses.field(default_factory=HttpLimits)
+    """Where downloads may go, and what one answer may cost."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the job; returns the exit status."""
+    config = parse_config(IngestJobConfig, arguments, __doc__ or "")
+    names = {field.name for field in dataclasses.fields(IngestConfig)} & set(vars(config))
+    shared = {name: getattr(config, name) for name in names - {"output"}}
+    download = IngestConfig(
+        url_list=Path(config.input[0]), output=Path(config.output), timeout_s=config.timeout, **shared
+    )
+    if config.documents:
+        files = [Path(shard.url) for shard in expand_inputs(literal_files(config.input, (".parquet",)))]
+        joined = ingest_documents(files, download, config.documents_per_shard)
+        report = joined.images
+        print(
+            f"{joined.num_documents} documents in {config.output}/documents: {joined.num_placed} places with"
+            f" their picture, {joined.missing.total()} without"
+        )
+    elif len(config.input) == 1:
+        report = ingest(download)
+    else:
+        raise ValueError("--input: give one list, or one folder of lists")
+    print(f"{report.num_images} of {report.num_rows} pictures in {report.num_shards} shards")
+    for reason, number in report.failures.most_common(NUM_REASONS_SHOWN):
+        print(f"  {number} without: {reason}")
+    if imbalance := report.imbalance():
+        print(f"error: {imbalance}", file=sys.stderr)
+        return EXIT_FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(main, (IngestError,)))

@@ -1,0 +1,80 @@
+#!/usr/bin/env python3
+"""Train a SEED tokenizer from WebDataset shards: stage ``qformer`` (image-text contrast), then ``codebook``,
+then ``pixels``.
+
+    python jobs/train_tokenizer.py --config recipes/tokenizer_small.yaml --stage qformer
+    python jobs/train_tokenizer.py --config recipes/tokenizer_small.yaml --stage codebook
+    torchrun --nproc-per-node 8 jobs/train_tokenizer.py --config recipes/tokenizer_seed2.yaml --stage qformer
+
+A stage that was interrupted goes on from its last checkpoint when the same command is given again. Exit
+status: 0 finished, 1 stopped because a loss was not finite, 2 wrong settings or data.
+"""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jobs.config_file import parse_config
+from pipeline.pair_stream import PairStream
+from pipeline.training_pairs import PairBatches, PairDataConfig, read_held_out, split_pairs
+from schemas.atomic_write import write_atomically
+from trainer.contrastive_run import held_out_of
+from trainer.processes import choose_device, process_group
+from trainer.train_tokenizer import StagesConfig, run_stage
+
+logger = logging.getLogger("train_tokenizer")
+
+FINISHED, FAILED, USAGE = 0, 1, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTokenizerConfig(StagesConfig):
+    """One tokenizer, all stages, and its data."""
+
+    data: PairDataConfig = field(default_factory=PairDataConfig)
+
+
+def main() -> int:
+    """Run the job; returns the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        train(parse_config(TrainTokenizerConfig, description=__doc__ or ""))
+    except FloatingPointError as error:
+        logger.error("%s", error)
+        return FAILED
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+    return FINISHED
+
+
+def train(config: TrainTokenizerConfig) -> None:
+    """Read the pairs, run the stage, write its figures."""
+    with process_group(choose_device(config.device)):
+        run = config.run_of_stage
+        options = (run.batch_size, run.seed, dist.get_rank(), dist.get_world_size())
+        batches: PairStream | PairBatches
+        if config.data.shuffle_pairs:
+            shards = config.data.shards()
+            batches, kept = PairStream(shards, config.data, *options), read_held_out(shards, config.data)
+            captions: list[str] = []
+        else:
+            pairs, kept = split_pairs(config.data)
+            batches, captions = PairBatches(pairs, *options), [pair.caption for pair in pairs]
+        logger.info(
+            "stage=%s held_out=%d steps_per_epoch=%d", config.stage, len(kept), batches.steps_per_epoch
+        )
+        figures = run_stage(config, batches, held_out_of(kept), captions)
+        if dist.get_rank() == 0:
+            text = json.dumps(figures, indent=1) + "\n"
+            write_atomically(config.output / config.stage / "figures.json", text.encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,318 @@
+"""URL lists in, WebDataset shards out: img2dataset with the parts replaced that web data needs otherwise.
+
+img2dataset splits the lists, downloads with threads, retries and honours opt-out headers (``X-Robots-Tag``:
+noai, noimageai, noindex, noimageindex). It takes the parts that do the rest as arguments; ours are:
+
+- `guarded_http`: what its ``urlopen`` uses, installed when a worker process starts;
+- `OriginalBytes` for its resizer: the bytes as they came, if they are a picture at all;
+- `OriginalsWriter` for its shard writer: samples in the order of the list, with the suffix their content has.
+
+Its own writer puts shards in place while it writes them. Here img2dataset writes a shard into a hidden folder
+beside its place, and the files are moved when they are complete, the tar last: a tar that exists is complete,
+and the same command again does the rest.
+
+    00000.tar           the pictures that came, as pairs
+    00000.parquet       every row of the list with its status and error
+    00000_stats.json    img2dataset's counts
+"""
+
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.guarded_http import HttpLimits, guarded_opener
+from pipeline.original_images import OriginalBytes, OriginalsWriter
+from schemas.atomic_write import TEMPORARY_PREFIX, sync_directory, sync_file, write_atomically
+from tokenizer.image_file import PILLOW_PIXEL_LIMIT
+
+logger = logging.getLogger(__name__)
+
+OPT_OUT_DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")
+RESERVED_COLUMNS = frozenset(
+    {"key", "caption", "url", "width", "height", "original_width", "original_height", "status"}
+    | {"error_message", "exif", "sha256"}
+)
+"""Fields of ``key.json`` that img2dataset fills."""
+MANIFEST_NAME = "_ingest.json"
+LIST_SUFFIXES = ("parquet", "csv", "csv.gz", "tsv", "tsv.gz", "jsonl", "jsonl.gz", "txt", "txt.gz")
+NUM_DIGITS = 5
+
+
+class IngestError(RuntimeError):
+    """Some shards could not be made; those that were stay."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestConfig:
+    """What to download, and how."""
+
+    url_list: Path
+    """A parquet, csv, tsv, jsonl or txt file (also .gz), or a folder of files of one of these kinds."""
+    output: Path
+    """Folder for the shards."""
+    url_column: str = "url"
+    caption_column: str | None = None
+    """Column that becomes ``key.txt``; None for pictures alone."""
+    kept_columns: tuple[str, ...] = ()
+    """Further columns that go into ``key.json``."""
+    images_per_shard: int = 10_000
+    num_processes: int = 2
+    """0 downloads in the calling process, one shard after the other."""
+    num_threads: int = 32
+    """Downloads under way in each process."""
+    timeout_s: float = 10.0
+    """Longest wait for the next bytes of an answer."""
+    num_retries: int = 1
+    user_agent_token: str = "seed-shards"
+    """Named in the User-Agent header; opt-outs that address it are honoured."""
+    honour_opt_out: bool = True
+    """Leave out pictures whose answer carries X-Robots-Tag: noai, noimageai, noindex or noimageindex."""
+    max_pixels: int = PILLOW_PIXEL_LIMIT
+    """Pictures with more pixels are refused from their header."""
+    http: HttpLimits = field(default_factory=HttpLimits)
+
+    def __post_init__(self) -> None:
+        for name in ("images_per_shard", "num_threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"ingest.{name} must be at least 1, got {getattr(self, name)}")
+        if reserved := RESERVED_COLUMNS & set(self.kept_columns):
+            raise ValueError(
+                f"ingest.kept_columns: {', '.join(sorted(reserved))} are written by ingestion itself;"
+                " rename them in the list"
+            )
+        if self.timeout_s <= 0 or self.num_retries < 0 or self.num_processes < 0:
+            raise ValueError(
+                "ingest.timeout_s must be positive, ingest.num_retries and ingest.num_processes not negative"
+            )
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What became of the rows of the lists."""
+
+    num_rows: int = 0
+    num_images: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    """Rows without a picture, by img2dataset's error message."""
+    num_shards: int = 0
+
+    def __add__(self, other: "IngestReport") -> "IngestReport":
+        return IngestReport(
+            self.num_rows + other.num_rows,
+            self.num_images + other.num_images,
+            self.failures + other.failures,
+            self.num_shards + other.num_shards,
+        )
+
+    def imbalance(self) -> str | None:
+        """What does not add up, or None."""
+        if self.num_rows != self.num_images + self.failures.total():
+            return f"{self.num_rows} rows, but {self.num_images} images + {self.failures.total()} failures"
+        return None
+
+
+def ingest(config: IngestConfig) -> IngestReport:
+    """Download what is not there yet; returns the counts of all shards, those of earlier runs included.
+
+    Raises:
+        ValueError: if the list or a column is missing, or the folder was made from another list.
+        IngestError: naming the shards that failed.
+    """
+    config.output.mkdir(parents=True, exist_ok=True)
+    files = list_files(config.url_list)
+    _claim(config, files)
+    for left_over in config.output.glob(f"{TEMPORARY_PREFIX}ingest-*"):
+        shutil.rmtree(left_over)
+    staging = config.output / f"{TEMPORARY_PREFIX}ingest-{os.getpid()}"
+    staging.mkdir()
+    try:
+        failed = _download_shards(config, files, staging)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    if failed:
+        raise IngestError(
+            f"{len(failed)} shards failed ({'; '.join(failed[:3])}); run the same command again to retry them"
+        )
+    return read_report(config.output)
+
+
+def list_files(url_list: Path) -> list[Path]:
+    """The files of a list, in order. Raises ValueError, naming it, if there are none or of several kinds."""
+    if url_list.is_file():
+        files = [url_list]
+    else:
+        files = sorted(path for path in url_list.glob("*") if list_format(path))
+    if not files:
+        raise ValueError(
+            f"--input {url_list}: no such file, or no {', '.join(LIST_SUFFIXES)} file in the folder"
+        )
+    formats = {list_format(path) for path in files}
+    if len(formats) > 1 or None in formats:
+        shown = ", ".join(sorted(str(kind) for kind in formats))
+        raise ValueError(
+            f"--input {url_list}: the files must be of one kind of {', '.join(LIST_SUFFIXES)}: {shown}"
+        )
+    return files
+
+
+def list_format(path: Path) -> str | None:
+    """img2dataset's name of a list's format, from its suffix."""
+    return next((suffix for suffix in LIST_SUFFIXES if path.name.endswith(f".{suffix}")), None)
+
+
+def _claim(config: IngestConfig, files: list[Path]) -> None:
+    """Shards are named by their place in the list: one folder holds one list, split one way."""
+    manifest = {
+        "files": [[path.name, path.stat().st_size] for path in files],
+        "url_column": config.url_column,
+        "caption_column": config.caption_column,
+        "kept_columns": list(config.kept_columns),
+        "images_per_shard": config.images_per_shard,
+    }
+    path = config.output / MANIFEST_NAME
+    if not path.exists():
+        write_atomically(path, json.dumps(manifest, indent=1).encode() + b"\n")
+    existing = json.loads(path.read_text())
+    differing = sorted(name for name in manifest if existing.get(name) != manifest[name])
+    if differing:
+        raise ValueError(
+            f"--output {config.output}: was made from another list or with other settings"
+            f" ({', '.join(differing)}); choose another folder"
+        )
+
+
+def _download_shards(config: IngestConfig, files: list[Path], staging: Path) -> list[str]:
+    """Make the shards that are missing; returns one line for each that failed."""
+    failed = []
+    with _workers(config) as pool:
+        tasks = {
+            pool.submit(download_shard, config, shard_id, rows, columns, staging): shard_id
+            for shard_id, rows, columns in _split_lists(config, files, staging)
+        }
+        for future in as_completed(tasks):
+            if error := future.exception():
+                failed.append(f"shard {tasks[future]:0{NUM_DIGITS}d}: {type(error).__name__}: {error}")
+                logger.error("%s", failed[-1])
+    return failed
+
+
+@contextmanager
+def _workers(config: IngestConfig) -> Iterator[Executor]:
+    """Where shards are downloaded; every ``urlopen`` there goes through the guard."""
+    if config.num_processes:
+        context = multiprocessing.get_context("spawn")  # threads of the caller would not survive a fork
+        initializer, arguments = _start_worker, (config.http,)
+        with ProcessPoolExecutor(config.num_processes, context, initializer, arguments) as processes:
+            yield processes
+        return
+    _start_worker(config.http)
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            yield thread
+    finally:
+        urllib.request.install_opener(urllib.request.build_opener())
+
+
+def _split_lists(
+    config: IngestConfig, files: list[Path], staging: Path
+) -> Iterator[tuple[int, str, list[str]]]:
+    """(shard number, file with its rows, columns) of every shard that is not there yet."""
+    from img2dataset.reader import Reader
+
+    (staging / "rows").mkdir()
+    done = {int(path.stem) for path in config.output.glob("*.tar")}
+    source = config.url_list if config.url_list.is_dir() else files[0]
+    try:
+        reader = Reader(
+            str(source),
+            list_format(files[0]),
+            config.url_column,
+            config.caption_column,
+            None,
+            None,
+            list(config.kept_columns) or None,
+            config.images_per_shard,
+            done,
+            str(staging / "rows"),
+        )
+        for shard_id, rows in reader:
+            yield shard_id, rows, reader.column_list
+    except (KeyError, pa.ArrowInvalid) as error:
+        columns = [config.url_column, config.caption_column, *config.kept_columns]
+        raise ValueError(
+            f"--input {config.url_list}: cannot be read with the columns"
+            f" {', '.join(filter(None, columns))}: {error}"
+        ) from error
+
+
+def _start_worker(limits: HttpLimits) -> None:
+    """img2dataset calls ``urlopen``; this is how the standard library lets a process say what that uses."""
+    urllib.request.install_opener(guarded_opener(limits))
+
+
+def download_shard(config: IngestConfig, shard_id: int, rows: str, columns: list[str], staging: Path) -> None:
+    """Make one shard in ``staging`` and move it into place. Runs in a worker process."""
+    from img2dataset.downloader import Downloader
+
+    name = f"{shard_id:0{NUM_DIGITS}d}"
+    folder = staging / name
+    folder.mkdir(exist_ok=True)
+    downloader = Downloader(
+        sample_writer_class=OriginalsWriter,
+        resizer=OriginalBytes(config.max_pixels),
+        thread_count=config.num_threads,
+        save_caption=config.caption_column is not None,
+        extract_exif=False,
+        output_folder=str(folder),
+        column_list=columns,
+        timeout=config.timeout_s,
+        number_sample_per_shard=config.images_per_shard,
+        oom_shard_count=NUM_DIGITS,
+        compute_hash="sha256",
+        verify_hash_type=None,
+        encode_format="jpg",
+        retries=config.num_retries,
+        user_agent_token=config.user_agent_token,
+        disallowed_header_directives=list(OPT_OUT_DIRECTIVES) if config.honour_opt_out else None,
+    )
+    downloader.download_shard((shard_id, rows))
+    _check_complete(folder, name)
+    for suffix in (".parquet", "_stats.json", ".tar"):
+        sync_file(folder / f"{name}{suffix}")
+        os.replace(folder / f"{name}{suffix}", config.output / f"{name}{suffix}")
+    sync_directory(config.output)
+    logger.info("shard=%s committed", name)
+
+
+def _check_complete(folder: Path, name: str) -> None:
+    """img2dataset prints an error in its own handling of a row, and goes on without the row."""
+    num_rows = pq.read_metadata(folder / f"{name}.parquet").num_rows
+    expected = json.loads((folder / f"{name}_stats.json").read_text())["count"]
+    if num_rows != expected:
+        raise IngestError(
+            f"{expected - num_rows} of {expected} rows were lost; img2dataset's messages say why"
+        )
+
+
+def read_report(output: Path) -> IngestReport:
+    """Counts over all shards of a folder, from their tables."""
+    report = IngestReport()
+    for path in sorted(output.glob("*.tar")):
+        table = pq.read_table(path.with_suffix(".parquet"), columns=["status", "error_message"])
+        statuses: list[dict[str, Any]] = table.to_pylist()
+        failures = Counter(str(row["error_message"]) for row in statuses if row["status"] != "success")
+        report += IngestReport(len(statuses), len(statuses) - failures.total(), failures, 1)
+    return report

@@ -1,0 +1,200 @@
+"""Chats, questions and answers, and image edits: documents whose segments carry roles.
+
+Three forms, told by their fields, as WebDataset (``key.json`` and image members) or JSON lines:
+
+- ``messages``, the chat form of Hugging Face: ``{"role", "content"}``, where content is a string or a list of
+  parts ``{"type": "text", "text"}`` and ``{"type": "image", "image" or "url" or "path"}``. An image part that
+  names nothing takes the next entry of the sample's own ``images``.
+- ``image``, ``question``, ``answer``: the user shows the image and asks, the assistant answers.
+- ``source_image``, ``instruction``, ``target_image``: the user shows and instructs, the assistant draws.
+  The names of InstructPix2Pix (``original_image``, ``edit_prompt``, ``edited_image``) and MagicBrush
+  (``source_img``, ``target_img``) are known too.
+
+Consecutive parts of one role stay segments of their own. Nothing is left out: a chat that lacks one image or
+one text is refused whole, because an answer without what it speaks of teaches the wrong thing.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.sources.captions import OnBadEncoding
+from pipeline.sources.document_text import clean_text
+from pipeline.sources.metadata import dump_fields, parse_metadata
+from pipeline.sources.records import RawDocument, RawImage, RawSegment, RefusedError, SourceItems
+from pipeline.sources.tar_reader import TarSample
+from schemas.document import Role, TextSegment
+from schemas.quarantine import QuarantineRecord, Reason, Unit
+
+FindImage = Callable[[str], RawImage]
+"""The image that a chat names; raises RefusedError."""
+
+_EDIT_NAMES = (
+    ("source_image", "original_image", "source_img", "input_image"),
+    ("instruction", "edit_prompt", "edit_instruction"),
+    ("target_image", "edited_image", "target_img", "output_image"),
+)
+_REFERENCE_NAMES = ("image", "url", "path")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatsConfig:
+    """How a sample becomes a chat."""
+
+    on_bad_encoding: OnBadEncoding = "quarantine"
+    """What to do with text that is not UTF-8 or holds NUL: refuse the chat, or put U+FFFD."""
+    max_document_bytes: int = 256 * 1024**2
+    """A larger .json or line is refused (metadata_too_large)."""
+    metadata_fields: tuple[str, ...] = ("source", "category", "license", "url")
+    """Fields of the JSON that are kept; "*" keeps all but the content."""
+
+    def __post_init__(self) -> None:
+        if self.max_document_bytes <= 0:
+            raise ValueError(f"chats.max_document_bytes must be positive, got {self.max_document_bytes}")
+        if self.on_bad_encoding not in ("quarantine", "replace"):
+            raise ValueError(
+                f"chats.on_bad_encoding must be quarantine or replace, got {self.on_bad_encoding!r}"
+            )
+
+
+def read_chats(
+    samples: Iterable[TarSample | QuarantineRecord],
+    source: str,
+    config: ChatsConfig | None = None,
+    find_elsewhere: FindImage | None = None,
+) -> SourceItems:
+    """One document or one ``sample`` record for each sample, in order.
+
+    Args:
+        samples: of one shard, or of `json_lines.read_json_lines`; records among them are passed on.
+        source: name of the shard in the records.
+        config: the settings.
+        find_elsewhere: finds images that are no members of the sample, for JSON lines.
+    """
+    config = config or ChatsConfig()
+    for sample in samples:
+        if isinstance(sample, QuarantineRecord):
+            yield sample
+            continue
+        try:
+            yield _read_chat(sample, config, find_elsewhere)
+        except RefusedError as refusal:
+            yield QuarantineRecord(
+                source, sample.key, Unit.SAMPLE, refusal.reason, refusal.detail, sample.num_bytes
+            )
+
+
+def _read_chat(sample: TarSample, config: ChatsConfig, find_elsewhere: FindImage | None) -> RawDocument:
+    data = sample.members.get("json")
+    if data is None:
+        raise RefusedError(Reason.METADATA_MISSING, f"no .json; members: .{', .'.join(sample.members)}"[:200])
+    value = parse_metadata(data, config.max_document_bytes)
+
+    def find_image(name: str) -> RawImage:
+        extension = name.lower()
+        if extension in sample.members and extension != "json":
+            return RawImage(sample.members[extension], extension)
+        if find_elsewhere is not None:
+            return find_elsewhere(name)
+        raise RefusedError(Reason.DOC_IMAGE_MISSING, f"{name[:80]!r} is no member of the sample")
+
+    segments = []
+    for role, content in _turns(value, find_image):
+        if isinstance(content, RawImage):
+            segments.append(RawImage(content.data, content.suffix, role))
+        elif content.strip():
+            segments.append(TextSegment(clean_text(content, config.on_bad_encoding), role))
+    _check_turns(segments)
+    metadata = {name: entry for name, entry in value.items() if name not in _CONTENT_FIELDS}
+    text = dump_fields(metadata, config.metadata_fields)
+    return RawDocument(sample.key, tuple(segments), text, sample.num_bytes)
+
+
+_CONTENT_FIELDS = frozenset(
+    {"messages", "images", "image", "question", "answer", *(name for names in _EDIT_NAMES for name in names)}
+)
+_Turn = tuple[Role, str | RawImage]
+
+
+def _turns(value: Mapping[str, Any], find_image: FindImage) -> Iterator[_Turn]:
+    if "messages" in value:
+        yield from _messages(value, find_image)
+        return
+    source, instruction, target = (_first_of(value, names) for names in _EDIT_NAMES)
+    if source is not None and target is not None:
+        yield Role.USER, find_image(_string(source, "source image"))
+        yield Role.USER, _string(instruction, "instruction")
+        yield Role.ASSISTANT, find_image(_string(target, "target image"))
+    elif "question" in value:
+        images = _first_of(value, ("image", "images")) or []
+        for image in images if isinstance(images, list) else [images]:
+            yield Role.USER, find_image(_string(image, "image"))
+        yield Role.USER, _string(value["question"], "question")
+        yield Role.ASSISTANT, _string(value.get("answer"), "answer")
+    else:
+        raise RefusedError(
+            Reason.DOC_SCHEMA_ERROR,
+            "neither 'messages', nor 'image', 'question', 'answer', nor source and target images and an"
+            f" 'instruction'; fields: {', '.join(value)}"[:200],
+        )
+
+
+def _first_of(value: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    return next((value[name] for name in names if value.get(name) is not None), None)
+
+
+def _string(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise RefusedError(Reason.DOC_SCHEMA_ERROR, f"the {what} is no string but {str(value)[:40]}")
+    return value
+
+
+def _messages(value: Mapping[str, Any], find_image: FindImage) -> Iterator[_Turn]:
+    messages, images = value["messages"], value.get("images") or []
+    if not isinstance(messages, list) or not isinstance(images, list):
+        raise RefusedError(Reason.DOC_SCHEMA_ERROR, "'messages' and 'images' must be lists")
+    unnamed, num_images = iter(images), 0
+    for position, message in enumerate(messages):
+        role = message.get("role") if isinstance(message, dict) else None
+        if role not in list(Role):
+            raise RefusedError(
+                Reason.DOC_SCHEMA_ERROR, f"message {position}: role {str(role)[:40]!r}, not {', '.join(Role)}"
+            )
+        for part in _parts(message.get("content"), position):
+            content = _part(part, unnamed, find_image)
+            num_images += isinstance(content, RawImage)
+            yield Role(role), content
+    if num_images < len(images):
+        raise RefusedError(
+            Reason.DOC_SCHEMA_ERROR, f"{len(images)} images, but {num_images} parts of type image"
+        )
+
+
+def _parts(content: Any, position: int) -> list[Mapping[str, Any]]:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        raise RefusedError(
+            Reason.DOC_SCHEMA_ERROR, f"message {position}: content is neither a string nor a list of parts"
+        )
+    return content
+
+
+def _part(part: Mapping[str, Any], unnamed: Iterator[Any], find_image: FindImage) -> str | RawImage:
+    if part.get("type") == "text":
+        return _string(part.get("text"), "text of a part")
+    if part.get("type") == "image":
+        name = _first_of(part, _REFERENCE_NAMES)
+        name = next(unnamed, None) if name is None else name
+        return find_image(_string(name, "image of a part"))
+    raise RefusedError(Reason.DOC_SCHEMA_ERROR, f"a part of type {str(part.get('type'))[:40]!r}")
+
+
+def _check_turns(segments: list[RawSegment]) -> None:
+    """Raise RefusedError for a chat without anything said by the user and by the assistant."""
+    if not segments:
+        raise RefusedError(Reason.DOC_EMPTY, "neither text nor image")
+    spoken = {segment.role for segment in segments}
+    for role in (Role.USER, Role.ASSISTANT):
+        if role not in spoken:
+            raise RefusedError(Reason.DOC_SCHEMA_ERROR, f"nothing said by the {role}")

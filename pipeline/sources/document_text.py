@@ -1,0 +1,37 @@
+"""Text of interleaved documents and chats: kept as it was written, refused where it is no text."""
+
+from typing import Literal
+
+from pipeline.sources.captions import OnBadEncoding
+from pipeline.sources.records import RefusedError
+from schemas.quarantine import Reason
+
+END_MARKER = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"
+"""What OBELICS left where its extractor saw one text of a page end and the next begin."""
+OnEndMarker = Literal["break", "keep"]
+
+
+def clean_text(text: str, on_bad_encoding: OnBadEncoding) -> str:
+    """The text itself, if it can be stored as UTF-8 and holds no NUL.
+
+    Raises:
+        RefusedError: ``caption_bad_encoding``, unless ``on_bad_encoding`` is ``"replace"`` (by U+FFFD).
+    """
+    if text.isascii() and "\0" not in text:
+        return text
+    sound = text.encode("utf-8", "replace" if on_bad_encoding == "replace" else "surrogatepass")
+    repaired = sound.decode("utf-8", "replace").replace("\0", "\ufffd")
+    if on_bad_encoding == "quarantine" and repaired != text:
+        kind = "NUL" if "\0" in text else "a lone surrogate"
+        raise RefusedError(Reason.CAPTION_BAD_ENCODING, f"{kind} in a text of {len(text)} characters")
+    return repaired
+
+
+def split_at_end_marker(text: str, rule: OnEndMarker) -> list[str]:
+    """The runs of text in one node: the OBELICS marker is no text but a break, and its two sides two runs.
+
+    Runs of nothing but white space are left out; others keep theirs, except beside a break.
+    """
+    if rule == "keep" or END_MARKER not in text:
+        return [text] if text.strip() else []
+    return [run.strip() for run in text.split(END_MARKER) if run.strip()]

@@ -1,0 +1,222 @@
+"""Image-text pairs for training the tokenizer, from the same shards and reader as tokenization.
+
+Pictures are decoded and squashed once and kept in memory as uint8 (147 KiB each), which suits up to some
+hundred thousand pairs on one machine; ``PairBatches`` draws batches of them. Every batch is a pure function
+of seed and step, so a run resumes exactly, on any number of ranks.
+"""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.inputs import SourceShard, expand_inputs
+from pipeline.read_shard import read_shard
+from pipeline.sources.pairs import read_pairs as read_documents
+from pipeline.sources.records import RawDocument
+from schemas.document import TextSegment
+from schemas.quarantine import QuarantineRecord, Reason
+from tokenizer.preprocess import ImageError, PreprocessConfig, load_image
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairDataConfig:
+    """Which pairs, and which of them are kept for evaluation."""
+
+    input: tuple[str, ...] = ()
+    """Tar shards as for tokenization: files, globs, braces, folders, ``@file`` lists, URLs."""
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    group_pattern: str = ""
+    """What this removes from a key gives the group: variants of one picture, on one side of the split."""
+    held_out_fraction: float = 0.02
+    shuffle_pairs: int = 0
+    """0: all pairs are held in memory. Otherwise they are streamed through a shuffle buffer of so many."""
+    pairs_per_epoch: int = 0
+    """Streaming only: how many pairs count as an epoch."""
+    held_out_limit: int = 5000
+    """Streaming only: held-out groups that are looked for."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out_fraction < 1:
+            raise ValueError(f"data.held_out_fraction must be in (0, 1), got {self.held_out_fraction}")
+        re.compile(self.group_pattern)
+        if self.shuffle_pairs < 0 or self.held_out_limit < 1:
+            raise ValueError("data.shuffle_pairs must not be negative, data.held_out_limit at least 1")
+        if self.shuffle_pairs and self.pairs_per_epoch < 1:
+            raise ValueError("data.pairs_per_epoch must be given where pairs are streamed (shuffle_pairs)")
+
+    def shards(self) -> list[SourceShard]:
+        """All shards in the order of the patterns; two folders may hold shards of one name.
+
+        Raises:
+            ValueError, FileNotFoundError: no pattern is given, or one matches nothing.
+        """
+        if not self.input:
+            raise ValueError("data.input: no shards are given")
+        found = [shard for pattern in self.input for shard in expand_inputs([pattern])]
+        return list({shard.url: shard for shard in found}.values())
+
+
+@dataclass(frozen=True)
+class TrainingPair:
+    """One picture with its caption."""
+
+    key: str
+    group: str
+    """Pairs of one group show the same thing; they are never split between training and held-out."""
+    image: npt.NDArray[np.uint8]
+    """(img_size, img_size, 3) RGB."""
+    caption: str
+
+
+def read_pairs(
+    shards: Iterable[SourceShard],
+    preprocess: PreprocessConfig,
+    group_pattern: str = "",
+    is_wanted: Callable[[str], bool] = lambda group: True,
+) -> Iterator[TrainingPair]:
+    """Pairs of shards in order; what cannot be used is counted by reason and logged.
+
+    Args:
+        shards: in img2dataset layout, as tokenization reads them (``sources.pairs``).
+        preprocess: how pictures become network input.
+        group_pattern: regular expression; what it matches is removed from the key to give the group.
+        is_wanted: of a group; pairs of others are passed over undecoded.
+    """
+    refused: Counter[str] = Counter()
+    for shard in shards:
+        for item in read_documents(read_shard(shard), shard.name):
+            if isinstance(item, RawDocument) and not is_wanted(group_of(item.key, group_pattern)):
+                continue
+            pair = decoded_pair(item, preprocess, group_pattern)
+            if isinstance(pair, TrainingPair):
+                yield pair
+            else:
+                refused[pair] += 1
+    if refused:
+        reasons = " ".join(f"{reason}={count}" for reason, count in sorted(refused.items()))
+        logger.warning("refused=%d %s", refused.total(), reasons)
+
+
+def decoded_pair(
+    item: RawDocument | QuarantineRecord, preprocess: PreprocessConfig, group_pattern: str
+) -> TrainingPair | Reason:
+    """The pair of one source item, or the reason why there is none."""
+    if isinstance(item, QuarantineRecord):
+        return item.reason
+    (raw,) = item.images
+    (caption,) = (segment.text for segment in item.segments if isinstance(segment, TextSegment))
+    if not caption.strip():
+        return Reason.CAPTION_EMPTY
+    try:
+        image = load_image(raw.data, preprocess)
+    except ImageError as error:
+        return error.reason
+    return TrainingPair(item.key, group_of(item.key, group_pattern), np.asarray(image), caption.strip())
+
+
+def group_of(key: str, group_pattern: str) -> str:
+    """The group of a key: what is left without the matches of the pattern."""
+    return re.sub(group_pattern, "", key) if group_pattern else key
+
+
+def is_held_out(group: str, fraction: float) -> bool:
+    """Whether a group belongs to the held-out share: a property of its name alone, the same in every run."""
+    digest = blake2b(group.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < fraction * 2**64
+
+
+def split_pairs(data: PairDataConfig) -> tuple[list[TrainingPair], list[TrainingPair]]:
+    """Training pairs, and of each held-out group the first pair (by key).
+
+    Raises:
+        ValueError, FileNotFoundError: no shard matches, or nothing is left for one of the two.
+    """
+    shards = data.shards()
+    train: list[TrainingPair] = []
+    kept: dict[str, TrainingPair] = {}
+    for pair in read_pairs(shards, data.preprocess, data.group_pattern):
+        if not is_held_out(pair.group, data.held_out_fraction):
+            train.append(pair)
+        elif pair.group not in kept or pair.key < kept[pair.group].key:
+            kept[pair.group] = pair
+    if not train or not kept:
+        raise ValueError(
+            f"data.held_out_fraction {data.held_out_fraction} leaves {len(train)} pairs for training and "
+            f"{len(kept)} for evaluation"
+        )
+    return train, [kept[group] for group in sorted(kept)]
+
+
+def read_held_out(shards: Iterable[SourceShard], data: PairDataConfig) -> list[TrainingPair]:
+    """The first ``data.held_out_limit`` held-out groups of the shards, one pair of each; others stay
+    undecoded."""
+    kept: dict[str, TrainingPair] = {}
+    fraction = data.held_out_fraction
+    for pair in read_pairs(shards, data.preprocess, data.group_pattern, lambda g: is_held_out(g, fraction)):
+        kept.setdefault(pair.group, pair)
+        if len(kept) == data.held_out_limit:
+            break
+    if not kept:
+        raise ValueError(f"data.held_out_fraction {fraction} leaves no pair for evaluation")
+    return list(kept.values())
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Pairs of one step on one rank."""
+
+    images: npt.NDArray[np.uint8]
+    """(B, img_size, img_size, 3)."""
+    captions: list[str]
+
+
+class PairBatches:
+    """Batches of pairs in memory; each epoch holds one random pair of every group, in random order."""
+
+    def __init__(
+        self, pairs: list[TrainingPair], batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        """Batches of ``batch_size`` for this rank of ``world_size``.
+
+        Raises:
+            ValueError: fewer groups than one global batch needs.
+        """
+        members: dict[str, list[int]] = {}
+        for index, pair in enumerate(pairs):
+            members.setdefault(pair.group, []).append(index)
+        self._pairs = pairs
+        self._members = list(members.values())
+        self._global_batch = batch_size * world_size
+        self._slice = slice(rank * batch_size, (rank + 1) * batch_size)
+        self._seed = seed
+        if len(members) < self._global_batch:
+            raise ValueError(
+                f"{len(members)} groups of pairs are fewer than one batch of {self._global_batch} over all "
+                "ranks: lower batch_size or give more shards"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches only."""
+        return len(self._members) // self._global_batch
+
+    def batch(self, step: int) -> PairBatch:
+        """Batch of ``step`` (0-based over the whole run) for this rank."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        rng = np.random.default_rng((self._seed, epoch))
+        order = rng.permutation(len(self._members))
+        draws = rng.random(len(self._members))
+        start = place * self._global_batch
+        groups = order[start : start + self._global_batch][self._slice]
+        chosen = [self._members[g][int(draws[g] * len(self._members[g]))] for g in groups]
+        return PairBatch(
+            np.stack([self._pairs[i].image for i in chosen]), [self._pairs[i].caption for i in chosen]
+        )

@@ -1,0 +1,110 @@
+"""The opener against a real server on loopback, which is private: only what is allowed is reached."""
+
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from pipeline.guarded_http import HttpLimits, guarded_opener, is_public
+from tests.pipeline.picture_server import serving
+
+LOOPBACK_ONE = HttpLimits(allowed_networks=("127.0.0.1/32",))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1", "127.8.9.1", "0.0.0.0", "10.0.0.1", "172.16.5.4", "192.168.1.1", "169.254.169.254",
+        "100.64.0.1", "192.0.2.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255",
+        "::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "ff02::1", "2001:db8::1",
+        "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2002:7f00:1::", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe",
+    ],
+)  # fmt: skip
+def test_addresses_that_are_not_public(address: str) -> None:
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
+)
+def test_public_addresses(address: str) -> None:
+    assert is_public(address)
+
+
+def test_loopback_is_refused_before_a_byte_is_sent() -> None:
+    with serving({"/a.jpg": b"picture"}) as server:
+        for url in (f"{server.url}/a.jpg", f"http://localhost:{server.server_address[1]}/a.jpg"):
+            with pytest.raises(urllib.error.URLError, match="not public"):
+                guarded_opener(HttpLimits()).open(url, timeout=5)
+        assert not server.requests
+
+
+def test_numbers_that_mean_loopback_are_refused() -> None:
+    for host in ("2130706433", "0x7f.1", "127.1", "[::ffff:127.0.0.1]"):
+        with pytest.raises(OSError, match="not public"):
+            guarded_opener(HttpLimits()).open(f"http://{host}:9/", timeout=5)
+
+
+def test_allowed_network_is_reached() -> None:
+    with serving({"/a.jpg": b"picture"}) as server:
+        assert guarded_opener(LOOPBACK_ONE).open(f"{server.url}/a.jpg", timeout=5).read() == b"picture"
+
+
+def test_redirect_to_a_private_address_is_refused() -> None:
+    with serving({}, "127.0.0.1") as front, serving({"/secret": b"secret"}, "127.0.0.2") as inside:
+        with pytest.raises(urllib.error.URLError, match=r"127\.0\.0\.2, which is not public"):
+            guarded_opener(LOOPBACK_ONE).open(f"{front.url}/redirect?to={inside.url}/secret", timeout=5)
+        assert front.requests["/redirect"] == 1
+        assert not inside.requests
+
+
+def test_redirect_within_what_is_allowed_is_followed() -> None:
+    with serving({"/a.jpg": b"picture"}) as server:
+        answer = guarded_opener(LOOPBACK_ONE).open(f"{server.url}/redirect?to={server.url}/a.jpg", timeout=5)
+        assert answer.read() == b"picture"
+
+
+def test_redirects_end() -> None:
+    with serving({}) as server, pytest.raises(urllib.error.HTTPError, match="infinite loop"):
+        guarded_opener(LOOPBACK_ONE).open(f"{server.url}/loop", timeout=5)
+
+
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:text/plain,x", "gopher://x/"]
+)
+def test_other_schemes_are_unknown(url: str) -> None:
+    with pytest.raises(urllib.error.URLError, match="unknown url type"):
+        guarded_opener(LOOPBACK_ONE).open(url, timeout=5)
+
+
+def test_redirect_to_a_file_is_refused() -> None:
+    with serving({}) as server, pytest.raises(urllib.error.HTTPError, match="not allowed"):
+        guarded_opener(LOOPBACK_ONE).open(f"{server.url}/redirect?to=file:///etc/passwd", timeout=5)
+
+
+def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with serving({"/a.jpg": b"picture"}) as server:
+        assert guarded_opener(LOOPBACK_ONE).open(f"{server.url}/a.jpg", timeout=5).read() == b"picture"
+
+
+def test_answers_are_bounded_in_bytes() -> None:
+    limits = HttpLimits(allowed_networks=("127.0.0.1/32",), max_bytes=100_000)
+    with serving({}) as server, pytest.raises(OSError, match="exceeds 100000 bytes"):
+        guarded_opener(limits).open(f"{server.url}/huge", timeout=5).read()
+
+
+def test_answers_are_bounded_in_time_however_steadily_they_drip() -> None:
+    limits = HttpLimits(allowed_networks=("127.0.0.1/32",), max_seconds=0.6)
+    begin = time.monotonic()
+    with serving({}) as server, pytest.raises(TimeoutError):
+        guarded_opener(limits).open(f"{server.url}/drip", timeout=5).read()
+    assert time.monotonic() - begin < 5
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ValueError, match="allowed_networks"):
+        HttpLimits(allowed_networks=("10.0.0.0/33",))
+    with pytest.raises(ValueError, match="max_bytes"):
+        HttpLimits(max_bytes=0)

@@ -1,0 +1,182 @@
+"""OBELICS documents: URLs downloaded from a real server once, joined back in order; and Parquet as input."""
+
+import io
+import json
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.guarded_http import HttpLimits
+from pipeline.ingest import IngestConfig
+from pipeline.ingest_documents import ingest_documents, write_unique_urls
+from pipeline.shard_task import ShardTask
+from pipeline.sources.interleaved import read_interleaved
+from pipeline.sources.obelics_parquet import ObelicsParquetSource, read_rows
+from pipeline.sources.records import RawDocument, RawImage
+from pipeline.sources.tar_reader import read_samples
+from pipeline.url_images import UrlImages, build_index
+from schemas.quarantine import QuarantineRecord, Reason, Unit
+from tests.pipeline.picture_server import PictureServer, serving
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "samples/documents"
+PUBLISHED = pq.read_table(SAMPLES / "obelics.parquet")
+
+
+def _originals() -> dict[str, list[bytes]]:
+    """Pictures of each sample document in reading order, by the document's own URL."""
+    found = {}
+    for shard in sorted(SAMPLES.glob("*.tar")):
+        for sample in read_samples(io.BytesIO(shard.read_bytes()), shard.name):
+            value = json.loads(sample.members["json"])
+            found[value["general_metadata"]["url"]] = [
+                sample.members[name] for name in value["images"] if name
+            ]
+    return found
+
+
+ORIGINALS = _originals()
+
+
+def _served_documents(server: PictureServer, path: Path) -> list[dict]:
+    """The published rows with addresses of the server, which gets the pictures; one is gone."""
+    rows = PUBLISHED.to_pylist()
+    for row_number, row in enumerate(rows):
+        pictures = iter(ORIGINALS[json.loads(row["general_metadata"])["url"]])
+        for position, url in enumerate(row["images"]):
+            if url:
+                name = f"/{row_number}-{position}"
+                server.pictures[name] = next(pictures)
+                row["images"][position] = server.url + name
+    rows[0]["images"] = [None, f"{server.url}/gone.jpg", None]
+    rows.append({  # shows pictures of another document again
+        "images": [rows[1]["images"][1], None, rows[1]["images"][1]], "texts": [None, "the same twice", None],
+        "metadata": "[null, null, null]", "general_metadata": "{}",
+    })  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows, PUBLISHED.schema), path)
+    return rows
+
+
+def _config(tmp_path: Path) -> IngestConfig:
+    limits = HttpLimits(allowed_networks=("127.0.0.1/32",))
+    return IngestConfig(
+        url_list=tmp_path, output=tmp_path / "out", num_processes=0, images_per_shard=8, http=limits
+    )
+
+
+def _expected(rows: list[dict], server_pictures: dict[str, bytes]) -> list[list[str | bytes]]:
+    """Texts and pictures in reading order, without what does not exist."""
+    documents = []
+    for row in rows:
+        nodes = [
+            text if text is not None else server_pictures.get("/" + url.rsplit("/", 1)[1])
+            for text, url in zip(row["texts"], row["images"], strict=True)
+        ]
+        documents.append(
+            [node for node in nodes if node is not None and (isinstance(node, bytes) or node.strip())]
+        )
+    return documents
+
+
+def _contents(documents: list[RawDocument]) -> list[list[str | bytes]]:
+    return [
+        [segment.data if isinstance(segment, RawImage) else segment.text for segment in document.segments]
+        for document in documents
+    ]
+
+
+def test_ingested_documents_and_published_parquet_give_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("img2dataset", reason="the extra 'ingest' is not installed")
+    parquet = tmp_path / "obelics.parquet"
+    with serving({}) as server:
+        rows = _served_documents(server, parquet)
+        report = ingest_documents([parquet], _config(tmp_path), documents_per_shard=5)
+        assert set(server.requests.values()) <= {1, 2}  # 2: the one that fails is tried again
+        assert server.requests["/1-1"] == 1
+        server.requests.clear()
+        again = ingest_documents([parquet], _config(tmp_path), documents_per_shard=5)
+        assert not server.requests
+        expected = _expected(rows, server.pictures)
+    assert again == report
+    assert report.num_documents == len(rows)
+    assert (report.missing.total(), report.images.failures.total()) == (1, 1)
+
+    # document 0 shows one picture, which is gone: it is refused; all others come in order
+    items = []
+    for shard in sorted((tmp_path / "out/documents").glob("*.tar")):
+        items += list(read_interleaved(read_samples(io.BytesIO(shard.read_bytes()), "x"), "x"))
+    refused = [item for item in items if isinstance(item, QuarantineRecord)]
+    assert [(record.key, record.unit, record.reason) for record in refused] == [
+        ("000000000", Unit.SAMPLE, Reason.DOC_IMAGE_MISSING)
+    ]
+    assert "404" in refused[0].detail
+    documents = [item for item in items if isinstance(item, RawDocument)]
+    assert _contents(documents) == expected[1:]
+    assert json.loads(documents[0].metadata)["license"]
+
+    source = ObelicsParquetSource(images=tmp_path / "out/images")
+    direct = list(source(ShardTask("obelics", str(parquet))))
+    assert _contents([item for item in direct if isinstance(item, RawDocument)]) == expected[1:]
+    assert [item.reason for item in direct if isinstance(item, QuarantineRecord)] == [
+        Reason.DOC_IMAGE_MISSING
+    ]
+
+
+def test_urls_are_unique_and_in_order_of_first_use(tmp_path: Path) -> None:
+    rows = [
+        {"images": ["b", None, "a", "b"], "texts": [None, "x", None, None]},
+        {"images": ["a", "c"], "texts": [None] * 2},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
+    write_unique_urls([tmp_path / "d.parquet"] * 2, tmp_path / "urls.parquet")
+    assert pq.read_table(tmp_path / "urls.parquet")["url"].to_pylist() == ["b", "a", "c"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.parquet", "urls.parquet"]
+
+
+def test_index_of_a_folder_in_the_files_layout(tmp_path: Path) -> None:
+    (tmp_path / "00000").mkdir()
+    (tmp_path / "00000/000000000.jpg").write_bytes(b"picture")
+    (tmp_path / "00000/000000000.json").write_text("{}")
+    rows = [
+        {"url": "http://a/", "key": "000000001", "status": "failed_to_download", "error_message": "gone"},
+        {"url": "http://a/", "key": "000000000", "status": "success", "error_message": None},
+        {"url": "http://b/", "key": "000000002", "status": "failed_to_download", "error_message": "404"},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "00000.parquet")
+    build_index(tmp_path)
+    with UrlImages(tmp_path) as images:
+        assert images.find("http://a/") == (b"picture", "jpg")
+        assert images.find("http://b/") == "404"
+        assert images.find("http://c/") == "was never asked for"
+        assert Counter(map(images.why_missing, ["http://a/", "http://b/"])) == {None: 1, "404": 1}
+
+
+def test_what_is_not_of_the_layout_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not made by ingestion"):
+        build_index(tmp_path)
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"x\.parquet: no column images, texts"):
+        list(read_rows(tmp_path / "x.parquet"))
+    (tmp_path / "y.parquet").write_bytes(b"not parquet")
+    with pytest.raises(ValueError, match=r"y\.parquet"):
+        list(read_rows(tmp_path / "y.parquet"))
+
+
+def test_a_shard_that_was_cut_is_an_error_not_a_wrong_picture(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
+        member = tarfile.TarInfo("0.jpg")
+        member.size = 2000
+        tar.addfile(member, io.BytesIO(b"x" * 2000))
+    pq.write_table(
+        pa.Table.from_pylist([{"url": "u", "key": "0", "status": "success", "error_message": None}]),
+        tmp_path / "00000.parquet",
+    )
+    build_index(tmp_path)
+    with (tmp_path / "00000.tar").open("r+b") as file:
+        file.truncate(1000)
+    with UrlImages(tmp_path) as images, pytest.raises(OSError, match="shorter"):
+        images.find("u")

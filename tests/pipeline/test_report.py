@@ -1,0 +1,175 @@
+"""The HTML report: nothing of the data becomes markup, nothing is loaded, and the figures are right."""
+
+import base64
+import io
+import json
+import shutil
+import subprocess
+import tarfile
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs import tokenize_chats, tokenize_obelics, tokenize_pairs, tokenize_videos
+from pipeline.inspect_shards import main as seed_shards
+from pipeline.report import CodeUsage, gather
+from pipeline.storage import open_folder
+from pipeline.token_dataset import TokenDataset
+
+ROOT = Path(__file__).parents[2]
+FAST = ["--tokenizer", "null", "--num-actors", "0", "--decode-workers", "0", "--batch-size", "8"]
+ATTACKS = [
+    "<script>alert(1)</script>",
+    "<img src=http://127.0.0.1/x onerror=alert(1)>",
+    "</title></p>&lt;",
+    "\"'`<!--",
+]
+
+
+class _Page(HTMLParser):
+    """What a browser would find in the page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    @property
+    def pictures(self) -> list[bytes]:
+        sources = [attributes["src"] or "" for tag, attributes in self.tags if tag == "img"]
+        return [
+            base64.b64decode(source.removeprefix("data:image/jpeg;base64,"), validate=True)
+            for source in sources
+        ]
+
+
+def _report(folder: Path, tmp_path: Path, *flags: str) -> _Page:
+    path = tmp_path / "report.html"
+    assert seed_shards(["report", str(folder), "--page", str(path), *flags]) == 0
+    return _Page(path.read_text(encoding="utf-8"))
+
+
+def _hostile_pairs(path: Path) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (300, 200), "teal").save(picture, "PNG")
+    with tarfile.open(path, "w") as tar:
+        for number, attack in enumerate(ATTACKS):
+            values = {
+                "png": picture.getvalue(),
+                "txt": attack.encode(),
+                "json": json.dumps({"url": attack}).encode(),
+            }
+            for suffix, data in values.items():
+                member = tarfile.TarInfo(f"<b>{number}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        member = tarfile.TarInfo("<i>broken.txt")
+        member.size = 5
+        tar.addfile(member, io.BytesIO(b"alone"))
+
+
+def test_nothing_of_the_data_becomes_markup(tmp_path: Path) -> None:
+    _hostile_pairs(tmp_path / "<u>.tar")
+    out = tmp_path / "out"
+    assert tokenize_pairs.main(["--input", str(tmp_path / "<u>.tar"), "--output", str(out), *FAST]) == 0
+    page = _report(out, tmp_path)
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"script", "b0", "i", "u", "iframe", "link", "object"}
+    assert all(not name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert all("href" not in attributes for _, attributes in page.tags)
+    for attack in ATTACKS:
+        assert attack in page.text
+    assert "<i>broken" in page.text
+    policy = next(attributes["content"] for tag, attributes in page.tags if "http-equiv" in attributes)
+    assert policy.startswith("default-src 'none'")
+    assert len(page.pictures) == len(ATTACKS)
+
+
+@pytest.mark.parametrize(
+    ("job", "source", "num_pictures"),
+    [
+        (tokenize_videos, "videos/00000.tar", 28),
+        (tokenize_obelics, "documents/*.tar", 21),
+        (tokenize_chats, "chats", 12),
+        (tokenize_pairs, "pairs/00000.tar", 24),
+    ],
+    ids=["videos", "documents", "chats", "pairs"],
+)
+def test_pictures_and_codes_of_every_kind(tmp_path: Path, job, source: str, num_pictures: int) -> None:
+    out = tmp_path / "out"
+    assert job.main(["--input", str(ROOT / "samples" / source), "--output", str(out), *FAST]) == 0
+    page = _report(out, tmp_path, "--documents", "24")
+    assert len(page.pictures) == num_pictures
+    for picture in page.pictures:
+        assert max(Image.open(io.BytesIO(picture)).size) <= 208
+    report = gather(TokenDataset.open(open_folder(str(out))), 24)
+    shown = [code for item in report.gallery for image in item.document.images for code in image.codes]
+    assert " ".join(page.text.split()).count(str(shown[0])) >= 1
+    assert len(shown) == 32 * num_pictures
+    assert report.usage.totals.sum() == 32 * report.counts.images_written
+
+
+def test_sources_that_are_gone_or_moved(tmp_path: Path) -> None:
+    shard, out = tmp_path / "in/00001.tar", tmp_path / "out"
+    shard.parent.mkdir()
+    shutil.copy(ROOT / "samples/documents/00001.tar", shard)
+    assert tokenize_obelics.main(["--input", str(shard), "--output", str(out), *FAST]) == 0
+    shard.rename(tmp_path / "00001.tar")
+    gone = _report(out, tmp_path)
+    assert gone.pictures == []
+    assert gone.text.count("source not found") == 12
+    assert len(_report(out, tmp_path, "--sources", str(tmp_path)).pictures) == 12
+
+
+def test_code_usage() -> None:
+    usage = CodeUsage()
+    usage.add(np.repeat(np.arange(4, dtype=np.uint16), 32))  # four images, each of one code
+    assert usage.num_dead == 8192 - 4
+    assert usage.perplexity() == pytest.approx(4)
+    assert usage.perplexity_by_place() == pytest.approx([4] * 32)
+    usage.add(np.zeros(32 * 1000, np.uint16))
+    assert 1 < usage.perplexity() < 1.1
+    assert CodeUsage().perplexity() == 0
+
+
+def test_an_empty_folder_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert seed_shards(["report", str(tmp_path), "--page", str(tmp_path / "x.html")]) == 2
+    assert "_dataset.json" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_in_a_browser(tmp_path: Path) -> None:
+    """Headless Chromium shows it: the document it built has every picture loaded and no script run."""
+    _hostile_pairs(tmp_path / "x.tar")
+    assert (
+        tokenize_pairs.main(["--input", str(tmp_path / "x.tar"), "--output", str(tmp_path / "out"), *FAST])
+        == 0
+    )
+    _report(tmp_path / "out", tmp_path)
+    command = [
+        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,2400",
+    ]  # fmt: skip
+    address = (tmp_path / "report.html").as_uri()
+    built = subprocess.run(
+        [*command, "--dump-dom", address], capture_output=True, text=True, timeout=120
+    ).stdout
+    assert _Page(built).text.count("source damaged") == 0
+    assert len(_Page(built).pictures) == len(ATTACKS)
+    shot = tmp_path / "shot.png"
+    subprocess.run([*command, f"--screenshot={shot}", address], capture_output=True, timeout=120, check=True)
+    colours = Image.open(shot).convert("RGB").getcolors(1 << 24) or []
+    assert any(
+        abs(r) < 12 and abs(g - 128) < 12 and abs(b - 128) < 12 for _, (r, g, b) in colours
+    )  # the teal picture

@@ -1,0 +1,80 @@
+"""Views of pictures: what stays, what changes, and that the generator alone decides."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.tokenizer.conftest import Golden
+from tokenizer.augment import AugmentConfig, augment, may_mirror
+
+IDENTITY = AugmentConfig(min_area=1.0, max_log_aspect=0.0, mirror=0.0)
+
+
+def views(images: torch.Tensor, config: AugmentConfig, seed: int = 0, mirrored: bool = True) -> torch.Tensor:
+    allowed = torch.full((len(images),), mirrored)
+    return augment(images, allowed, config, torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def images(tiny: Golden) -> torch.Tensor:
+    return torch.as_tensor(tiny.images)
+
+
+def test_no_change_asked_for_is_no_change(images: torch.Tensor) -> None:
+    assert torch.equal(views(images, IDENTITY), images)
+
+
+def test_mirror(images: torch.Tensor) -> None:
+    always = AugmentConfig(min_area=1.0, max_log_aspect=0.0, mirror=1.0)
+    assert torch.equal(views(images, always), images.flip(2))
+    assert torch.equal(views(images, always, mirrored=False), images)
+
+
+def test_the_generator_decides(images: torch.Tensor) -> None:
+    config = AugmentConfig(max_turn_degrees=10, max_gain=0.2)
+    assert torch.equal(views(images, config, 1), views(images, config, 1))
+    assert not torch.equal(views(images, config, 1), views(images, config, 2))
+
+
+def test_crops_keep_their_share_of_the_area() -> None:
+    """On a ramp the spread of values of a view is the width of its crop."""
+    ramp = torch.arange(224, dtype=torch.uint8).view(1, 1, 224, 1).expand(200, 224, 224, 3)
+    config = AugmentConfig(min_area=0.5, mirror=0.0)
+    across, down = views(ramp, config), views(ramp.transpose(1, 2), config)
+    widths = (across.amax((1, 2, 3)).int() - across.amin((1, 2, 3)).int() + 1) / 224
+    heights = (down.amax((1, 2, 3)).int() - down.amin((1, 2, 3)).int() + 1) / 224
+    areas = widths * heights
+    assert 0.48 < areas.min() < 0.6
+    assert areas.max() > 0.9
+
+
+def test_gain_stays_within_bounds(images: torch.Tensor) -> None:
+    config = AugmentConfig(min_area=1.0, max_log_aspect=0.0, mirror=0.0, max_gain=0.1)
+    difference = views(images, config).float() - images.float()
+    assert 1 < difference.abs().max() <= 0.1 * 255 + 0.05 * 255 + 1
+
+
+@pytest.mark.parametrize(
+    ("caption", "allowed"),
+    [
+        ("a red fish", True),
+        ("Left-facing fist", False),
+        ("black rightwards arrow", False),
+        ("leftover", True),
+    ],
+)
+def test_captions_that_name_a_side_forbid_mirroring(caption: str, allowed: bool) -> None:
+    assert may_mirror(caption) == allowed
+
+
+@pytest.mark.parametrize("wrong", [{"min_area": 0.0}, {"mirror": 1.5}, {"max_gain": 1.0}], ids=str)
+def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="augment"):
+        AugmentConfig(**wrong)
+
+
+def test_shapes_and_dtype(images: torch.Tensor) -> None:
+    out = views(images, AugmentConfig())
+    assert out.shape == images.shape
+    assert out.dtype == torch.uint8
+    assert np.isfinite(out.numpy()).all()

@@ -1,0 +1,90 @@
+"""The generate job: pictures, codes and text in, text and codes out."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.generate import main
+from schemas.document import check_codes
+from tests.schemas.packed_rows import make_sequences, write_packed
+from tests.trainer.runs import run_alone, run_config
+from tokenizer.text_tokenizer import TextTokenizer
+from trainer.run_config import ModelConfig
+
+SAMPLE = Path(__file__).resolve().parents[2] / "samples" / "text_tokenizer"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export after two steps; what it says means nothing."""
+    folder = tmp_path_factory.mktemp("generate")
+    layout = TextTokenizer(SAMPLE).layout
+    (folder / "packed").mkdir()
+    write_packed(folder / "packed" / "packed-00000.parquet", make_sequences(8, 0, layout), vocabulary=layout)
+    config = run_config(folder / "packed", folder / "run", num_steps=2, exports_model=True)
+    run_alone(replace(config, model=ModelConfig(preset="tiny"), text_tokenizer=str(SAMPLE)))
+    return folder / "run"
+
+
+def flags(model: Path, *more: str) -> list[str]:
+    common = ["--text-tokenizer", str(SAMPLE), "--sampling.max-new-ids", "72", "--image-tokenizer", "sample"]
+    return ["--model", str(model), *common, *more]
+
+
+def answers(path: Path) -> list[list[object]]:
+    return [json.loads(line)["answer"] for line in path.read_text().splitlines()]
+
+
+def test_prompts_of_a_file(model: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)).save(tmp_path / "a.png")
+    np.save(tmp_path / "codes.npy", np.arange(32, dtype=np.uint16))
+    prompts = [
+        ["A dog"],
+        [{"image": str(tmp_path / "a.png")}, "shows"],
+        ["like", {"codes": list(range(32))}, {"image": str(tmp_path / "codes.npy")}],
+    ]
+    lines = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
+    (tmp_path / "in.jsonl").write_text(lines)
+    files = ["--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")]
+    assert main(flags(model / "model", *files, "--sampling.forces-image")) == 0
+    found = answers(tmp_path / "out.jsonl")
+    assert len(found) == 3
+    for answer in found:
+        assert isinstance(answer[0], dict)
+        check_codes(np.array(answer[0]["codes"], np.uint16))
+
+
+def test_one_prompt_with_a_checkpoint(model: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "codes.npy", np.arange(32, dtype=np.uint16))
+    prompt = ["--prompt", "<image> is", "--images", str(tmp_path / "codes.npy")]
+    for folder in (model / "model", model / "checkpoints" / "step-00000002"):
+        output = ["--output", str(tmp_path / f"{folder.name}.jsonl"), "--sampling.temperature", "0"]
+        assert main(flags(folder, *prompt, *output)) == 0
+    # The export is in bf16, so the two may part; each gives one answer.
+    assert len(answers(tmp_path / "model.jsonl")) == len(answers(tmp_path / "step-00000002.jsonl")) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--prompt", "<image> is"], "the prompt has 1 <image>, --images 0"),
+        ([], "give either --prompt or --input"),
+        (["--input", "nowhere.jsonl"], "nowhere.jsonl"),
+    ],
+)
+def test_wrong_input_is_named(
+    model: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(flags(model / "model", *more)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_text_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fields = {"vocab_size": 32, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"intermediate_size": 8}))
+    assert main(flags(tmp_path, "--prompt", "a")) == 2
+    assert "names no seed_vocabulary" in capsys.readouterr().err

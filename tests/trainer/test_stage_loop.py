@@ -1,0 +1,145 @@
+"""The loop of the tokenizer stages: resume equals uninterrupted, schedules, weight decay, refusal of bad
+losses."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tokenizer.config import SeedTokenizerConfig
+from tokenizer.contrastive_stage import ContrastiveConfig, ContrastiveModel
+from trainer.checkpoint import complete_checkpoints, load_full_model, read_progress
+from trainer.processes import process_group
+from trainer.stage_loop import StageLoop, StageRunConfig, StepResult, parameter_groups
+
+RUN = StageRunConfig(steps=8, batch_size=4, lr=1e-2, warmup_steps=2, log_every=2, checkpoint_every=4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_process() -> Iterator[None]:
+    with process_group(torch.device("cpu")):
+        yield
+
+
+class Regression(nn.Module):
+    """A small network with dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 16)
+        self.norm = nn.LayerNorm(16)
+        self.last = nn.Linear(16, 1)
+
+    def forward(self, x: Tensor, y: Tensor) -> StepResult:
+        hidden = nn.functional.dropout(self.norm(self.first(x)).relu(), 0.3, self.training)
+        return StepResult((self.last(hidden) - y).square().mean(), {})
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+    return x, x.sum(dim=1, keepdim=True)
+
+
+def start(seed: int = 0) -> Regression:
+    torch.manual_seed(seed)
+    return Regression()
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole = start()
+    StageLoop(whole, RUN, tmp_path / "whole", 2).train(batch)
+    first = StageLoop(start(), RUN, tmp_path / "cut", 2)
+    with pytest.raises(KeyboardInterrupt):
+        first.train(
+            batch, after_step=lambda step: (_ for _ in ()).throw(KeyboardInterrupt) if step == 5 else None
+        )
+    torch.rand(7)  # whatever happens between
+    resumed = start(seed=1)
+    loop = StageLoop(resumed, RUN, tmp_path / "cut", 2)
+    assert loop.resume() == 4
+    loop.train(batch)
+    for ours, expected in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_metrics_are_written_as_json_lines(tmp_path: Path) -> None:
+    StageLoop(start(), RUN, tmp_path, 2).train(batch, evaluate=lambda: {"held out": 0.5})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8]
+    assert lines[-1] == {"step": 8, "held out": 0.5}
+    assert lines[0]["loss"] > [line for line in lines if "loss" in line][-1]["loss"]
+
+
+def test_a_bad_loss_stops_before_the_step(tmp_path: Path) -> None:
+    model = start()
+    loop = StageLoop(model, dataclasses.replace(RUN, checkpoint_every=1), tmp_path, 2)
+
+    def poisoned(step: int) -> tuple[Tensor, Tensor]:
+        x, y = batch(step)
+        return (x, y / 0) if step == 3 else (x, y)
+
+    with pytest.raises(FloatingPointError, match="step 3"):
+        loop.train(poisoned)
+    newest = complete_checkpoints(tmp_path / "checkpoints")[-1]
+    assert read_progress(newest).step == 3
+    saved = start(seed=1).state_dict()
+    load_full_model(newest, saved)
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+
+
+def test_cosine_schedule() -> None:
+    run = StageRunConfig(steps=100, lr=1.0, min_lr=0.1, warmup_lr=0.01, warmup_steps=10)
+    assert run.lr_at(0, 5) == pytest.approx(0.01)
+    assert run.lr_at(10, 5) == pytest.approx(1.0)
+    assert run.lr_at(55, 5) == pytest.approx(0.55)
+    assert run.lr_at(100, 5) == pytest.approx(0.1)
+
+
+def test_released_schedule_steps_once_an_epoch() -> None:
+    """Golden notes, section 7: warm-up in epoch 0, then constant, then a cosine per epoch."""
+    run = StageRunConfig(
+        lr=3e-5, min_lr=3e-6, warmup_lr=3e-7, warmup_steps=20, schedule="released", max_epochs=10
+    )
+    assert run.lr_at(10, 50) == pytest.approx(3e-7 + (3e-5 - 3e-7) / 2)
+    assert run.lr_at(49, 50) == run.lr_at(20, 50) == pytest.approx(3e-5)
+    for epoch in (1, 4, 9):
+        expected = 3e-6 + (3e-5 - 3e-6) / 2 * (1 + math.cos(math.pi * epoch / 10))
+        assert run.lr_at(50 * epoch, 50) == run.lr_at(50 * epoch + 49, 50) == pytest.approx(expected)
+
+
+def test_released_decay_rule_decays_tables_and_the_default_does_not() -> None:
+    config = SeedTokenizerConfig(
+        patch_size=56, vit_width=8, vit_depth=1, vit_heads=2, vit_mlp_hidden=8, bert_hidden=8, bert_layers=1,
+        bert_heads=2, bert_intermediate=8, block_heads=2, n_embed=16,
+    )  # fmt: skip
+    model = ContrastiveModel(config, ContrastiveConfig(vocab_size=9, embed_dim=4))
+    tables = {id(p) for p in (model.qformer.queries, model.text_branch.word_embeddings.weight)}
+    for released in (True, False):
+        run = StageRunConfig(decay_tables=released)
+        decayed, plain = (group["params"] for group in parameter_groups(model, run))
+        assert all(p.ndim >= 2 for p in decayed)
+        assert tables <= {id(p) for p in (decayed if released else plain)}
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        assert len(decayed) + len(plain) == len(trainable)
+        assert not any(p is q for p in model.vit.parameters() for q in decayed + plain)
+
+
+def test_replaced_rows_lose_their_moments(tmp_path: Path) -> None:
+    model = start()
+    loop = StageLoop(model, RUN, tmp_path, 2)
+    loop.train(batch)
+    loop.forget(model.first.weight, torch.tensor([1, 5]))
+    moments = loop.optimizer.state[model.first.weight]["exp_avg"]
+    assert not moments[[1, 5]].any()
+    assert moments[[0, 2, 3, 4]].all()
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"min_lr": 1.0}, {"batch_size": 0}], ids=str)
+def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        StageRunConfig(**wrong)

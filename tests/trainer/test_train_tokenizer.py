@@ -1,0 +1,169 @@
+"""Both stages and the pixel decoder, a few steps each, from real shards to a tokenizer that loads and
+draws."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.inputs import expand_inputs
+from pipeline.training_pairs import PairBatches, TrainingPair, is_held_out, read_pairs
+from tokenizer.augment import AugmentConfig
+from tokenizer.checkpoint import load_model, load_tokenizer
+from tokenizer.codebook_stage import CodebookConfig, CodebookModel
+from tokenizer.config import SeedTokenizerConfig
+from tokenizer.contrastive_stage import ContrastiveConfig
+from tokenizer.detokenizer import load_detokenizer
+from tokenizer.from_scratch import init_from_scratch
+from tokenizer.preprocess import PreprocessConfig
+from tokenizer.seed import SeedModel
+from trainer.codebook_run import CodebookCareConfig
+from trainer.contrastive_run import HeldOut, load_contrastive
+from trainer.stage_loop import StageRunConfig
+from trainer.train_tokenizer import StagesConfig, run_stage
+
+SAMPLES = Path(__file__).resolve().parents[2] / "samples" / "pairs"
+RUN = StageRunConfig(
+    steps=3,
+    batch_size=4,
+    lr=1e-3,
+    warmup_steps=1,
+    log_every=1,
+    checkpoint_every=2,
+    evaluate_every=3,
+    max_grad_norm=1.0,
+)
+MODEL = SeedTokenizerConfig(
+    patch_size=56, vit_width=16, vit_depth=1, vit_heads=2, vit_mlp_hidden=16, bert_hidden=16, bert_layers=2,
+    bert_heads=2, bert_intermediate=16, bert_max_position=32, decode_depth=1, block_heads=2, n_embed=64,
+    image_features_dim=12,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[TrainingPair]:
+    return list(read_pairs(expand_inputs([str(SAMPLES / "00000.tar")]), PreprocessConfig(color="clean")))
+
+
+def stages(output: Path, **changes: object) -> StagesConfig:
+    config = StagesConfig(
+        output=output, device="cpu", model=MODEL, captions="words:400", augment=AugmentConfig(),
+        contrastive=ContrastiveConfig(embed_dim=8, train_vit=True), contrastive_run=RUN,
+        care=CodebookCareConfig(kmeans_vectors=200, reseed_every=1, cached_views=1, stores_fp16=True),
+        codebook_run=RUN, pixels_run=RUN,
+    )  # fmt: skip
+    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+
+
+def test_all_stages_end_in_a_tokenizer_that_encodes_and_draws(
+    pairs: list[TrainingPair], tmp_path: Path
+) -> None:
+    batches = PairBatches(pairs, RUN.batch_size, seed=0)
+    held_out = HeldOut(np.stack([pair.image for pair in pairs[:6]]), [pair.caption for pair in pairs[:6]])
+    captions = [pair.caption for pair in pairs]
+    figures = {
+        stage: run_stage(stages(tmp_path, stage=stage), batches, held_out, captions)
+        for stage in ("qformer", "codebook", "pixels")
+    }
+    assert 0 <= figures["qformer"]["R@mean"] <= 100
+    assert figures["codebook"]["codes used"] > 1
+    assert figures["pixels"]["psnr"] > 0
+    tokenizer = load_tokenizer(tmp_path / "codebook")
+    assert not tokenizer.config.legacy
+    codes = tokenizer.encode(held_out.images)
+    assert codes.shape == (6, 32)
+    stage1, _ = load_contrastive(tmp_path / "qformer")
+    model, _ = load_model(tmp_path / "codebook")
+    for name, parameter in stage1.qformer.named_parameters():  # stage 2 left the encoder alone
+        assert torch.equal(model.qformer.get_parameter(name), parameter.half().float())
+    (tmp_path / "pixels" / "pixel_decoder.safetensors").rename(
+        tmp_path / "codebook" / "pixel_decoder.safetensors"
+    )
+    assert load_detokenizer(str(tmp_path / "codebook")).draw(codes).shape == (6, 64, 64, 3)
+    lines = [json.loads(line) for line in (tmp_path / "codebook" / "metrics.jsonl").read_text().splitlines()]
+    assert {"codes_used", "perplexity", "codes_dead"} <= set().union(*lines)
+
+
+def test_stage_2_needs_stage_1(pairs: list[TrainingPair], tmp_path: Path) -> None:
+    batches = PairBatches(pairs, 4, seed=0)
+    held_out = HeldOut(pairs[0].image[None], [pairs[0].caption])
+    with pytest.raises(FileNotFoundError, match="run stage qformer first"):
+        run_stage(stages(tmp_path, stage="codebook"), batches, held_out, [])
+
+
+def test_batches_are_a_function_of_seed_and_step_and_ranks_share_them(pairs: list[TrainingPair]) -> None:
+    whole = PairBatches(pairs, 8, seed=3)
+    ranks = [PairBatches(pairs, 4, seed=3, rank=rank, world_size=2) for rank in (0, 1)]
+    for step in (0, whole.steps_per_epoch - 1, whole.steps_per_epoch + 1):
+        parts = [rank.batch(step).captions for rank in ranks]
+        assert (
+            parts[0] + parts[1]
+            == whole.batch(step).captions
+            == PairBatches(pairs, 8, seed=3).batch(step).captions
+        )
+    epoch = [caption for step in range(whole.steps_per_epoch) for caption in whole.batch(step).captions]
+    assert len(epoch) == len(set(epoch)) == whole.steps_per_epoch * 8
+    assert whole.batch(0).captions != PairBatches(pairs, 8, seed=4).batch(0).captions
+
+
+def test_an_epoch_has_one_pair_of_each_group(pairs: list[TrainingPair]) -> None:
+    grouped = [dataclasses.replace(pair, group=str(index // 3)) for index, pair in enumerate(pairs)]
+    batches = PairBatches(grouped, 2, seed=0)
+    assert batches.steps_per_epoch == (len(pairs) + 2) // 3 // 2
+    group_of = {pair.caption: pair.group for pair in grouped}
+    groups = [
+        group_of[caption]
+        for step in range(batches.steps_per_epoch)
+        for caption in batches.batch(step).captions
+    ]
+    assert len(groups) == len(set(groups))
+    with pytest.raises(ValueError, match="fewer than one batch"):
+        PairBatches(pairs, len(pairs) + 1, seed=0)
+
+
+def test_held_out_groups_are_a_stable_share() -> None:
+    names = [f"group {index}" for index in range(5000)]
+    chosen = [name for name in names if is_held_out(name, 0.1)]
+    assert 400 < len(chosen) < 600
+    assert set(chosen) < {name for name in names if is_held_out(name, 0.3)}
+    assert not any(is_held_out(name, 0.0) for name in names)
+
+
+def codebook_model() -> CodebookModel:
+    model = SeedModel(MODEL)
+    init_from_scratch(model, torch.Generator().manual_seed(0))
+    return CodebookModel(model, CodebookConfig(dropout=0.0)).train()
+
+
+def codebook_batch(part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (6, 224, 224, 3), generator=rng, dtype=torch.uint8)
+    return images[part], torch.randn(6, MODEL.image_features_dim, generator=rng)[part]
+
+
+def two_ranks(rank: int, directory: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
+    model = codebook_model()
+    parallel = DistributedDataParallel(model)
+    parallel(*codebook_batch(slice(3 * rank, 3 * rank + 3))).loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    torch.save(gradients, f"{directory}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_stage_2_on_two_gloo_ranks_equals_one(tmp_path: Path) -> None:
+    mp.spawn(two_ranks, args=(str(tmp_path),), nprocs=2)
+    one = codebook_model()
+    one(*codebook_batch(slice(None))).loss.backward()
+    for rank in (0, 1):
+        gradients = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+        for name, parameter in one.named_parameters():
+            assert (parameter.grad is None) == (name not in gradients), name
+            if parameter.grad is not None:
+                torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-6, rtol=1e-4)

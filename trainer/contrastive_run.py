@@ -1,0 +1,193 @@
+"""One run of stage 1: from initial weights to a directory that stage 2 starts from.
+
+The directory holds ``stage1.safetensors`` (official names, ViT included), ``config.json``, ``stage1.json``
+and the caption tokenizer.
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tokenizer.augment import AugmentConfig, augment, may_mirror
+from tokenizer.caption_tokenizer import CaptionTokenizer, load_caption_tokenizer
+from tokenizer.config import SeedTokenizerConfig
+from tokenizer.contrastive_stage import ContrastiveConfig, ContrastiveModel, contrastive_layout
+from tokenizer.official_names import fuse, split
+from trainer.evaluation.retrieval import retrieval, retrieval_by_query
+from trainer.stage_loop import StageLoop, StageRunConfig, StepResult
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_NAME = "stage1.safetensors"
+STAGE_NAME = "stage1.json"
+EVALUATION_BATCH = 64
+
+
+class Batches(Protocol):
+    """Where batches come from; a batch is a pure function of the step."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    def batch(self, step: int) -> Any:
+        """Object with ``images`` (B, R, U, 3) uint8 and ``captions`` (B strings)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Pairs that training never sees."""
+
+    images: npt.NDArray[np.uint8]
+    captions: Sequence[str]
+
+
+class Pair(Protocol):
+    """One picture with its caption."""
+
+    @property
+    def image(self) -> npt.NDArray[np.uint8]: ...
+    @property
+    def caption(self) -> str: ...
+
+
+def held_out_of(pairs: Sequence[Pair]) -> HeldOut:
+    """The arrays of held-out pairs."""
+    return HeldOut(np.stack([pair.image for pair in pairs]), [pair.caption for pair in pairs])
+
+
+class ContrastiveStep(nn.Module):
+    """The network of stage 1 with the loss as its output, as the loop wants it."""
+
+    def __init__(self, model: ContrastiveModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images_B: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> StepResult:
+        """One batch on its device."""
+        out = self.model(images_B, ids_BT, mask_BT)
+        hits = (out.logits_i2t_BG.argmax(dim=1) == out.targets_B).float().mean()
+        return StepResult(out.loss, {"batch_R@1": hits, "temperature": self.model.temp.detach()})
+
+    def train(self, mode: bool = True) -> "ContrastiveStep":
+        """A frozen ViT stays in eval mode."""
+        super().train(mode)
+        self.model.vit.train(mode and self.model.stage.train_vit)
+        return self
+
+
+def run_contrastive(
+    model: ContrastiveModel,
+    captions: CaptionTokenizer,
+    batches: Batches,
+    held_out: HeldOut,
+    output: Path,
+    run: StageRunConfig,
+    augmentation: AugmentConfig,
+) -> dict[str, float]:
+    """Train (or resume) and write the directory; figures on the held-out pairs.
+
+    Args:
+        model: on its device, with initial weights.
+        captions: turns captions into ids.
+        batches: training pairs.
+        held_out: evaluated every ``run.evaluate_every`` steps.
+        output: directory of this stage.
+        run: length, rates, batch.
+        augmentation: of the pictures.
+    """
+    loop = StageLoop(ContrastiveStep(model), run, output, batches.steps_per_epoch)
+    loop.resume()
+    loop.train(
+        augmented_inputs(batches, augmentation, run.seed, model.temp.device, captions),
+        evaluate=lambda: evaluate_contrastive(model, captions, held_out),
+    )
+    save_contrastive(model, captions, output)
+    return evaluate_contrastive(model, captions, held_out)
+
+
+def augmented_inputs(
+    batches: Batches,
+    augmentation: AugmentConfig,
+    seed: int,
+    device: torch.device,
+    captions: CaptionTokenizer | None = None,
+) -> Callable[[int], tuple[Tensor, ...]]:
+    """Function of the step: augmented pictures, and word ids and mask if ``captions`` is given, on
+    ``device``."""
+
+    def make(step: int) -> tuple[Tensor, ...]:
+        batch = batches.batch(step)
+        rng = torch.Generator().manual_seed(hash((seed, step)) % 2**63)
+        mirrored = torch.tensor([may_mirror(caption) for caption in batch.captions])
+        images = augment(torch.as_tensor(batch.images, device=device), mirrored, augmentation, rng)
+        texts = captions.encode(batch.captions) if captions is not None else ()
+        return (images, *(tensor.to(device) for tensor in texts))
+
+    return make
+
+
+@torch.inference_mode()
+def pair_features(
+    model: ContrastiveModel, captions: CaptionTokenizer, held_out: HeldOut
+) -> tuple[Tensor, Tensor]:
+    """Normalised features on the CPU: (I, N, E) of the pictures' queries and (I, E) of the captions."""
+    device = model.temp.device
+    images, texts = [], []
+    for start in range(0, len(held_out.captions), EVALUATION_BATCH):
+        some = slice(start, start + EVALUATION_BATCH)
+        ids, mask = captions.encode(list(held_out.captions[some]))
+        images.append(model.image_features(torch.as_tensor(held_out.images[some], device=device)).cpu())
+        texts.append(model.text_features(ids.to(device), mask.to(device)).cpu())
+    return torch.cat(images), torch.cat(texts)
+
+
+def evaluate_contrastive(
+    model: ContrastiveModel, captions: CaptionTokenizer, held_out: HeldOut
+) -> dict[str, float]:
+    """Retrieval by the last query, and ``R@mean query k`` for some queries alone."""
+    images_INE, texts_IE = pair_features(model, captions, held_out)
+    figures = retrieval(images_INE[:, -1], texts_IE)
+    by_query: Mapping[int, float] = retrieval_by_query(images_INE, texts_IE)
+    last = images_INE.shape[1]
+    shown = sorted({1, 4, 12, 20, 28, last} & by_query.keys())
+    return figures | {f"R@mean query {index}": by_query[index] for index in shown}
+
+
+def save_contrastive(model: ContrastiveModel, captions: CaptionTokenizer, directory: Path) -> None:
+    """Write weights by official name, both configurations, and the caption tokenizer."""
+    directory.mkdir(parents=True, exist_ok=True)
+    ours = {name: tensor.detach().cpu() for name, tensor in model.named_parameters()}
+    official = split(ours, contrastive_layout(model.config)) | {"temp": ours["temp"]}
+    save_file({name: tensor.contiguous() for name, tensor in official.items()}, directory / WEIGHTS_NAME)
+    for name, entries in (
+        ("config.json", model.config.to_dict()),
+        (STAGE_NAME, dataclasses.asdict(model.stage)),
+    ):
+        (directory / name).write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    captions.save(directory)
+
+
+def load_contrastive(directory: Path) -> tuple[ContrastiveModel, CaptionTokenizer]:
+    """What ``save_contrastive`` wrote, on the CPU in eval mode.
+
+    Raises:
+        FileNotFoundError: the directory is not a finished stage 1.
+    """
+    if not (directory / WEIGHTS_NAME).is_file():
+        raise FileNotFoundError(f"{directory}: no {WEIGHTS_NAME}; run stage qformer first")
+    config = SeedTokenizerConfig.from_json(directory / "config.json")
+    stage = ContrastiveConfig(**json.loads((directory / STAGE_NAME).read_text(encoding="utf-8")))
+    model = ContrastiveModel(config, stage)
+    official = load_file(directory / WEIGHTS_NAME)
+    ours = fuse(official, contrastive_layout(config)) | {"temp": official["temp"]}
+    model.load_state_dict(ours)
+    return model.eval(), load_caption_tokenizer(str(directory))

@@ -1,0 +1,1 @@
+"""The paper's evaluations: retrieval, codes, captions, answers, pictures."""

@@ -1,0 +1,86 @@
+"""One run of stage ``pixels``: the small decoder that draws a tokenizer's generation embeddings at 64x64.
+
+The tokenizer is frozen; a picture's view is encoded to codes, the codes give the embedding, and the decoder
+learns the view's thumbnail. Loss: mean absolute difference, which blurs less than squares.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tokenizer.augment import AugmentConfig
+from tokenizer.generation_target import thumbnails
+from tokenizer.pixel_decoder import SIDE, PixelDecoder, save_pixel_decoder
+from tokenizer.seed import SeedModel
+from trainer.batch_cache import BatchCache
+from trainer.contrastive_run import Batches, HeldOut, augmented_inputs
+from trainer.evaluation.codes import encode_all
+from trainer.stage_loop import StageLoop, StageRunConfig, StepResult
+
+
+class PixelsStep(nn.Module):
+    """The decoder with its loss as the output."""
+
+    def __init__(self, decoder: PixelDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, embedding_BF: Tensor, target: Tensor) -> StepResult:
+        """Embeddings and (B, 3, S, S) pictures in -1..1."""
+        drawn = self.decoder(embedding_BF).float()
+        return StepResult(F.l1_loss(drawn, target), {"psnr": psnr(drawn.detach(), target)})
+
+
+def psnr(drawn: Tensor, target: Tensor) -> float:
+    """Decibels, of pictures in -1..1."""
+    return float(10 * torch.log10(4 / F.mse_loss(drawn.clamp(-1, 1), target)))
+
+
+def run_pixels(
+    model: SeedModel,
+    decoder: PixelDecoder,
+    batches: Batches,
+    held_out: HeldOut,
+    output: Path,
+    run: StageRunConfig,
+    augmentation: AugmentConfig,
+    cached_views: int = 0,
+) -> dict[str, float]:
+    """Train (or resume), write ``pixel_decoder.safetensors``; figures on held-out pictures."""
+    model.eval().requires_grad_(False)
+    inputs = augmented_inputs(batches, augmentation, run.seed, model.codebook.weight.device)
+
+    def embedded(step: int) -> tuple[Tensor, Tensor]:
+        (images,) = inputs(step)
+        with torch.inference_mode():
+            embedding, target = model.generation_embedding(model.encode(images)), thumbnails(images, SIDE)
+        return embedding.clone(), target.clone()
+
+    mean_picture = thumbnails(torch.as_tensor(batches.batch(0).images), SIDE).mean(dim=0, keepdim=True)
+    loop = StageLoop(PixelsStep(decoder), run, output, batches.steps_per_epoch)
+    loop.resume()
+    source: Callable[[int], tuple[Tensor, Tensor]] = embedded
+    if cached_views:
+        source = BatchCache(embedded, cached_views * batches.steps_per_epoch, run.seed)
+    loop.train(source, evaluate=lambda: pixel_figures(model, decoder, held_out, mean_picture))
+    save_pixel_decoder(decoder, output)
+    return dict(pixel_figures(model, decoder, held_out, mean_picture))
+
+
+@torch.inference_mode()
+def pixel_figures(
+    model: SeedModel, decoder: PixelDecoder, held_out: HeldOut, mean_picture: Tensor
+) -> Mapping[str, float]:
+    """PSNR on held-out pictures from their codes; from codes of other pictures and of the mean picture to
+    compare."""
+    codes = encode_all(model, held_out.images)
+    target = thumbnails(torch.as_tensor(held_out.images), SIDE)
+    drawn = decoder(model.generation_embedding(codes.to(model.codebook.weight.device))).cpu()
+    return {
+        "psnr": psnr(drawn, target),
+        "psnr of another picture's codes": psnr(drawn.roll(1, dims=0), target),
+        "psnr of the mean picture": psnr(mean_picture.expand_as(target), target),
+    }

@@ -1,0 +1,215 @@
+"""The optimisation loop of the two tokenizer stages: AdamW, warm-up and cosine, resume, one line of metrics
+per N steps.
+
+The network decides the loss (its ``forward`` gives ``StepResult``), the caller the batches (a function of the
+step), and this file only steps. Checkpoints and metrics are the trainer's; with more than one process
+gradients are averaged by DDP. A process group must exist (``processes.process_group``), also for one process.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainer.checkpoint import CheckpointConfig, CheckpointStore, Progress, TrainingState, seed_step
+from trainer.metrics import MetricsConfig, MetricsWriter
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS_KEPT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRunConfig:
+    """How long and how fast. Defaults are the release's stage 1, where they exist."""
+
+    steps: int = 10_000
+    batch_size: int = 64
+    """Pairs per rank."""
+    lr: float = 3e-5
+    min_lr: float = 3e-6
+    warmup_lr: float = 3e-7
+    warmup_steps: int = 2000
+    schedule: Literal["cosine", "released"] = "cosine"
+    """``cosine``: per step, to ``min_lr`` at the end. ``released``: constant through the first epoch after
+    the warm-up, then one cosine step per epoch over ``max_epochs``."""
+    max_epochs: int = 10
+    """Length of the ``released`` schedule."""
+    weight_decay: float = 0.05
+    decay_tables: bool = False
+    """The release also decays queries, position tables and the codebook (every tensor of two or more
+    dimensions)."""
+    max_grad_norm: float = 0.0
+    """0: no clipping, as released."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Autocast of the forward pass; losses and features that feed them stay fp32."""
+    log_every: int = 20
+    evaluate_every: int = 0
+    checkpoint_every: int = 500
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "max_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"run.{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.min_lr <= self.lr:
+            raise ValueError(f"run.min_lr {self.min_lr} must be between 0 and run.lr {self.lr}")
+
+    def lr_at(self, step: int, steps_per_epoch: int) -> float:
+        """Learning rate of a 0-based step."""
+        if step < self.warmup_steps and (self.schedule == "cosine" or step < steps_per_epoch):
+            return self.warmup_lr + (self.lr - self.warmup_lr) * step / self.warmup_steps
+        if self.schedule == "released":
+            progress = (step // steps_per_epoch) / self.max_epochs
+        else:
+            progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one forward pass of a stage gives."""
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor | float]
+
+
+def parameter_groups(module: nn.Module, run: StageRunConfig) -> list[dict[str, Any]]:
+    """AdamW groups: tensors that decay, and those that do not.
+
+    The release's rule goes by name and number of dimensions; without ``decay_tables`` only weights of layers
+    decay.
+    """
+    decayed, plain = [], []
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_table = any(
+            part in name for part in ("queries", "pos_embed", "cls_token", "embeddings", "codebook")
+        )
+        is_weight = parameter.ndim >= 2 and (run.decay_tables or not is_table)
+        (decayed if is_weight else plain).append(parameter)
+    return [{"params": decayed, "weight_decay": run.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+class StageLoop:
+    """One training run in one directory."""
+
+    def __init__(self, module: nn.Module, run: StageRunConfig, output: Path, steps_per_epoch: int) -> None:
+        self.module = module
+        self.run = run
+        self.output = output
+        self.steps_per_epoch = steps_per_epoch
+        self.step = 0
+        self.optimizer = torch.optim.AdamW(parameter_groups(module, run), lr=run.lr, betas=(0.9, 0.999))
+        self._state = TrainingState([module], [[self.optimizer]], skips_frozen=True)
+        checkpoints = CheckpointConfig(
+            every_steps=run.checkpoint_every, keep=CHECKPOINTS_KEPT, is_async=False
+        )
+        self._store = CheckpointStore(output / "checkpoints", checkpoints, {"kind": type(module).__name__})
+        self._metrics: MetricsWriter | None = None
+
+    def resume(self) -> int:
+        """Load the newest checkpoint of this directory, if there is one; the step to go on with."""
+        newest = self._store.newest()
+        if newest is not None:
+            self.step = self._store.load(newest, self._state).step
+            logger.info("resumed step=%d from=%s", self.step, newest)
+        return self.step
+
+    def train(
+        self,
+        make_inputs: Callable[[int], tuple[Any, ...]],
+        after_step: Callable[[int], None] | None = None,
+        evaluate: Callable[[], Mapping[str, float]] | None = None,
+    ) -> None:
+        """Run to the last step.
+
+        Args:
+            make_inputs: arguments of the module's forward for a step; a pure function of it.
+            after_step: called after each optimiser step.
+            evaluate: figures on held-out data, logged every ``evaluate_every`` steps and at the end.
+
+        Raises:
+            FloatingPointError: a loss is not finite; nothing was stepped or saved.
+        """
+        forward = self.module
+        if dist.get_world_size() > 1:
+            forward = DistributedDataParallel(self.module, broadcast_buffers=False)
+        if dist.get_rank() == 0:
+            self._metrics = MetricsWriter(self.output, self.step, MetricsConfig())
+        self.module.train()
+        clock, num_images = time.perf_counter(), 0
+        while self.step < self.run.steps:
+            with torch.random.fork_rng():  # dropout of a step is the same after a resume
+                seed_step(self.run.seed, self.step, dist.get_rank())
+                inputs = make_inputs(self.step)
+                result, lr, grad_norm = self._step(forward, inputs)
+            num_images += len(inputs[0])
+            self.step += 1
+            if after_step is not None:
+                after_step(self.step - 1)
+            if self.step % self.run.log_every == 0:
+                elapsed = time.perf_counter() - clock
+                figures = {
+                    "loss": result.loss,
+                    "lr": lr,
+                    "grad_norm": grad_norm,
+                    "images_s": num_images / elapsed,
+                }
+                self.log(figures | dict(result.metrics))
+                clock, num_images = time.perf_counter(), 0
+            if evaluate is not None and self._is_due(self.run.evaluate_every):
+                self.module.eval()
+                self.log(evaluate())
+                self.module.train()
+            if self._is_due(self.run.checkpoint_every):
+                self._store.save(self._state, Progress(step=self.step, seed=self.run.seed))
+        self._store.finish()
+        if self._metrics is not None:
+            self._metrics.close()
+        self.module.eval()
+
+    def forget(self, parameter: Tensor, rows: Tensor) -> None:
+        """Clear the optimiser's moments of some rows, whose values were replaced."""
+        for moment in self.optimizer.state.get(parameter, {}).values():
+            if isinstance(moment, Tensor) and moment.shape == parameter.shape:
+                moment[rows.to(moment.device)] = 0
+
+    def _is_due(self, every: int) -> bool:
+        return self.step == self.run.steps or (every > 0 and self.step % every == 0)
+
+    def _step(self, forward: nn.Module, inputs: tuple[Any, ...]) -> tuple[StepResult, float, float]:
+        lr = self.run.lr_at(self.step, self.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        device = inputs[0].device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.run.precision == "bf16"):
+            result: StepResult = forward(*inputs)
+        if not result.loss.isfinite():
+            raise FloatingPointError(
+                f"step {self.step}: loss is {result.loss.item()}; nothing was stepped or saved"
+            )
+        self.optimizer.zero_grad()
+        result.loss.backward()
+        norm = self.run.max_grad_norm or math.inf
+        grad_norm = nn.utils.clip_grad_norm_(self.module.parameters(), norm)
+        self.optimizer.step()
+        return result, lr, float(grad_norm)
+
+    def log(self, figures: Mapping[str, Tensor | float]) -> None:
+        """One line to the log and to ``metrics.jsonl``, with the number of finished steps; rank 0 only."""
+        if self._metrics is not None:
+            values = {
+                name: float(value.detach() if isinstance(value, Tensor) else value)
+                for name, value in figures.items()
+            }
+            self._metrics.write({"step": self.step} | values)

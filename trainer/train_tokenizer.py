@@ -1,0 +1,136 @@
+"""The stages of training a tokenizer, each from its configuration and batches to a directory."""
+
+import dataclasses
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from tokenizer.augment import AugmentConfig
+from tokenizer.caption_tokenizer import CaptionTokenizer, load_caption_tokenizer, word_tokenizer
+from tokenizer.checkpoint import load_model
+from tokenizer.codebook_stage import CodebookConfig
+from tokenizer.config import SeedTokenizerConfig
+from tokenizer.contrastive_stage import ContrastiveConfig, ContrastiveModel
+from tokenizer.from_scratch import init_from_scratch
+from tokenizer.generation_target import ClipTarget, SubstituteTarget
+from tokenizer.initial_weights import load_initial_weights
+from tokenizer.pixel_decoder import PixelDecoder
+from trainer.codebook_run import CodebookCareConfig, CodebookRun, tokenizer_of
+from trainer.contrastive_run import Batches, HeldOut, load_contrastive, run_contrastive
+from trainer.pixels_run import run_pixels
+from trainer.processes import choose_device, process_group
+from trainer.stage_loop import StageRunConfig
+
+logger = logging.getLogger(__name__)
+
+SUBSTITUTE = "substitute"
+WORDS_PREFIX = "words:"
+FIT_STEPS = 24
+"""Batches of unaltered training pictures over which the substitute's principal components are fitted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagesConfig:
+    """One tokenizer, all stages."""
+
+    stage: Literal["qformer", "codebook", "pixels"] = "qformer"
+    output: Path = Path("out/tokenizer")
+    """Each stage has its folder here; the finished tokenizer is ``codebook``."""
+    device: str = "auto"
+    """``auto`` takes this rank's GPU where there is one."""
+    initial_weights: tuple[Path, ...] = ()
+    """Files that stage 1 starts from (EVA's ViT, BLIP-2's Q-Former); what they lack is drawn."""
+    model: SeedTokenizerConfig = field(default_factory=SeedTokenizerConfig)
+    captions: str = "bert-base-uncased"
+    """Caption tokenizer: path, hub id, or ``words:SIZE``, the words of the training captions."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    contrastive_run: StageRunConfig = field(default_factory=StageRunConfig)
+    codebook: CodebookConfig = field(default_factory=CodebookConfig)
+    care: CodebookCareConfig = field(default_factory=CodebookCareConfig)
+    generation_target: str = SUBSTITUTE
+    """Path or ``owner/name:folder`` on the hub of a CLIP vision tower with projection, or ``substitute``."""
+    codebook_run: StageRunConfig = field(
+        default_factory=lambda: StageRunConfig(lr=1e-4, min_lr=1e-5, batch_size=256)
+    )
+
+    pixels_run: StageRunConfig = field(default_factory=lambda: StageRunConfig(lr=1e-3, min_lr=1e-5))
+
+    @property
+    def run_of_stage(self) -> StageRunConfig:
+        """Length and rates of the chosen stage."""
+        runs = {"qformer": self.contrastive_run, "codebook": self.codebook_run, "pixels": self.pixels_run}
+        return runs[self.stage]
+
+
+def run_stage(
+    config: StagesConfig, batches: Batches, held_out: HeldOut, train_captions: Iterable[str]
+) -> dict[str, float]:
+    """Run the chosen stage to its end (or resume it); figures on the held-out pairs."""
+    with process_group(choose_device(config.device)):
+        return _run_stage(config, batches, held_out, train_captions)
+
+
+def _run_stage(
+    config: StagesConfig, batches: Batches, held_out: HeldOut, train_captions: Iterable[str]
+) -> dict[str, float]:
+    directory = config.output / config.stage
+    device = choose_device(config.device)
+    rng = torch.Generator().manual_seed(config.run_of_stage.seed)
+    if config.stage == "qformer":
+        captions = caption_tokenizer(config.captions, train_captions)
+        stage = dataclasses.replace(config.contrastive, vocab_size=captions.vocab_size)
+        model = ContrastiveModel(config.model, stage)
+        init_from_scratch(model, rng)
+        if config.initial_weights:
+            missing = load_initial_weights(model, config.initial_weights)
+            logger.info("drawn parameters=%d first=%s", len(missing), missing[:3])
+        return run_contrastive(
+            model.to(device), captions, batches, held_out, directory, config.contrastive_run, config.augment
+        )
+    if config.stage == "pixels":
+        tokenizer, _ = load_model(config.output / "codebook")
+        decoder = PixelDecoder(tokenizer.config.image_features_dim)
+        return run_pixels(
+            tokenizer.to(device), decoder.to(device), batches, held_out, directory, config.pixels_run,
+            config.augment, config.care.cached_views,
+        )  # fmt: skip
+    stage1, _ = load_contrastive(config.output / "qformer")
+    target = generation_target(config, stage1, batches).to(device)
+    model_config = dataclasses.replace(config.model, image_features_dim=target.width)
+    tokenizer = tokenizer_of(stage1, model_config, rng).to(device)
+    run = CodebookRun(tokenizer, config.codebook, config.care, target, config.codebook_run, config.augment)
+    return run.execute(batches, held_out, directory)
+
+
+def caption_tokenizer(source: str, train_captions: Iterable[str]) -> CaptionTokenizer:
+    """As ``captions`` of the configuration says."""
+    if not source.startswith(WORDS_PREFIX):
+        return load_caption_tokenizer(source)
+    size = source.removeprefix(WORDS_PREFIX)
+    if not size.isdigit():
+        raise ValueError(f"captions: expected words:SIZE with a number, got {source!r}")
+    return word_tokenizer(train_captions, int(size))
+
+
+def generation_target(
+    config: StagesConfig, stage1: ContrastiveModel, batches: Batches
+) -> ClipTarget | SubstituteTarget:
+    """CLIP's tower, or the substitute fitted on training pictures without augmentation."""
+    if config.generation_target != SUBSTITUTE:
+        return ClipTarget(config.generation_target)
+    num_components = config.model.image_features_dim - stage1.stage.embed_dim
+    if num_components < 1:
+        raise ValueError(
+            f"model.image_features_dim {config.model.image_features_dim} must exceed contrastive.embed_dim "
+            f"{stage1.stage.embed_dim}, which the substitute target holds beside its components"
+        )
+    target = SubstituteTarget(stage1, num_components)
+    steps = min(FIT_STEPS, batches.steps_per_epoch)
+    target.fit(torch.as_tensor(np.concatenate([batches.batch(step).images for step in range(steps)])))
+    return target
