@@ -99,6 +99,15 @@ def test_wrong_gzip_checksum_or_length_loses_no_sample_but_is_reported(position:
     assert not report.is_complete
 
 
+@pytest.mark.parametrize("cut", range(1, 8))
+def test_a_gzip_stream_cut_in_its_trailer_loses_no_sample(cut: int) -> None:
+    members = [("a.jpg", b"1"), ("a.json", b"{}"), ("a.txt", b"a"), ("b.jpg", b"2"), ("b.txt", b"b")]
+    samples, records, report = read(pack_gzip(tar_bytes(members))[:-cut])
+    assert [sample.key for sample in samples] == ["a", "b"]
+    assert [(record.unit, record.reason) for record in records] == [(Unit.SHARD, Reason.TAR_TRUNCATED)]
+    assert not report.is_complete
+
+
 @PACKERS
 @settings(max_examples=60, deadline=None)
 @given(st.data())
