@@ -205,12 +205,12 @@ class _Grouping:
 
     def _add(self, run: _Run, extension: str, member: TarMember) -> None:
         """Put a member into the run, or note why the run is refused and let its bytes go."""
+        if not run.num_members:
+            self._report.num_samples += 1
+            if _key_hash(run.key) in self._closed_keys:
+                run.fault = Reason.DUPLICATE_KEY, _DUPLICATE_KEY_DETAIL
+        run.num_members += 1
         if member.data is not None:
-            if not run.num_members:
-                self._report.num_samples += 1
-                if _key_hash(run.key) in self._closed_keys:
-                    run.fault = Reason.DUPLICATE_KEY, _DUPLICATE_KEY_DETAIL
-            run.num_members += 1
             run.num_bytes += member.size
         if run.fault is None and (extension in run.members or extension in run.refused):
             run.fault = Reason.DUPLICATE_MEMBER, f"two members .{extension} under one key"
@@ -226,10 +226,15 @@ class _Grouping:
 
     def _close_run(self) -> _Items:
         run, self._run = self._run, None
-        if run is None or not run.num_members:  # all its members were refused, and recorded
+        if run is None:
             return
         self._closed_keys.add(_key_hash(run.key))
         self._num_members_expected = run.num_members
+        if run.fault is None and not run.members:
+            run.fault = (
+                next(iter(run.refused.values())),
+                f"all its members were refused: .{', .'.join(run.refused)}",
+            )
         if run.fault is not None:
             yield self._sample_record(run, *run.fault)
         else:

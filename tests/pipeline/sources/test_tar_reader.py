@@ -374,6 +374,18 @@ def test_oversized_member_is_passed_over_and_named() -> None:
     assert report.is_complete
 
 
+def test_a_sample_of_refused_members_alone_is_a_sample_that_was_refused() -> None:
+    members = [("a.jpg", b"1"), ("b.jpg", bytes(5000)), ("c.jpg", b"1"), ("b.txt", b"late")]
+    samples, records, report = read(tar_bytes(members), TarReaderConfig(max_member_bytes=4999))
+    assert [key for key, _ in samples] == ["a", "c"]
+    assert [(record.key, record.unit, record.reason) for record in records] == [
+        ("b.jpg", Unit.MEMBER, Reason.MEMBER_TOO_LARGE),
+        ("b", Unit.SAMPLE, Reason.MEMBER_TOO_LARGE),
+        ("b", Unit.SAMPLE, Reason.DUPLICATE_KEY),
+    ]
+    assert report.num_samples == 4
+
+
 def test_oversized_sample_is_refused() -> None:
     members = [(f"a.{index}.jpg", bytes(1000)) for index in range(10)] + [("b.jpg", b"1")]
     samples, records, _ = read(tar_bytes(members), TarReaderConfig(max_sample_bytes=5000))
