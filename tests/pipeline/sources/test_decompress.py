@@ -3,6 +3,7 @@
 import gzip
 import io
 import random
+import struct
 import tracemalloc
 from collections.abc import Callable
 
@@ -73,6 +74,20 @@ def test_a_compressed_tar_reads_like_the_plain_one(pack: Callable[[bytes], bytes
     assert not records
     assert report.is_complete
     assert report.num_bytes == len(TAR)
+
+
+@pytest.mark.parametrize("nibble", [0, 15])
+def test_zstd_frames_between_skippable_ones_as_pzstd_writes_them(nibble: int) -> None:
+    half = len(TAR) // 2
+    packed = b""
+    for part in (TAR[:half], TAR[half:]):
+        frame = pack_zstd(part)
+        packed += bytes([0x50 + nibble]) + b"\x2a\x4d\x18" + struct.pack("<II", 4, len(frame)) + frame
+    assert compression_of(packed) == "zstd"
+    samples, records, report = read(packed)
+    assert len(samples) == NUM_SAMPLES
+    assert not records
+    assert report.is_complete
 
 
 @PACKERS
