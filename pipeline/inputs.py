@@ -17,6 +17,7 @@ from fsspec import AbstractFileSystem
 from pipeline.brace_patterns import expand_braces
 from pipeline.source_stream import filesystem_of, is_local, open_source
 from pipeline.sources.tar_reader import SHARD_SUFFIXES
+from schemas.atomic_write import TEMPORARY_PREFIX
 
 _CUT = "/./"
 _WILDCARDS = re.compile(r"[*?\[{]")
@@ -88,7 +89,8 @@ def shard_name(path: str, prefix: str) -> str:
     """The path behind ``prefix`` without the tar suffix.
 
     Raises:
-        ValueError: if nothing is left, or the name would lead out of the output folder.
+        ValueError: if nothing is left, the name would lead out of the output folder, or would be taken there
+            for an unfinished file or for bookkeeping.
     """
     name = path.removeprefix(prefix)
     suffixes = sorted(SHARD_SUFFIXES, key=len, reverse=True)
@@ -96,6 +98,11 @@ def shard_name(path: str, prefix: str) -> str:
     parts = [part for part in name[: len(name) - len(suffix)].split("/") if part not in ("", ".")]
     if not parts or ".." in parts:
         raise ValueError(f"--input {path}: no output name can be made of '{name}'")
+    if parts[0].startswith("_") or any(part.startswith(TEMPORARY_PREFIX) for part in parts):
+        raise ValueError(
+            f"--input {path}: the name '{'/'.join(parts)}' is kept for files of our own in the output folder "
+            f"(it begins with '_', or a part of it with '{TEMPORARY_PREFIX}'): rename it, or move the '/./'"
+        )
     return "/".join(parts)
 
 

@@ -208,3 +208,12 @@ def test_names_never_lead_out_of_the_output_folder(data: Path) -> None:
     with pytest.raises(ValueError, match="no output name"):
         expand_inputs(["data/part0/./../part1/00000.tar"])
     assert os.path.exists("data/part0/../part1/00000.tar")
+
+
+@pytest.mark.parametrize("name", [".tmp-x.tar", "_failed/x.tar", "_x.tar.gz", "a/.tmp-b/x.tar"])
+def test_names_that_the_output_folder_would_hide_are_refused(data: Path, name: str) -> None:
+    path = data / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="kept for files of our own.*rename it"):
+        expand_inputs([f"data/./{name}"])
