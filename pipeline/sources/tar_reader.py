@@ -103,7 +103,6 @@ def read_samples(
     stream: BinaryIO,
     source: str,
     *,
-    url: str = "",
     config: TarReaderConfig | None = None,
     report: ShardReadReport | None = None,
 ) -> Iterator[TarSample | QuarantineRecord]:
@@ -111,8 +110,8 @@ def read_samples(
 
     Args:
         stream: a tar, plain or compressed with gzip or zstd (told by content); read once, never sought.
-        source: name of the shard in the records.
-        url: where the shard came from; only to tell whether its name hides that it is compressed.
+        source: path or URL of the shard as named on input; it stands in the records, and tells whether the
+            name hides that the shard is compressed.
         config: bounds.
         report: counters, filled while reading.
 
@@ -121,7 +120,7 @@ def read_samples(
     """
     config = config or TarReaderConfig()
     report = report if report is not None else ShardReadReport()
-    for item in _Grouping(source, config, report).read(stream, url or source):
+    for item in _Grouping(source, config, report).read(stream):
         if isinstance(item, QuarantineRecord):
             report.reasons[item.reason] += 1
         yield item
@@ -155,14 +154,14 @@ class _Grouping:
         self._num_members_expected: float = math.inf  # what the run before had
         self._has_hole = False
 
-    def read(self, stream: BinaryIO, url: str) -> _Items:
+    def read(self, stream: BinaryIO) -> _Items:
         head = _read_head(stream)
         if not head:
             yield self._shard_record(Reason.TAR_ZERO_LENGTH, "the shard has zero bytes")
             return
         self._report.compression = compression_of(head)
         if self._report.compression:
-            if url.lower().endswith(".tar"):
+            if self._source.lower().endswith(".tar"):
                 detail = f"{self._report.compression} data under the name of a plain tar; read all the same"
                 yield self._shard_record(Reason.TAR_GZIP_MISLABELLED, detail)
             plain = decompressed(stream, self._report.compression, head, self._config.max_decompressed_bytes)

@@ -154,7 +154,7 @@ def test_a_bomb_stays_within_memory_and_limit(pack: Callable[[bytes], bytes]) ->
 @PACKERS
 def test_compressed_data_under_a_plain_name_is_read_and_noted(pack: Callable[[bytes], bytes]) -> None:
     report = ShardReadReport()
-    items = list(read_samples(io.BytesIO(pack(TAR)), "00000", url="s3://b/00000.TAR", report=report))
+    items = list(read_samples(io.BytesIO(pack(TAR)), "s3://b/00000.TAR", report=report))
     assert isinstance(items[0], QuarantineRecord)
     assert (items[0].unit, items[0].reason) == (Unit.SHARD, Reason.TAR_GZIP_MISLABELLED)
     assert report.is_complete
