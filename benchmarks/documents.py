@@ -5,14 +5,16 @@
 Storage: bytes of the token shards over the bytes of the images and texts (not of the tars). Speed: images a
 second end to end with the null tokenizer, over decoding the same images with the same decode processes and
 nothing else; the model is left out, so that decoding is the limit. Both are measured as the difference of a
-long and a short run, so that starting processes does not count, and take turns on a machine that is shared.
+long and a short run, so that starting processes does not count. On a shared machine read the processor time.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import os
 import shutil
 import tempfile
-import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +32,28 @@ SAMPLES = Path(__file__).parents[1] / "samples/documents"
 ROUNDS = 3
 
 
+@dataclasses.dataclass(frozen=True)
+class Seconds:
+    """Time on the wall, and of the processors in this process and those it started."""
+
+    wall: float
+    processor: float
+
+    def __sub__(self, other: "Seconds") -> "Seconds":
+        return Seconds(self.wall - other.wall, self.processor - other.processor)
+
+
+@contextlib.contextmanager
+def stopwatch() -> Iterator[list[Seconds]]:
+    """Seconds that its block takes, in a list; processes started in it must have ended."""
+    spent: list[Seconds] = []
+    begin = os.times()
+    yield spent
+    end = os.times()
+    processor = sum(end[:4]) - sum(begin[:4])
+    spent.append(Seconds(end.elapsed - begin.elapsed, processor))
+
+
 def documents(folder: str) -> list[RawDocument]:
     """All documents of a folder of shards."""
     items = [
@@ -38,26 +62,21 @@ def documents(folder: str) -> list[RawDocument]:
     return [item for item in items if isinstance(item, RawDocument)]
 
 
-def decode_alone(images: list[bytes], num_workers: int) -> float:
-    """Seconds to decode images in decode processes, which are warm."""
-    with DecodePool(DecodePoolConfig(num_workers=num_workers)) as pool:
-        for future in [pool.submit(DecodeTask(data)) for data in images[: 8 * num_workers]]:
-            future.exception()
-        begin = time.perf_counter()
+def decode_alone(images: list[bytes], num_workers: int) -> Seconds:
+    """What decoding costs by itself."""
+    with stopwatch() as spent, DecodePool(DecodePoolConfig(num_workers=num_workers)) as pool:
         for future in [pool.submit(DecodeTask(data)) for data in images]:
             future.exception()
-        return time.perf_counter() - begin
+    return spent[0]
 
 
-def end_to_end(config: TokenizeConfig) -> tuple[float, int]:
-    """Seconds of a run in this process, and bytes written."""
-    source = TarSource(
-        documents=partial(read_interleaved, on_bad_image="drop-image"), config=InterleavedConfig()
-    )
-    job = TokenizeJob(kind="interleaved", read=source)
-    begin = time.perf_counter()
-    outcome = run_tokenization(config, job, make_plan(config, job))
-    return time.perf_counter() - begin, outcome.progress.output_bytes
+def end_to_end(config: TokenizeConfig) -> tuple[Seconds, int]:
+    """What a run in this process costs, and bytes written."""
+    documents = partial(read_interleaved, on_bad_image="drop-image")
+    job = TokenizeJob(kind="interleaved", read=TarSource(documents=documents, config=InterleavedConfig()))
+    with stopwatch() as spent:
+        outcome = run_tokenization(config, job, make_plan(config, job))
+    return spent[0], outcome.progress.output_bytes
 
 
 def main() -> None:
@@ -90,19 +109,20 @@ def main() -> None:
             for copy in range(options.copies):
                 shutil.copy(shard.url, copies / f"{copy:03d}-{shard.name}.tar")
         more = len(images) * (options.copies - 1)
-        ratios = []
         for number in range(ROUNDS):
             short, _ = end_to_end(dataclasses.replace(config, output=f"{folder}/short{number}"))
-            alone = decode_alone(images * options.copies, options.decode_workers) * (1 - 1 / options.copies)
-            long, _ = end_to_end(
-                dataclasses.replace(config, input=(str(copies),), output=f"{folder}/long{number}")
-            )
-            ratios.append(alone / (long - short))
+            few = decode_alone(images, options.decode_workers)
+            many = decode_alone(images * options.copies, options.decode_workers)
+            longer = dataclasses.replace(config, input=(str(copies),), output=f"{folder}/long{number}")
+            alone, engine = many - few, end_to_end(longer)[0] - short
             print(
-                f"decoding alone {more / alone:.1f} images/s, end to end {more / (long - short):.1f} images/s"
-                f" and {more / (long - short) * len(found) / len(images):.1f} documents/s: {ratios[-1]:.3f}"
+                f"images/s: decoding alone {more / alone.wall:.1f}, end to end {more / engine.wall:.1f}"
+                f" ({alone.wall / engine.wall:.3f})"
             )
-    print(f"median of {ROUNDS}: {sorted(ratios)[ROUNDS // 2]:.3f}")
+            print(
+                f"processor ms an image: {1e3 * alone.processor / more:.2f}"
+                f" and {1e3 * engine.processor / more:.2f} ({alone.processor / engine.processor:.3f})"
+            )
 
 
 def _texts(document: RawDocument) -> list[str]:

@@ -8,7 +8,8 @@ Same weights, same documents, fp32, forward and backward with loss, no optimizer
 * padded: pairs of 60 to 120 ids; theirs in padded batches with a mask, ours packed
 * packed: the same pairs; theirs packed too, by its own path (position ids that restart, block-diagonal mask)
 
-Rates count ids of documents, not padding. Best of several rounds, the contestants in turn.
+Rates count ids of documents, not padding, per second of processor time (one thread), so that other work on
+the machine blurs them less. Best of several rounds, the contestants in turn.
 """
 
 import argparse
@@ -125,9 +126,9 @@ def rates(steps: dict[str, Callable[[], float]], num_ids: int, rounds: int) -> d
     best = dict.fromkeys(steps, float("inf"))
     for _ in range(rounds):
         for name, step in steps.items():
-            started = time.perf_counter()
+            started = time.process_time()
             step()
-            best[name] = min(best[name], time.perf_counter() - started)
+            best[name] = min(best[name], time.process_time() - started)
     return {name: round(num_ids / seconds) for name, seconds in best.items()}
 
 

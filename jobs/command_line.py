@@ -38,7 +38,8 @@ def parse_config(kind: type[Config], arguments: Sequence[str], description: str)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, args=[*flags, *arguments], description=description)
+            text = f"{description}\n\n--config FILE.yaml gives any of these settings; flags go before it."
+            return tyro.cli(kind, args=[*flags, *arguments], description=text, prog=Path(sys.argv[0]).name)
     except SystemExit as end:
         if end.code in (0, None):
             raise

@@ -1,4 +1,4 @@
-"""Run configurations: a tree of frozen dataclasses from one YAML file, every field overridable on the command line."""
+"""Run configurations: a tree of frozen dataclasses from one YAML file; flags override every field."""
 
 import dataclasses
 import sys
@@ -45,7 +45,9 @@ def from_entries(config_type: type[Config], entries: Mapping[str, Any], where: s
     unknown = sorted(entries.keys() - hints.keys())
     if unknown:
         raise ValueError(f"unknown entries {unknown} in {where or 'the file'}; known are {sorted(hints)}")
-    values = {name: _value(hints[name], value, f"{where}.{name}".strip(".")) for name, value in entries.items()}
+    values = {
+        name: _value(hints[name], value, f"{where}.{name}".strip(".")) for name, value in entries.items()
+    }
     return config_type(**values)
 
 

@@ -47,11 +47,12 @@ def _print_summary(outcome: RunOutcome) -> None:
     print(
         f"{progress.num_done} token shards written to {plan.output} ({plan.num_done} were there before), "
         f"{counts.documents_written} documents, {counts.images_written} images, "
-        f"{progress.output_bytes / images:.1f} bytes an image, {progress.elapsed_s:.1f} s"
+        f"{progress.output_bytes / images:.1f} bytes an image (texts, metadata and ledgers included), "
+        f"{progress.elapsed_s:.1f} s"
     )
     for reason, number in progress.quarantined.most_common():
         print(f"  quarantined {number} samples: {reason}")
-    if progress.num_incomplete:
-        print(
-            f"warning: {progress.num_incomplete} source shards are damaged and were read in part (see _logs)"
-        )
+    if damaged := outcome.damaged():
+        names = ", ".join(damaged[:5]) + (" ..." if len(damaged) > 5 else "")
+        print(f"warning: {len(damaged)} source shards are damaged and were read in part: {names}")
+        print("  NAME.quarantine.jsonl beside each token shard says where the damage begins")

@@ -80,8 +80,9 @@ def finish_document(
 
 
 def _metadata(raw: RawDocument, outcomes: list[Outcome]) -> str | None:
-    """The metadata of the source; of a video also what decoded it, since decoders differ by a level or two."""
-    decoders = sorted({item.decoder for item in outcomes if isinstance(item, EncodedFrames) and item.decoder})
+    """The metadata of the source; of a video also what decoded it: decoders differ by a level or two."""
+    encoded = [item for item in outcomes if isinstance(item, EncodedFrames)]
+    decoders = sorted({item.decoder for item in encoded if item.decoder})
     if not decoders:
         return raw.metadata
     return dump_fields(json.loads(raw.metadata or "{}") | {"decoder": ", ".join(decoders)}, [ALL_FIELDS])

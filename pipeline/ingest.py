@@ -90,8 +90,8 @@ class IngestConfig:
                 raise ValueError(f"ingest.{name} must be at least 1, got {getattr(self, name)}")
         if reserved := RESERVED_COLUMNS & set(self.kept_columns):
             raise ValueError(
-                f"ingest.kept_columns: {', '.join(sorted(reserved))} are written by ingestion itself; rename them"
-                " in the list"
+                f"ingest.kept_columns: {', '.join(sorted(reserved))} are written by ingestion itself;"
+                " rename them in the list"
             )
         if self.timeout_s <= 0 or self.num_retries < 0 or self.num_processes < 0:
             raise ValueError(

@@ -69,8 +69,8 @@ def make_parser() -> argparse.ArgumentParser:
             command.add_argument("--input", nargs="+", default=[], help=text)
         if name == "show":
             command.add_argument("--shard", help="name of one token shard (default: the first)")
-            command.add_argument("--start", type=int, default=0, help="documents to pass over")
-            command.add_argument("--limit", type=int, default=3, help="documents to print")
+            command.add_argument("--start", type=_count, default=0, help="documents to pass over")
+            command.add_argument("--limit", type=_count, default=3, help="documents to print")
         if name == "report":
             command.add_argument("--page", type=Path, default=Path("report.html"), help="file to write")
             command.add_argument("--documents", type=int, default=12, help="documents to show")
@@ -78,9 +78,18 @@ def make_parser() -> argparse.ArgumentParser:
                 "--sources", type=Path, help="folder of the source shards, if they were moved since"
             )
         if name == "clean":
-            hours, text = STALE_AFTER_S / 3600, "leave younger files alone"
+            hours = STALE_AFTER_S / 3600
+            text = f"leave younger files alone, a live run may own them (default {hours:g})"
             command.add_argument("--older-than-hours", type=float, default=hours, help=text)
     return parser
+
+
+def _count(text: str) -> int:
+    """A number of documents on the command line."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return number
 
 
 def print_info(dataset: TokenDataset, options: argparse.Namespace, output: TextIO) -> int:
@@ -142,6 +151,8 @@ def print_faults(dataset: TokenDataset, options: argparse.Namespace, output: Tex
         print(fault, file=output)
     num_shards = len(dataset.done())
     print(f"{num_shards} token shards checked, {num_faults} faults", file=output)
+    if num_faults:
+        print("to make a token shard anew: delete NAME.parquet and run the job again", file=output)
     return int(num_faults > 0)
 
 
@@ -154,8 +165,12 @@ def print_documents(dataset: TokenDataset, options: argparse.Namespace, output: 
     if name not in names:
         raise ValueError(f"{dataset.folder.url}: no token shard {name}; the first is {names[0]}")
     documents = read_documents(**dataset.folder.parquet_source(name + TOKEN_SHARD_SUFFIX))
-    for document in itertools.islice(documents, options.start, options.start + options.limit):
+    shown = list(itertools.islice(documents, options.start, options.start + options.limit))
+    for document in shown:
         print("\n".join(document_lines(document)), file=output)
+    if not shown:
+        number = dataset.footer(name).counts.documents_written
+        print(f"{name} has {number} documents, none at --start {options.start}", file=output)
     return 0
 
 
@@ -182,7 +197,8 @@ def clean(dataset: TokenDataset, options: argparse.Namespace, output: TextIO) ->
     for name in stale:
         dataset.folder.remove(name)
         print(f"removed {name}", file=output)
-    print(f"{len(stale)} unfinished files removed", file=output)
+    older = f"older than {options.older_than_hours:g} hours (--older-than-hours)"
+    print(f"{len(stale)} unfinished files {older} removed", file=output)
     return 0
 
 

@@ -214,9 +214,11 @@ class ProgressDisplay:
             "shard=%s documents=%d quarantined=%d s=%.1f", report.name, done, quarantined, report.seconds
         )
         if not report.source_complete:
+            reasons = ", ".join(report.counts.notes)
             logger.warning(
-                "shard=%s its source %s is damaged: only a part was read", report.name, report.source
-            )
+                "shard=%s its source %s is damaged (%s): only a part was read",
+                report.name, report.source, reasons,
+            )  # fmt: skip
 
     def shard_retried(self, name: str, error: str) -> None:
         logger.warning("shard=%s will be tried again: %s", name, error)

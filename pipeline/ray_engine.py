@@ -209,7 +209,7 @@ class RayWorkers:
         if not any(actor.node_id for actor in self._actors.values()) and now > self._next_complaint_s:
             self._next_complaint_s = now + COMPLAIN_EVERY_S
             logger.warning(
-                "no worker is ready yet; each needs %g CPUs and %g GPUs, free are %s",
+                "workers are still starting, or wait for room: each needs %g CPUs and %g GPUs, free are %s",
                 shape.num_cpus, shape.num_gpus, _readable(ray.available_resources()),
             )  # fmt: skip
 

@@ -237,10 +237,11 @@ def open_folder(url: str) -> Folder:
         ValueError: if no installed file system speaks the URL's protocol.
     """
     protocol, separator, rest = url.partition("://")
-    if not separator:
-        return LocalFolder(Path(url))
-    if protocol == "file":
-        return LocalFolder(Path(rest))
+    if not separator or protocol == "file":
+        path = Path(rest if separator else url)
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{url}: is a file; name a folder")
+        return LocalFolder(path)
     try:
         fsspec.get_filesystem_class(protocol)
     except (ValueError, ImportError) as error:

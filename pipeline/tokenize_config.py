@@ -59,7 +59,7 @@ class TokenizeConfig:
     overwrite: bool = False
     """Do everything again, also what is there."""
     retry_failed: bool = False
-    """Do only the shards that were set aside, again."""
+    """Do the shards that were set aside again, beside those that are missing."""
     strict: bool = False
     """Exit non-zero when a source shard was damaged and only a part of it could be read."""
     dry_run: bool = False

@@ -30,6 +30,7 @@ from pipeline.token_dataset import (
     check_same,
 )
 from pipeline.tokenize_config import TokenizeConfig
+from pipeline.validate_shards import DatasetSummary, summarize
 from pipeline.worker_tools import WorkerSetup, open_tools, tokenizer_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,8 @@ class RunOutcome:
     progress: RunProgress
     plan: RunPlan
     was_stopped: bool
+    dataset: DatasetSummary | None
+    """The whole folder, shards of earlier runs included; None if the run was stopped."""
 
     @property
     def failures(self) -> list[ShardFailure]:
@@ -98,14 +101,24 @@ class RunOutcome:
         lines = [f"{failure.name} failed: {failure.error}" for failure in self.failures]
         if imbalance := self.progress.counts.imbalance():
             lines.append(f"conservation is violated: {imbalance}")
-        if strict and self.progress.num_incomplete:
-            lines.append(f"{self.progress.num_incomplete} source shards are damaged (--strict)")
+        if self.dataset is not None:
+            if imbalance := self.dataset.counts.imbalance():
+                lines.append(f"conservation is violated over all shards: {imbalance}")
+            lines += [f"unreadable token shard: {error}" for error in self.dataset.unreadable]
+        if strict and (damaged := self.damaged()):
+            lines.append(f"{len(damaged)} source shards are damaged (--strict): {', '.join(damaged[:5])}")
         return lines
+
+    def damaged(self) -> list[str]:
+        """Names of this input's shards whose source was damaged, in this run or before."""
+        names = {task.name for task in self.plan.tasks}
+        return [name for name in self.dataset.incomplete if name in names] if self.dataset else []
 
     def report(self) -> dict[str, Any]:
         return {
             **self.progress.summary(),
             "was_stopped": self.was_stopped,
+            "dataset": None if self.dataset is None else self.dataset.to_fields(),
             "shards_of_input": len(self.plan.tasks),
             "shards_done_before": self.plan.num_done,
             "failures": [dataclasses.asdict(failure) for failure in self.failures],
@@ -183,7 +196,7 @@ def run_tokenization(
             schedule = ShardSchedule(plan.to_do, max_attempts=config.max_attempts)
             driver = ShardDriver(schedule, pool, listeners, stall_timeout_s=config.stall_timeout)
             is_complete = driver.run(should_stop)
-    outcome = RunOutcome(progress, plan, was_stopped=not is_complete)
+    outcome = RunOutcome(progress, plan, not is_complete, summarize(dataset) if is_complete else None)
     folder.write(REPORT_NAME, json.dumps({"run": run_id, **outcome.report()}, indent=1).encode() + b"\n")
     return outcome
 

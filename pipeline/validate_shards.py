@@ -8,7 +8,8 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from pipeline.shard_task import LEDGER_SUFFIX, TOKEN_SHARD_SUFFIX
 from pipeline.token_dataset import TokenDataset
@@ -37,6 +38,15 @@ class DatasetSummary:
     @property
     def bytes_per_image(self) -> float:
         return self.num_bytes / self.counts.images_written if self.counts.images_written else 0.0
+
+    def to_fields(self) -> dict[str, Any]:
+        """Totals in JSON form."""
+        return {
+            "token_shards": self.num_shards,
+            "bytes": self.num_bytes,
+            "damaged_sources": len(self.incomplete),
+            **asdict(self.counts),
+        }
 
 
 def summarize(dataset: TokenDataset) -> DatasetSummary:

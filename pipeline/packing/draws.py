@@ -5,7 +5,7 @@ SplitMix64 (Steele, Lea and Flood 2014), a fifth of the cost of seeding a numpy 
 """
 
 import hashlib
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,11 +46,6 @@ class DocumentDraws:
         mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
         mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB & _MASK
         return mixed ^ (mixed >> 31)
-
-    @classmethod
-    def for_test(cls, seed: int) -> Self:
-        """Draws that depend on a seed alone."""
-        return cls(stable_hash(seed))
 
 
 def stable_hash(*parts: object) -> int:

@@ -32,17 +32,18 @@ def write_html_report(output: Path) -> Path:
     report: dict[str, Any] = json.loads((output / "report.json").read_bytes())
     folder = PackedFolder(output)
     rows = sample_rows(folder)
+    unit = report["components"]["config"]["weight_unit"]
     parts = [
         f"<h1>Packed set {html.escape(output.name)}</h1>",
         f"<p>{report['sequences']:,} sequences of {report['seq_length']:,} ids: {report['ids']:,} ids and"
         f" {report['padding']:,} of padding ({report['padding_fraction']:.3%}). Mixture"
         f" <code>{report['mixture']}</code>.</p>",
-        "<h2>Shares against weights</h2>",
-        share_chart(report["sources"]),
+        f"<h2>Shares of {unit} against weights</h2>",
+        share_chart(report["sources"], unit),
         source_table(report["sources"]),
         "<h2>Along the set</h2>",
         "<p class=note>Share of each source in what stands before, against its weight (dashed).</p>",
-        prefix_chart(folder, report["sources"], rows),
+        prefix_chart(folder, report["sources"], rows, unit),
         "<h2>Lengths of documents</h2>",
         length_chart(folder, rows),
         "<h2>Padding of rows</h2>",
@@ -88,12 +89,13 @@ def refusal_table(sources: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def share_chart(sources: Sequence[dict[str, Any]]) -> str:
+def share_chart(sources: Sequence[dict[str, Any]], unit: str) -> str:
     """One bar per source, its weight as a mark."""
-    total = max(sum(source["ids"] for source in sources), 1)
+    column = "ids" if unit == "ids" else "documents_packed"
+    total = max(sum(source[column] for source in sources), 1)
     body = ""
     for index, source in enumerate(sources):
-        top, share = 8 + 28 * index, source["ids"] / total
+        top, share = 8 + 28 * index, source[column] / total
         body += bar(150, top, 500 * share, 18, COLOURS[index % len(COLOURS)])
         mark = 150 + 500 * source["share"]
         body += line(mark, top - 3, mark, top + 21, 'stroke="#000" stroke-width="2"')
@@ -102,12 +104,15 @@ def share_chart(sources: Sequence[dict[str, Any]]) -> str:
     return svg(860, 16 + 28 * len(sources), body)
 
 
-def prefix_chart(folder: PackedFolder, sources: Sequence[dict[str, Any]], rows: Sequence[int]) -> str:
+def prefix_chart(
+    folder: PackedFolder, sources: Sequence[dict[str, Any]], rows: Sequence[int], unit: str
+) -> str:
     """Cumulative shares along the packed set."""
     amounts = np.zeros((len(rows), len(sources)))
     for place, row in enumerate(rows):
         sequence = folder[row]
-        np.add.at(amounts[place], sequence.sources, np.diff(sequence.cu_seqlens))
+        counted = np.diff(sequence.cu_seqlens) if unit == "ids" else 1
+        np.add.at(amounts[place], sequence.sources, counted)
     totals = np.cumsum(amounts, axis=0)
     shares = totals / np.maximum(totals.sum(axis=1, keepdims=True), 1)
     picked = np.unique(np.linspace(0, len(rows) - 1, 400).astype(int))

@@ -105,7 +105,9 @@ def template_settings(source: SourceConfig) -> Any:
 
 
 def find_files(source: SourceConfig, root: Path) -> tuple[str, ...]:
-    """Files of a source, sorted by name; those whose names begin with a dot are unfinished and left out.
+    """Files of a source, sorted by name.
+
+    Names within a folder that begin with a dot (unfinished) or an underscore (reports, logs) are left out.
 
     Raises:
         MixtureError: if a path matches nothing.
@@ -118,12 +120,17 @@ def find_files(source: SourceConfig, root: Path) -> tuple[str, ...]:
         matching = {
             str(item) if Path(pattern).is_absolute() else os.path.relpath(item, root)
             for item in candidates
-            if item.is_file() and item.suffix in suffixes and not item.name.startswith(".")
+            if item.is_file() and item.suffix in suffixes and not _is_hidden(item, path)
         }
         if not matching:
             raise MixtureError(f"source {source.name}: no {source.format} file {suffixes} at {path}")
         found |= matching
     return tuple(sorted(found))
+
+
+def _is_hidden(item: Path, folder: Path) -> bool:
+    parts = item.relative_to(folder).parts if folder in item.parents else (item.name,)
+    return any(part.startswith((".", "_")) for part in parts)
 
 
 def _spread_templates(content: Any) -> Any:

@@ -84,8 +84,6 @@ def pack_window(
     ids, starts = _lay_out(items, rows, first_items, plan.footer)
     row_order = order_rows(
         row_amounts(items.lengths, item_sources, rows, len(sources)),
-        plan.windows.shares,
-        plan.windows.taken[window],
         np.random.default_rng(stable_hash(plan.footer.seed, plan.footer.mixture, window)),
     )
     sequences = []
@@ -145,23 +143,19 @@ def row_amounts(
     return amounts
 
 
-def order_rows(
-    amounts: NDArray[np.int64],
-    shares: NDArray[np.float64],
-    taken: NDArray[np.int64],
-    rng: np.random.Generator,
-) -> NDArray[np.int64]:
-    """An order of rows in which every prefix has shares close to ``shares``.
+def order_rows(amounts: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """An order of rows in which every prefix has shares close to those of the whole.
 
-    Rows stand in a random queue; of its first ``ROWS_LOOKED_AHEAD`` the one that leaves the smallest sum of
+    Windows have the mixture's shares to within a document, so that the set has them at every prefix. Rows
+    stand in a random queue; of its first ``ROWS_LOOKED_AHEAD`` the one that leaves the smallest sum of
     squared deviations goes next.
 
     Args:
         amounts: (num_rows, num_sources) ids of each source in each row.
-        taken: (num_sources,) ids of each source before these rows.
     """
     queue = rng.permutation(len(amounts))
-    total = taken.astype(np.float64)
+    shares = amounts.sum(axis=0) / amounts.sum()
+    total = np.zeros(amounts.shape[1])
     order = np.empty(len(amounts), np.int64)
     for position in range(len(order)):
         candidates = queue[:ROWS_LOOKED_AHEAD]

@@ -97,7 +97,7 @@ def _submit(checkout: Path, environment: dict[str, str], address: str, *argument
 def test_as_written(checkout: Path, environment: dict[str, str], address: str) -> None:
     output = _submit(checkout, environment, address, "jobs/tokenize_obelics.py")
     assert "2 token shards written" in output
-    shards = sorted((checkout / "tokens/obelics_sample").glob("*.parquet"))
+    shards = sorted((checkout / "out/obelics_sample").glob("*.parquet"))
     assert sum(check_token_shard(shard).counts.images_written for shard in shards) == 21
 
 

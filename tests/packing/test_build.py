@@ -298,6 +298,17 @@ class TestChoices:
         with pytest.raises(MixtureError, match=r"pairs: no document is left of 1500 .*template_no_roles"):
             Build(mixture, corpus / "nothing").run()
 
+    def test_weights_of_documents(self, corpus: Path) -> None:
+        sources = """
+  - {name: pairs, paths: [pairs], weight: 3, template: pair}
+  - {name: pages, paths: [pages], weight: 1, template: {name: interleaved, max_images: 2}}"""
+        mixture = write_mixture(
+            corpus, "counted", output="{ids: 60000}", weight_unit="documents", sources=sources
+        )
+        pairs, pages = Build(mixture, corpus / "counted").run()["sources"]
+        assert abs(pairs["documents_packed"] - 3 * pages["documents_packed"]) <= 3
+        assert pages["ids"] > pairs["ids"] / 3
+
     def test_duplicates_over_sources(self, tmp_path: Path) -> None:
         documents = make_pairs(90)
         write_token_shard(tmp_path / "a" / "0.parquet", documents[:50])

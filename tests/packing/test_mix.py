@@ -101,7 +101,7 @@ def test_rows_are_ordered_towards_the_shares() -> None:
     amounts = rng.multinomial(2048, shares, 700) + rng.multinomial(1000, [1 / 3] * 3, 700) - 333
     amounts = np.abs(amounts)
     true_shares = amounts.sum(axis=0) / amounts.sum()
-    order = order_rows(amounts, true_shares, np.zeros(3, np.int64), rng)
+    order = order_rows(amounts, rng)
     assert sorted(order.tolist()) == list(range(700))
 
     def worst(rows: np.ndarray) -> float:

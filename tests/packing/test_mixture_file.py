@@ -34,6 +34,14 @@ def test_names_are_relative_to_the_mixture_file(corpus: Path) -> None:
     assert mixture.identity() == load(corpus).identity()
 
 
+def test_reports_logs_and_unfinished_files_are_no_sources(corpus: Path) -> None:
+    for name in ("lines/0.jsonl", "lines/_report.json", "lines/_logs/0.jsonl", "lines/.tmp-1.jsonl"):
+        (corpus / name).parent.mkdir(parents=True, exist_ok=True)
+        (corpus / name).write_text('{"text": "a"}\n')
+    source = "\n  - {name: lines, paths: [lines], format: jsonl, weight: 1, template: text}"
+    assert load(corpus, sources=source).files == (("lines/0.jsonl",),)
+
+
 def mixture_identity(folder: Path) -> str:
     return load_mixture(folder / "mixture.yaml").identity()
 

@@ -6,14 +6,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-import psutil
 import pytest
 
 from tests.trainer.runs import packed_folder
 from trainer.checkpoint import complete_checkpoints
 from trainer.metrics import read_metrics
 
+psutil = pytest.importorskip("psutil")
 ROOT = Path(__file__).resolve().parents[2]
 NUM_STEPS = 30
 
@@ -26,8 +27,8 @@ def arguments(packed: Path, output: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def train_workers(driver: int) -> list[psutil.Process]:
-    """Worker processes of Ray Train below this user's newest session."""
+def train_workers() -> list[Any]:
+    """Worker processes of Ray Train on this machine."""
     names = [
         (process, " ".join(process.info["cmdline"] or [])) for process in psutil.process_iter(["cmdline"])
     ]
@@ -41,13 +42,13 @@ def test_killed_worker_is_replaced_and_the_run_is_the_same(tmp_path: Path) -> No
     command = [sys.executable, str(ROOT / "jobs" / "pretrain.py")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     on_ray = ["--launcher", "ray", "--ray.num-workers", "2", "--ray.no-uses-gpu"]
-    before = {process.pid for process in train_workers(os.getpid())}
+    before = {process.pid for process in train_workers()}
     run = subprocess.Popen([*command, *arguments(packed, tmp_path / "ray"), *on_ray], env=environment)
     metrics = tmp_path / "ray" / "metrics.jsonl"
     while not any(record["step"] >= 5 for record in read_metrics(metrics)):
         assert run.poll() is None, "the job ended early"
         time.sleep(0.05)
-    victim = next(process for process in train_workers(run.pid) if process.pid not in before)
+    victim = next(process for process in train_workers() if process.pid not in before)
     victim.send_signal(signal.SIGKILL)
     assert run.wait() == 0
     assert complete_checkpoints(tmp_path / "ray" / "checkpoints")[-1].name == f"step-{NUM_STEPS:08d}"

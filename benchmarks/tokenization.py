@@ -1,6 +1,6 @@
 """The engine end to end over its parts, decoding alone and the model alone; one large shard, many small.
 
-    python -m benchmarks.pipeline [--input samples/pairs] [--images 1000] [--workers 1 2]
+    python -m benchmarks.tokenization [--input samples/pairs] [--images 1000] [--workers 1 2]
 
 Decoding alone is a plain loop over `load_image`, one process per core: what the pipeline is held against. All
 processes are started and warmed up before the clock runs. Cells of one row are measured in turns, several
