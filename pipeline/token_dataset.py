@@ -21,7 +21,6 @@ from typing import Any, Self
 
 from pipeline.shard_task import TOKEN_SHARD_SUFFIX, ShardFailure, ShardTask, ledger_name, ledger_owner
 from pipeline.storage import Folder
-from schemas.atomic_write import TEMPORARY_PREFIX
 from schemas.fingerprint import Fingerprint
 from schemas.token_shard import FORMAT_VERSION, TokenShardError, TokenShardFooter, read_footer
 
@@ -30,7 +29,7 @@ FAILED_FOLDER = "_failed"
 LOGS_FOLDER = "_logs"
 REPORT_NAME = "_report.json"
 NUM_SOURCES_PROBED = 16
-_RESERVED = (f"{FAILED_FOLDER}/", f"{LOGS_FOLDER}/")
+RESERVED_FOLDERS = (FAILED_FOLDER, LOGS_FOLDER)
 
 
 class OutputMismatchError(ValueError):
@@ -206,17 +205,8 @@ class TokenDataset:
 
 def is_bookkeeping(name: str) -> bool:
     """Whether a file name in the folder is neither token shard nor ledger by its place."""
-    return name.startswith(_RESERVED) or name in (MANIFEST_NAME, REPORT_NAME)
-
-
-def check_names(tasks: Iterable[ShardTask]) -> None:
-    """Raise ValueError if a token shard would lie where nobody would find it again."""
-    for task in tasks:
-        if task.name.startswith(_RESERVED) or f"/{TEMPORARY_PREFIX}" in f"/{task.name}":
-            raise ValueError(
-                f"--input {task.source}: would be written as '{task.name}', a name that is kept for logs and "
-                "unfinished files: rename it, or mark where the name begins with '/./' (data/_logs/./a.tar)"
-            )
+    folder, separator, _ = name.partition("/")
+    return bool(separator and folder in RESERVED_FOLDERS) or name in (MANIFEST_NAME, REPORT_NAME)
 
 
 def check_same(folder: Folder, wanted: DatasetManifest, existing: DatasetManifest) -> None:

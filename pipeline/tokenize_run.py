@@ -27,7 +27,6 @@ from pipeline.token_dataset import (
     REPORT_NAME,
     DatasetManifest,
     TokenDataset,
-    check_names,
     check_same,
 )
 from pipeline.tokenize_config import TokenizeConfig
@@ -135,7 +134,6 @@ def make_plan(config: TokenizeConfig, job: TokenizeJob) -> RunPlan:
     """
     shards = expand_inputs(config.input)[: config.limit]
     tasks = [ShardTask(shard.name, shard.url, shard.num_bytes) for shard in shards]
-    check_names(tasks)
     manifest = DatasetManifest(
         job.kind,
         tokenizer_fingerprint(config.encoder("cpu")),

@@ -130,6 +130,10 @@ def _ledger_faults(
     except ValueError as error:
         yield f"{ledger}: {error}"
         return
+    if len(records) != footer.quarantine.num_records:
+        yield f"{ledger}: holds {len(records)} records, counted {footer.quarantine.num_records}"
+    if others := sorted({record.source for record in records} - {footer.source}):
+        yield f"{ledger}: names {others[0]} as source, its token shard {footer.source}"
     by_reason = Counter(str(record.reason) for record in records if record.unit is Unit.SAMPLE)
     if dict(by_reason) != dict(footer.counts.samples_quarantined):
         yield f"{ledger}: holds samples {dict(by_reason)}, counted {footer.counts.samples_quarantined}"

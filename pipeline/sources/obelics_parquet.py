@@ -48,9 +48,9 @@ class ObelicsParquetSource:
                 key = f"{number:09d}"
                 try:
                     nodes = read_nodes(row, lambda url: find_url(images, url))
-                    yield from self._document(key, nodes, row, task.name)
+                    yield from self._document(key, nodes, row, task.source)
                 except RefusedError as refusal:
-                    yield QuarantineRecord(task.name, key, Unit.SAMPLE, refusal.reason, refusal.detail)
+                    yield QuarantineRecord(task.source, key, Unit.SAMPLE, refusal.reason, refusal.detail)
 
     def _document(self, key: str, nodes: list[Node], row: dict[str, Any], source: str) -> SourceItems:
         num_bytes = sum(len(node.data) for node in nodes if isinstance(node, RawImage))

@@ -1,5 +1,6 @@
 """`seed-shards` tells what is there, and finds every kind of fault that is put in."""
 
+import hashlib
 import io
 import json
 import os
@@ -15,7 +16,7 @@ import pytest
 
 from pipeline.inspect_shards import main
 from pipeline.null_encoder import NullEncoder
-from pipeline.shard_task import ShardFailure
+from pipeline.shard_task import ShardFailure, ledger_name
 from pipeline.storage import LocalFolder
 from pipeline.token_dataset import DatasetManifest, TokenDataset
 from schemas.fingerprint import Fingerprint
@@ -105,6 +106,20 @@ def lose_samples(footer: dict) -> None:
     footer["counts"]["samples_read"] += 1
 
 
+def rename_ledger_source(out: Path) -> None:
+    """A ledger of another source, with the hash that fits."""
+    ledger = ledger_of(out / "00000.parquet")
+    lines = [json.loads(line) | {"source": "b.tar"} for line in ledger.read_text().splitlines()]
+    ledger.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    digest = hashlib.sha256(ledger.read_bytes()).hexdigest()
+    ledger.rename(out / ledger_name("00000", digest))
+    rewrite_footer(out / "00000.parquet", lambda footer: footer["quarantine"].update(sha256=digest))
+
+
+def miscount_ledger(footer: dict) -> None:
+    footer["quarantine"]["num_records"] += 1
+
+
 def no_ledger(footer: dict) -> None:
     footer["quarantine"] = None
 
@@ -123,6 +138,10 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "ledger missing": (lambda out: ledger_of(out / "00001.parquet").unlink(), "00001.*jsonl: missing"),
     "ledger changed": (
         lambda out: ledger_of(out / "00001.parquet").write_bytes(b"{}\n"), "is not what its token shard was"
+    ),
+    "ledger of another source": (rename_ledger_source, r"names b\.tar as source, its token shard .*0\.tar"),
+    "ledger miscounted": (
+        lambda out: rewrite_footer(out / "00000.parquet", miscount_ledger), "holds 2 records, counted 3"
     ),
     "no ledger": (
         lambda out: rewrite_footer(out / "00000.parquet", no_ledger), "2 samples quarantined, but no ledger"
@@ -200,5 +219,5 @@ def test_a_shard_that_nobody_would_find_again_is_refused(name: str, tmp_path: Pa
     pattern = f"{tmp_path}/in/./{name}.tar"
     result = run_job("--input", pattern, "--output", str(tmp_path / "out"))
     assert result.returncode != 0
-    assert f"would be written as '{name}'" in result.stderr, result.stderr
+    assert f"the name '{name}' is kept for files of our own" in result.stderr, result.stderr
     assert not (tmp_path / "out").exists()
