@@ -14,6 +14,7 @@ import tempfile
 import time
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +33,17 @@ from schemas.atomic_write import (
 
 STALE_AFTER_S = 24 * 3600.0
 """Writers touch their temporary file at least every few minutes: one this old belongs to a dead writer."""
+
+
+CONFLICT_CODES = frozenset({"ConditionalRequestConflict", "OperationAborted", "409"})
+"""What S3 answers to a conditional put while another one to the same key is under way."""
+MAX_CONFLICTS = 6
+CONFLICT_PAUSE_S = 0.2
+_OBJECT_PREFIX = "seed-shards-upload-"
+
+
+class OutputDeniedError(PermissionError):
+    """The output may not be written; no other file can be either."""
 
 
 class StagedFile(ABC):
@@ -77,12 +89,14 @@ class _ObjectStagedFile(StagedFile):
         self._filesystem = filesystem
         self._root = root
         self._name = name
-        descriptor, path = tempfile.mkstemp(prefix=f"seed-shards-{name.rsplit('/', 1)[-1]}-")
+        descriptor, path = tempfile.mkstemp(prefix=f"{_OBJECT_PREFIX}{name.rsplit('/', 1)[-1]}-")
         os.close(descriptor)
         self.path = Path(path)
 
     def commit(self, name: str | None = None) -> None:
-        self._filesystem.put_file(str(self.path), f"{self._root}/{name or self._name}")
+        key = f"{self._root}/{name or self._name}"
+        with _denied_names(key):
+            self._filesystem.put_file(str(self.path), key)
 
 
 class Folder(ABC):
@@ -195,6 +209,7 @@ class ObjectFolder(Folder):
         self.url = url.rstrip("/")
         # A cached listing would hide what other writers commit meanwhile.
         self._filesystem, self._root = url_to_fs(self.url, use_listings_cache=False)
+        self._is_tidy = False
 
     def names(self, subfolder: str = "") -> dict[str, int]:
         root = self._key(subfolder)
@@ -212,16 +227,29 @@ class ObjectFolder(Folder):
         return bytes(self._filesystem.cat_file(self._key(name)))
 
     def write(self, name: str, data: bytes) -> None:
-        self._filesystem.pipe_file(self._key(name), data)
+        with _denied_names(self._key(name)):
+            self._filesystem.pipe_file(self._key(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
-        try:
-            self._filesystem.pipe_file(self._key(name), data, mode="create")
-        except FileExistsError:
-            return False
-        return True
+        for _ in range(MAX_CONFLICTS):
+            try:
+                with _denied_names(self._key(name)):
+                    self._filesystem.pipe_file(self._key(name), data, mode="create")
+                return True
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if not _is_conflict(error):
+                    raise
+            if self.exists(name):
+                return False
+            time.sleep(CONFLICT_PAUSE_S)
+        raise OSError(f"{self._key(name)}: others create it all the time, and it is never there; try again")
 
     def stage(self, name: str) -> StagedFile:
+        if not self._is_tidy:
+            self._is_tidy = True
+            _remove_old_uploads()
         return _ObjectStagedFile(self._filesystem, self._root, name)
 
     def remove(self, name: str) -> None:
@@ -237,6 +265,29 @@ class ObjectFolder(Folder):
 
     def _key(self, name: str) -> str:
         return f"{self._root}/{name}".rstrip("/")
+
+
+@contextlib.contextmanager
+def _denied_names(key: str) -> Iterator[None]:
+    """A store's refusal says neither what was refused nor that it was an output."""
+    try:
+        yield
+    except PermissionError as error:
+        raise OutputDeniedError(f"{key}: may not be written: {error}") from error
+
+
+def _is_conflict(error: OSError) -> bool:
+    response = getattr(error.__cause__, "response", None) or {}
+    return response.get("Error", {}).get("Code") in CONFLICT_CODES
+
+
+def _remove_old_uploads() -> None:
+    """Remove files that killed writers to object stores left in the temporary folder of this machine."""
+    limit = time.time() - STALE_AFTER_S
+    for path in Path(tempfile.gettempdir()).glob(f"{_OBJECT_PREFIX}*"):
+        with contextlib.suppress(OSError):  # of another user, or removed just now
+            if path.stat().st_mtime < limit:
+                path.unlink()
 
 
 def temporary_path(destination: Path) -> Path:
