@@ -134,6 +134,12 @@ def _ledger_faults(
         yield f"{ledger}: holds {len(records)} records, counted {footer.quarantine.num_records}"
     if others := sorted({record.source for record in records} - {footer.source}):
         yield f"{ledger}: names {others[0]} as source, its token shard {footer.source}"
+    counts = footer.counts
     by_reason = Counter(str(record.reason) for record in records if record.unit is Unit.SAMPLE)
-    if dict(by_reason) != dict(footer.counts.samples_quarantined):
-        yield f"{ledger}: holds samples {dict(by_reason)}, counted {footer.counts.samples_quarantined}"
+    if dict(by_reason) != dict(counts.samples_quarantined):
+        yield f"{ledger}: holds samples {dict(by_reason)}, counted {counts.samples_quarantined}"
+    # Images of documents that were dropped are counted, but have no entry of their own.
+    images = Counter(str(record.reason) for record in records if record.unit is Unit.IMAGE)
+    is_exact = not counts.num_quarantined
+    if images - Counter(counts.images_dropped) or (is_exact and dict(images) != dict(counts.images_dropped)):
+        yield f"{ledger}: holds images {dict(images)}, counted {counts.images_dropped}"

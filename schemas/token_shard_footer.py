@@ -21,7 +21,8 @@ class ShardCounts:
     samples_quarantined: Mapping[str, int] = field(default_factory=dict)
     """Samples by reason."""
     images_read: int = 0
-    """Images and video frames of all samples that reached decoding."""
+    """Images and video frames of all samples that the source gave as documents, missing ones included; none
+    of a sample that the source itself refused, also where it did so for a missing image."""
     images_written: int = 0
     images_dropped: Mapping[str, int] = field(default_factory=dict)
     """Images by reason; ``document_dropped`` for sound images whose document was dropped."""

@@ -14,14 +14,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.encode_shard import ShardSettings
 from pipeline.inspect_shards import main
 from pipeline.null_encoder import NullEncoder
-from pipeline.shard_task import ShardFailure, ledger_name
+from pipeline.shard_task import ShardFailure, ShardTask, ledger_name
+from pipeline.sources.records import RawDocument, RawImage
 from pipeline.storage import LocalFolder
 from pipeline.token_dataset import DatasetManifest, TokenDataset
 from schemas.fingerprint import Fingerprint
 from schemas.token_shard import FOOTER_KEY, SCHEMA
-from tests.pipeline.tiny_shards import ledger_of, open_encoder, run_job, task_for, write_shards, write_tar
+from tests.pipeline.tiny_shards import (
+    ledger_of,
+    open_encoder,
+    png,
+    run_job,
+    task_for,
+    write_shards,
+    write_tar,
+)
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +163,28 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
         "tokenized twice, as 00000 and copy",
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("num_dropped", [0, 2])
+def test_validate_compares_the_images_of_the_ledger_with_the_counts(num_dropped: int, tmp_path: Path) -> None:
+    """A page that lacks one image of two; the footer is made to say another number."""
+    page = RawDocument("page", (RawImage(png(1), "png"), RawImage(b"no picture", "png")))
+    sound = RawDocument("sound", (RawImage(png(2), "png"),))
+    fingerprint = NullEncoder().fingerprint
+    TokenDataset.claim(LocalFolder(tmp_path), DatasetManifest("interleaved", fingerprint))
+    shard_settings = ShardSettings(kind="interleaved", fingerprint=fingerprint, on_bad_image="drop-image")
+    with open_encoder(tmp_path, read=lambda task: iter([page, sound]), settings=shard_settings) as encoder:
+        encoder.encode(ShardTask("a", "a.tar"))
+    assert seed_shards("validate", str(tmp_path))[0] == 0
+
+    def miscount(footer: dict) -> None:
+        footer["counts"]["images_dropped"] = {"image_not_an_image": num_dropped}
+        footer["counts"]["images_read"] = 2 + num_dropped
+
+    rewrite_footer(tmp_path / "a.parquet", miscount)
+    status, text = seed_shards("validate", str(tmp_path))
+    assert status == 1
+    assert "holds images {'image_not_an_image': 1}, counted" in text
 
 
 @pytest.mark.parametrize("name", FAULTS)
