@@ -66,8 +66,8 @@ def main(arguments: Sequence[str]) -> int:
         url_list=Path(config.input[0]), output=Path(config.output), timeout_s=config.timeout, **shared
     )
     if config.documents:
-        files = [Path(shard.url) for shard in expand_inputs(literal_files(config.input, (".parquet",)))]
-        joined = ingest_documents(files, download, config.documents_per_shard)
+        shards = expand_inputs(literal_files(config.input, (".parquet",)))
+        joined = ingest_documents(shards, download, config.documents_per_shard)
         report = joined.images
         print(
             f"{joined.num_documents} documents in {config.output}/documents: {joined.num_placed} places with"

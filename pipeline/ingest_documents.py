@@ -24,6 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.ingest import IngestConfig, IngestReport, ingest
+from pipeline.inputs import SourceShard, check_unique
+from pipeline.output_claim import claim_output
 from pipeline.sources.interleaved import ERRORS_FIELD
 from pipeline.sources.obelics_parquet import read_rows
 from pipeline.url_images import UrlImages, build_index
@@ -31,6 +33,7 @@ from schemas.atomic_write import atomic_path
 
 logger = logging.getLogger(__name__)
 URL_BATCH = 65_536
+MANIFEST_NAME = "_documents.json"
 
 
 @dataclass(frozen=True)
@@ -46,20 +49,22 @@ class JoinReport:
 
 
 def ingest_documents(
-    files: Sequence[Path], config: IngestConfig, documents_per_shard: int = 1000
+    shards: Sequence[SourceShard], config: IngestConfig, documents_per_shard: int = 1000
 ) -> JoinReport:
     """Download the pictures of published Parquet files and join them with their documents.
 
     Args:
-        files: Parquet files in the published layout.
+        shards: Parquet files in the published layout; their names become those of the tars.
         config: how to download; ``output`` is the folder for all three steps, ``url_list`` is not used.
         documents_per_shard: documents in one tar.
 
     Raises:
-        ValueError: naming a file that is not of this layout.
+        ValueError: naming a file that is not of this layout; or if the folder was made from other files, or
+            with another ``documents_per_shard``.
         IngestError: if shards of pictures failed.
     """
-    config.output.mkdir(parents=True, exist_ok=True)
+    _claim(config.output, shards, documents_per_shard)
+    files = [Path(shard.url) for shard in shards]
     urls = config.output / "urls.parquet"
     if not urls.exists():
         write_unique_urls(files, urls)
@@ -69,13 +74,33 @@ def ingest_documents(
     joined = Counter[str]()
     missing = Counter[str]()
     with UrlImages(images) as found:
-        for file in files:
+        for source, file in zip(shards, files, strict=True):
             for number, rows in enumerate(_groups(read_rows_with_metadata(file), documents_per_shard)):
-                shard = config.output / "documents" / f"{file.stem}-{number:05d}.tar"
+                shard = config.output / "documents" / f"{_stem(source)}-{number:05d}.tar"
                 first_row = number * documents_per_shard
                 joined["documents"] += len(rows)
                 joined["placed"] += _write_documents(shard, rows, first_row, found, missing)
     return JoinReport(report, joined["documents"], joined["placed"], missing)
+
+
+def _claim(output: Path, shards: Sequence[SourceShard], documents_per_shard: int) -> None:
+    """All three steps depend on the files, and the names of the tars on how many documents they hold."""
+    if documents_per_shard < 1:
+        raise ValueError(f"ingest.documents_per_shard must be at least 1, got {documents_per_shard}")
+    check_unique([replace(shard, name=_stem(shard)) for shard in shards])
+    manifest = output / MANIFEST_NAME
+    unclaimed = [name for name in ("urls.parquet", "images", "documents") if (output / name).exists()]
+    if unclaimed and not manifest.exists():
+        raise ValueError(
+            f"--output {output}: holds {', '.join(unclaimed)} but no {MANIFEST_NAME}, so that nobody can say"
+            " from which files they were made; choose another folder"
+        )
+    files = [[shard.name, shard.num_bytes] for shard in shards]
+    claim_output(manifest, {"files": files, "documents_per_shard": documents_per_shard})
+
+
+def _stem(shard: SourceShard) -> str:
+    return shard.name.removesuffix(".parquet")
 
 
 def write_unique_urls(files: Iterable[Path], destination: Path) -> None:

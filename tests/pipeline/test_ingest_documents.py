@@ -13,6 +13,7 @@ import pytest
 from pipeline.guarded_http import HttpLimits
 from pipeline.ingest import IngestConfig
 from pipeline.ingest_documents import ingest_documents, write_unique_urls
+from pipeline.inputs import SourceShard, expand_inputs
 from pipeline.shard_task import ShardTask
 from pipeline.sources.interleaved import read_interleaved
 from pipeline.sources.obelics_parquet import ObelicsParquetSource, read_rows
@@ -68,6 +69,26 @@ def _config(tmp_path: Path) -> IngestConfig:
     )
 
 
+def _shards(*patterns: Path) -> list[SourceShard]:
+    return expand_inputs([str(pattern) for pattern in patterns])
+
+
+def _texts(documents: Path) -> list[str]:
+    found = []
+    for shard in sorted(documents.rglob("*.tar")):
+        for sample in read_samples(io.BytesIO(shard.read_bytes()), shard.name):
+            found.append(json.loads(sample.members["json"])["texts"][0])
+    return found
+
+
+def _write_texts(path: Path, texts: list[str]) -> Path:
+    """Documents of one text and one picture that nobody has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"texts": [text, None], "images": [None, f"file:///{text}"]} for text in texts]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
 def _expected(rows: list[dict], server_pictures: dict[str, bytes]) -> list[list[str | bytes]]:
     """Texts and pictures in reading order, without what does not exist."""
     documents = []
@@ -94,11 +115,11 @@ def test_ingested_documents_and_published_parquet_give_the_same(tmp_path: Path) 
     parquet = tmp_path / "obelics.parquet"
     with serving({}) as server:
         rows = _served_documents(server, parquet)
-        report = ingest_documents([parquet], _config(tmp_path), documents_per_shard=5)
+        report = ingest_documents(_shards(parquet), _config(tmp_path), documents_per_shard=5)
         assert set(server.requests.values()) <= {1, 2}  # 2: the one that fails is tried again
         assert server.requests["/1-1"] == 1
         server.requests.clear()
-        again = ingest_documents([parquet], _config(tmp_path), documents_per_shard=5)
+        again = ingest_documents(_shards(parquet), _config(tmp_path), documents_per_shard=5)
         assert not server.requests
         expected = _expected(rows, server.pictures)
     assert again == report
@@ -124,6 +145,39 @@ def test_ingested_documents_and_published_parquet_give_the_same(tmp_path: Path) 
     assert [item.reason for item in direct if isinstance(item, QuarantineRecord)] == [
         Reason.DOC_IMAGE_MISSING
     ]
+
+
+def test_files_of_the_same_name_in_two_folders_are_both_written(tmp_path: Path) -> None:
+    pytest.importorskip("img2dataset", reason="the extra 'ingest' is not installed")
+    for folder in "ab":
+        _write_texts(tmp_path / f"in/{folder}/train-0.parquet", [f"{folder}{number}" for number in range(4)])
+    report = ingest_documents(_shards(tmp_path / "in/{a,b}/train-0.parquet"), _config(tmp_path))
+    assert report.num_documents == 8
+    expected = [f"{folder}{number}" for folder in "ab" for number in range(4)]
+    assert _texts(tmp_path / "out/documents") == expected
+    assert (tmp_path / "out/documents/a/train-0-00000.tar").is_file()
+
+
+def test_an_output_takes_one_input_split_one_way(tmp_path: Path) -> None:
+    pytest.importorskip("img2dataset", reason="the extra 'ingest' is not installed")
+    path = _write_texts(tmp_path / "a.parquet", [str(number) for number in range(8)])
+    ingest_documents(_shards(path), _config(tmp_path), documents_per_shard=4)
+    (tmp_path / "out/documents/a-00001.tar").unlink()  # as if it had been killed here
+    with pytest.raises(ValueError, match=r"documents_per_shard: 4 there, 2 now.*choose another folder"):
+        ingest_documents(_shards(path), _config(tmp_path), documents_per_shard=2)
+    other = _write_texts(tmp_path / "other.parquet", ["x"])
+    with pytest.raises(ValueError, match=r'files: \["a\.parquet", \d+\] there, \["other\.parquet'):
+        ingest_documents(_shards(other), _config(tmp_path), documents_per_shard=4)
+    ingest_documents(_shards(path), _config(tmp_path), documents_per_shard=4)
+    assert _texts(tmp_path / "out/documents") == [str(number) for number in range(8)]
+
+
+def test_a_folder_without_a_manifest_is_not_taken_over(tmp_path: Path) -> None:
+    path = _write_texts(tmp_path / "a.parquet", ["x"])
+    (tmp_path / "out").mkdir()
+    pq.write_table(pa.table({"url": ["http://another/"]}), tmp_path / "out/urls.parquet")
+    with pytest.raises(ValueError, match=r"urls\.parquet but no _documents\.json"):
+        ingest_documents(_shards(path), _config(tmp_path))
 
 
 def test_urls_are_unique_and_in_order_of_first_use(tmp_path: Path) -> None:
