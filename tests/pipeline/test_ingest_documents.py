@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -207,6 +208,25 @@ def test_index_of_a_folder_in_the_files_layout(tmp_path: Path) -> None:
         assert images.find("http://b/") == "404"
         assert images.find("http://c/") == "was never asked for"
         assert Counter(map(images.why_missing, ["http://a/", "http://b/"])) == {None: 1, "404": 1}
+
+
+def test_a_shard_that_came_with_its_old_time_is_indexed(tmp_path: Path) -> None:
+    for name, url in (("00000", "http://a/"), ("00001", "http://b/")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.jpg").write_bytes(b"picture")
+        rows = [{"url": url, "key": "0", "status": "success", "error_message": None}]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+        for path in (tmp_path / name, tmp_path / f"{name}.parquet"):
+            os.utime(path, (1e9, 1e9))  # as cp -p and rsync -a leave it
+        index = build_index(tmp_path)
+    with UrlImages(tmp_path) as images:
+        assert images.find("http://a/") == images.find("http://b/") == (b"picture", "jpg")
+    made = index.stat().st_mtime_ns
+    assert build_index(tmp_path).stat().st_mtime_ns == made  # nothing changed, nothing is made
+    (tmp_path / "00001.parquet").unlink()
+    build_index(tmp_path)
+    with UrlImages(tmp_path) as images:
+        assert images.find("http://b/") == "was never asked for"
 
 
 def test_what_is_not_of_the_layout_is_named(tmp_path: Path) -> None:
