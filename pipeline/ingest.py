@@ -16,12 +16,15 @@ and the same command again does the rest.
     00000_stats.json    img2dataset's counts
 """
 
+import contextlib
 import json
 import logging
 import multiprocessing
 import os
 import shutil
+import time
 import urllib.request
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -35,7 +38,9 @@ import pyarrow.parquet as pq
 
 from pipeline.guarded_http import HttpLimits, guarded_opener
 from pipeline.original_images import OriginalBytes, OriginalsWriter
-from schemas.atomic_write import TEMPORARY_PREFIX, sync_directory, sync_file, write_atomically
+from pipeline.output_claim import claim_output
+from pipeline.storage import STALE_AFTER_S
+from schemas.atomic_write import TEMPORARY_PREFIX, sync_directory, sync_file
 from tokenizer.image_file import PILLOW_PIXEL_LIMIT
 
 logger = logging.getLogger(__name__)
@@ -49,6 +54,7 @@ RESERVED_COLUMNS = frozenset(
 MANIFEST_NAME = "_ingest.json"
 LIST_SUFFIXES = ("parquet", "csv", "csv.gz", "tsv", "tsv.gz", "jsonl", "jsonl.gz", "txt", "txt.gz")
 NUM_DIGITS = 5
+STAGING_PREFIX = f"{TEMPORARY_PREFIX}ingest-"
 
 
 class IngestError(RuntimeError):
@@ -134,9 +140,8 @@ def ingest(config: IngestConfig) -> IngestReport:
     config.output.mkdir(parents=True, exist_ok=True)
     files = list_files(config.url_list)
     _claim(config, files)
-    for left_over in config.output.glob(f"{TEMPORARY_PREFIX}ingest-*"):
-        shutil.rmtree(left_over)
-    staging = config.output / f"{TEMPORARY_PREFIX}ingest-{os.getpid()}"
+    _remove_stale_staging(config.output)
+    staging = config.output / f"{STAGING_PREFIX}{uuid.uuid4().hex[:8]}"
     staging.mkdir()
     try:
         failed = _download_shards(config, files, staging)
@@ -147,6 +152,14 @@ def ingest(config: IngestConfig) -> IngestReport:
             f"{len(failed)} shards failed ({'; '.join(failed[:3])}); run the same command again to retry them"
         )
     return read_report(config.output)
+
+
+def _remove_stale_staging(output: Path) -> None:
+    """What killed runs left. A live run touches its folder with every shard that it begins or ends."""
+    for left_over in output.glob(f"{STAGING_PREFIX}*"):
+        with contextlib.suppress(FileNotFoundError):  # another run was faster
+            if time.time() - left_over.stat().st_mtime > STALE_AFTER_S:
+                shutil.rmtree(left_over, ignore_errors=True)
 
 
 def list_files(url_list: Path) -> list[Path]:
@@ -182,16 +195,7 @@ def _claim(config: IngestConfig, files: list[Path]) -> None:
         "kept_columns": list(config.kept_columns),
         "images_per_shard": config.images_per_shard,
     }
-    path = config.output / MANIFEST_NAME
-    if not path.exists():
-        write_atomically(path, json.dumps(manifest, indent=1).encode() + b"\n")
-    existing = json.loads(path.read_text())
-    differing = sorted(name for name in manifest if existing.get(name) != manifest[name])
-    if differing:
-        raise ValueError(
-            f"--output {config.output}: was made from another list or with other settings"
-            f" ({', '.join(differing)}); choose another folder"
-        )
+    claim_output(config.output / MANIFEST_NAME, manifest)
 
 
 def _download_shards(config: IngestConfig, files: list[Path], staging: Path) -> list[str]:
@@ -290,6 +294,10 @@ def download_shard(config: IngestConfig, shard_id: int, rows: str, columns: list
     )
     downloader.download_shard((shard_id, rows))
     _check_complete(folder, name)
+    os.utime(staging)
+    if (config.output / f"{name}.tar").exists():
+        logger.info("shard=%s was made by another run meanwhile", name)
+        return
     for suffix in (".parquet", "_stats.json", ".tar"):
         sync_file(folder / f"{name}{suffix}")
         os.replace(folder / f"{name}{suffix}", config.output / f"{name}{suffix}")
