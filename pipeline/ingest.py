@@ -19,16 +19,13 @@ and the same command again does the rest.
 import contextlib
 import json
 import logging
-import multiprocessing
 import os
 import shutil
 import time
-import urllib.request
 import uuid
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +33,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.guarded_http import HttpLimits, guarded_opener
+from pipeline.download_workers import download_workers
+from pipeline.guarded_http import HttpLimits
 from pipeline.original_images import OriginalBytes, OriginalsWriter
 from pipeline.output_claim import claim_output
 from pipeline.storage import STALE_AFTER_S
@@ -54,11 +52,16 @@ RESERVED_COLUMNS = frozenset(
 MANIFEST_NAME = "_ingest.json"
 LIST_SUFFIXES = ("parquet", "csv", "csv.gz", "tsv", "tsv.gz", "jsonl", "jsonl.gz", "txt", "txt.gz")
 NUM_DIGITS = 5
+STOP_CHECK_S = 0.5
 STAGING_PREFIX = f"{TEMPORARY_PREFIX}ingest-"
 
 
 class IngestError(RuntimeError):
     """Some shards could not be made; those that were stay."""
+
+
+class IngestStoppedError(RuntimeError):
+    """The run was asked to stop before its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,12 +133,17 @@ class IngestReport:
         return None
 
 
-def ingest(config: IngestConfig) -> IngestReport:
+def ingest(config: IngestConfig, must_stop: Callable[[], bool] = lambda: False) -> IngestReport:
     """Download what is not there yet; returns the counts of all shards, those of earlier runs included.
+
+    Args:
+        config: what and how.
+        must_stop: asked about twice a second.
 
     Raises:
         ValueError: if the list or a column is missing, or the folder was made from another list.
         IngestError: naming the shards that failed.
+        IngestStoppedError: when ``must_stop`` says so; the processes have ended, complete shards stay.
     """
     config.output.mkdir(parents=True, exist_ok=True)
     files = list_files(config.url_list)
@@ -144,7 +152,7 @@ def ingest(config: IngestConfig) -> IngestReport:
     staging = config.output / f"{STAGING_PREFIX}{uuid.uuid4().hex[:8]}"
     staging.mkdir()
     try:
-        failed = _download_shards(config, files, staging)
+        failed = _download_shards(config, files, staging, must_stop)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     if failed:
@@ -198,36 +206,33 @@ def _claim(config: IngestConfig, files: list[Path]) -> None:
     claim_output(config.output / MANIFEST_NAME, manifest)
 
 
-def _download_shards(config: IngestConfig, files: list[Path], staging: Path) -> list[str]:
+def _download_shards(
+    config: IngestConfig, files: list[Path], staging: Path, must_stop: Callable[[], bool]
+) -> list[str]:
     """Make the shards that are missing; returns one line for each that failed."""
     failed = []
-    with _workers(config) as pool:
+    with download_workers(config.num_processes, config.http) as pool:
         tasks = {
             pool.submit(download_shard, config, shard_id, rows, columns, staging): shard_id
             for shard_id, rows, columns in _split_lists(config, files, staging)
+            if not stop_if(must_stop)
         }
-        for future in as_completed(tasks):
-            if error := future.exception():
-                failed.append(f"shard {tasks[future]:0{NUM_DIGITS}d}: {type(error).__name__}: {error}")
-                logger.error("%s", failed[-1])
+        pending = set(tasks)
+        while pending:
+            stop_if(must_stop)
+            done, pending = wait(pending, STOP_CHECK_S, FIRST_COMPLETED)
+            for future in done:
+                if error := future.exception():
+                    failed.append(f"shard {tasks[future]:0{NUM_DIGITS}d}: {type(error).__name__}: {error}")
+                    logger.error("%s", failed[-1])
     return failed
 
 
-@contextmanager
-def _workers(config: IngestConfig) -> Iterator[Executor]:
-    """Where shards are downloaded; every ``urlopen`` there goes through the guard."""
-    if config.num_processes:
-        context = multiprocessing.get_context("spawn")  # threads of the caller would not survive a fork
-        initializer, arguments = _start_worker, (config.http,)
-        with ProcessPoolExecutor(config.num_processes, context, initializer, arguments) as processes:
-            yield processes
-        return
-    _start_worker(config.http)
-    try:
-        with ThreadPoolExecutor(1) as thread:
-            yield thread
-    finally:
-        urllib.request.install_opener(urllib.request.build_opener())
+def stop_if(must_stop: Callable[[], bool]) -> bool:
+    """False, or IngestStoppedError."""
+    if must_stop():
+        raise IngestStoppedError("stopped; what is complete stays: run the same command again to go on")
+    return False
 
 
 def _split_lists(
@@ -260,11 +265,6 @@ def _split_lists(
             f"--input {config.url_list}: cannot be read with the columns"
             f" {', '.join(filter(None, columns))}: {error}"
         ) from error
-
-
-def _start_worker(limits: HttpLimits) -> None:
-    """img2dataset calls ``urlopen``; this is how the standard library lets a process say what that uses."""
-    urllib.request.install_opener(guarded_opener(limits))
 
 
 def download_shard(config: IngestConfig, shard_id: int, rows: str, columns: list[str], staging: Path) -> None:

@@ -15,7 +15,7 @@ import logging
 import sqlite3
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.ingest import IngestConfig, IngestReport, ingest
+from pipeline.ingest import IngestConfig, IngestReport, ingest, stop_if
 from pipeline.inputs import SourceShard, check_unique
 from pipeline.output_claim import claim_output
 from pipeline.sources.interleaved import ERRORS_FIELD
@@ -49,7 +49,10 @@ class JoinReport:
 
 
 def ingest_documents(
-    shards: Sequence[SourceShard], config: IngestConfig, documents_per_shard: int = 1000
+    shards: Sequence[SourceShard],
+    config: IngestConfig,
+    documents_per_shard: int = 1000,
+    must_stop: Callable[[], bool] = lambda: False,
 ) -> JoinReport:
     """Download the pictures of published Parquet files and join them with their documents.
 
@@ -57,25 +60,29 @@ def ingest_documents(
         shards: Parquet files in the published layout; their names become those of the tars.
         config: how to download; ``output`` is the folder for all three steps, ``url_list`` is not used.
         documents_per_shard: documents in one tar.
+        must_stop: asked before each shard, and while pictures are downloaded.
 
     Raises:
         ValueError: naming a file that is not of this layout; or if the folder was made from other files, or
             with another ``documents_per_shard``.
         IngestError: if shards of pictures failed.
+        IngestStoppedError: when ``must_stop`` says so.
     """
     _claim(config.output, shards, documents_per_shard)
     files = [Path(shard.url) for shard in shards]
     urls = config.output / "urls.parquet"
     if not urls.exists():
-        write_unique_urls(files, urls)
+        write_unique_urls((file for file in files if not stop_if(must_stop)), urls)
     images = config.output / "images"
-    report = ingest(replace(config, url_list=urls, output=images, caption_column=None, kept_columns=()))
+    pictures = replace(config, url_list=urls, output=images, caption_column=None, kept_columns=())
+    report = ingest(pictures, must_stop)
     build_index(images)
     joined = Counter[str]()
     missing = Counter[str]()
     with UrlImages(images) as found:
         for source, file in zip(shards, files, strict=True):
             for number, rows in enumerate(_groups(read_rows_with_metadata(file), documents_per_shard)):
+                stop_if(must_stop)
                 shard = config.output / "documents" / f"{_stem(source)}-{number:05d}.tar"
                 first_row = number * documents_per_shard
                 joined["documents"] += len(rows)
