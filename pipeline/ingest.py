@@ -147,6 +147,7 @@ def ingest(config: IngestConfig, must_stop: Callable[[], bool] = lambda: False) 
     """
     config.output.mkdir(parents=True, exist_ok=True)
     files = list_files(config.url_list)
+    shards_of(config.output)
     _claim(config, files)
     _remove_stale_staging(config.output)
     staging = config.output / f"{STAGING_PREFIX}{uuid.uuid4().hex[:8]}"
@@ -160,6 +161,19 @@ def ingest(config: IngestConfig, must_stop: Callable[[], bool] = lambda: False) 
             f"{len(failed)} shards failed ({'; '.join(failed[:3])}); run the same command again to retry them"
         )
     return read_report(config.output)
+
+
+def shards_of(output: Path) -> dict[int, Path]:
+    """The tars of a folder by number. Raises ValueError, naming it, for a tar that is none of ingestion."""
+    found = {}
+    for path in sorted(output.glob("*.tar")):
+        if not path.stem.isdecimal() or not path.with_suffix(".parquet").exists():
+            raise ValueError(
+                f"{path}: not made by ingestion, which writes NNNNN.tar and NNNNN.parquet; move it out of"
+                " the output folder"
+            )
+        found[int(path.stem)] = path
+    return found
 
 
 def _remove_stale_staging(output: Path) -> None:
@@ -242,7 +256,7 @@ def _split_lists(
     from img2dataset.reader import Reader
 
     (staging / "rows").mkdir()
-    done = {int(path.stem) for path in config.output.glob("*.tar")}
+    done = set(shards_of(config.output))
     source = config.url_list if config.url_list.is_dir() else files[0]
     try:
         reader = Reader(
@@ -318,7 +332,7 @@ def _check_complete(folder: Path, name: str) -> None:
 def read_report(output: Path) -> IngestReport:
     """Counts over all shards of a folder, from their tables."""
     report = IngestReport()
-    for path in sorted(output.glob("*.tar")):
+    for path in shards_of(output).values():
         table = pq.read_table(path.with_suffix(".parquet"), columns=["status", "error_message"])
         statuses: list[dict[str, Any]] = table.to_pylist()
         failures = Counter(str(row["error_message"]) for row in statuses if row["status"] != "success")

@@ -113,5 +113,16 @@ def _wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
 def test_settings_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give one list"):
         ingest.main(["--input", "a.parquet", "b.parquet", "--output", str(tmp_path / "out")])
+    with pytest.raises(ValueError, match="--input is empty"):
+        ingest.main(["--output", str(tmp_path / "out"), "--input"])
     with pytest.raises(ValueError, match="no such file"):
         ingest.main(["--input", str(tmp_path / "none.csv"), "--output", str(tmp_path / "out")])
+
+
+def test_a_foreign_tar_in_the_output_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"url": ["file:///x"]}), tmp_path / "list.parquet")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/extra.tar").touch()
+    flags = ["--input", str(tmp_path / "list.parquet"), "--num-processes", "0"]
+    with pytest.raises(ValueError, match=r"extra\.tar: not made by ingestion.*move it"):
+        ingest.main([*flags, "--output", str(tmp_path / "out")])
