@@ -12,6 +12,7 @@ Three steps, each done once and not again when the same command is repeated:
 import io
 import json
 import logging
+import re
 import sqlite3
 import tarfile
 from collections import Counter
@@ -28,11 +29,13 @@ from pipeline.inputs import SourceShard, check_unique
 from pipeline.output_claim import claim_output
 from pipeline.sources.interleaved import ERRORS_FIELD
 from pipeline.sources.obelics_parquet import read_rows
+from pipeline.sources.parquet_rows import read_parquet_rows
 from pipeline.url_images import UrlImages, build_index
 from schemas.atomic_write import atomic_path
 
 logger = logging.getLogger(__name__)
 URL_BATCH = 65_536
+_SURROGATE = re.compile("[\ud800-\udfff]")
 MANIFEST_NAME = "_documents.json"
 
 
@@ -69,7 +72,7 @@ def ingest_documents(
         IngestStoppedError: when ``must_stop`` says so.
     """
     _claim(config.output, shards, documents_per_shard)
-    files = [Path(shard.url) for shard in shards]
+    files = [shard.url for shard in shards]
     urls = config.output / "urls.parquet"
     if not urls.exists():
         write_unique_urls((file for file in files if not stop_if(must_stop)), urls)
@@ -110,8 +113,11 @@ def _stem(shard: SourceShard) -> str:
     return shard.name.removesuffix(".parquet")
 
 
-def write_unique_urls(files: Iterable[Path], destination: Path) -> None:
-    """Every URL of the documents, once, in the order of first use; memory does not grow with their number."""
+def write_unique_urls(files: Iterable[str | Path], destination: Path) -> None:
+    """Every URL of the documents, once, in the order of first use; memory does not grow with their number.
+
+    What is not UTF-8 is no URL and left out.
+    """
     with atomic_path(destination) as temporary:
         database = temporary.with_name(f"{temporary.name}.sqlite")
         connection = sqlite3.connect(database)
@@ -119,7 +125,7 @@ def write_unique_urls(files: Iterable[Path], destination: Path) -> None:
             connection.execute("PRAGMA synchronous = OFF")
             connection.execute("CREATE TABLE urls (number INTEGER PRIMARY KEY, url TEXT UNIQUE)")
             for file in files:
-                urls = ((url,) for row in read_rows(file) for url in row["images"] or () if url)
+                urls = ((url,) for row in read_rows(file) for url in row["images"] or () if _is_url(url))
                 connection.executemany("INSERT OR IGNORE INTO urls (url) VALUES (?)", urls)
             cursor = connection.execute("SELECT url FROM urls ORDER BY number")
             schema = pa.schema([pa.field("url", pa.string(), nullable=False)])
@@ -131,12 +137,14 @@ def write_unique_urls(files: Iterable[Path], destination: Path) -> None:
             database.unlink()
 
 
-def read_rows_with_metadata(file: Path) -> Iterator[dict[str, Any]]:
+def _is_url(entry: str | None) -> bool:
+    return bool(entry) and (entry.isascii() or _SURROGATE.search(entry) is None)
+
+
+def read_rows_with_metadata(file: str | Path) -> Iterator[dict[str, Any]]:
     """Rows with every column, and the published JSON strings as the objects that they hold."""
-    with pq.ParquetFile(file) as parquet:
-        for batch in parquet.iter_batches(64):
-            for row in batch.to_pylist():
-                yield {name: _parsed(value) if "metadata" in name else value for name, value in row.items()}
+    for row in read_parquet_rows(str(file), ("images", "texts")):
+        yield {name: _parsed(value) if "metadata" in name else value for name, value in row.items()}
 
 
 def _parsed(value: Any) -> Any:
@@ -172,12 +180,20 @@ def _write_documents(
         for number, row in enumerate(rows, first_row):
             suffixes, members, errors = _members(row, images)
             value = row | {"images": suffixes} | ({ERRORS_FIELD: errors} if errors else {})
-            _add(tar, f"{number:09d}.json", json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+            _add(tar, f"{number:09d}.json", _json(value))
             for name, data in members.items():
                 _add(tar, f"{number:09d}.{name}", data)
             missing.update(errors.values())
             num_placed += len(members)
     return num_placed
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    """UTF-8, except where a lone surrogate (`parquet_rows`) must stay for tokenization to judge."""
+    try:
+        return json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value).encode()
 
 
 def _members(

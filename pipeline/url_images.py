@@ -168,7 +168,10 @@ class UrlImages:
 
     def _place(self, url: str) -> tuple[str | None, int, int, str]:
         query = "SELECT file, offset, size, note FROM images WHERE url = ?"
-        row = self._connection.execute(query, (url,)).fetchone()
+        try:
+            row = self._connection.execute(query, (url,)).fetchone()
+        except UnicodeEncodeError:  # a lone surrogate: what was read was no UTF-8
+            return None, 0, 0, "is no URL: not UTF-8"
         return row or (None, 0, 0, "was never asked for")
 
     def _open(self, name: str) -> BinaryIO:

@@ -4,9 +4,11 @@ import io
 import json
 import os
 import tarfile
+import uuid
 from collections import Counter
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +18,7 @@ from pipeline.ingest import IngestConfig
 from pipeline.ingest_documents import ingest_documents, write_unique_urls
 from pipeline.inputs import SourceShard, expand_inputs
 from pipeline.shard_task import ShardTask
-from pipeline.sources.interleaved import read_interleaved
+from pipeline.sources.interleaved import InterleavedConfig, read_interleaved
 from pipeline.sources.obelics_parquet import ObelicsParquetSource, read_rows
 from pipeline.sources.records import RawDocument, RawImage
 from pipeline.sources.tar_reader import read_samples
@@ -179,6 +181,64 @@ def test_a_folder_without_a_manifest_is_not_taken_over(tmp_path: Path) -> None:
     pq.write_table(pa.table({"url": ["http://another/"]}), tmp_path / "out/urls.parquet")
     with pytest.raises(ValueError, match=r"urls\.parquet but no _documents\.json"):
         ingest_documents(_shards(path), _config(tmp_path))
+
+
+def _write_not_utf8(path: Path) -> None:
+    """Three documents: sound; with a text, and with a URL, that are not UTF-8."""
+
+    def column(*lists: list[bytes | None]) -> pa.Array:
+        return pa.array(lists, pa.list_(pa.binary())).view(pa.list_(pa.string()))
+
+    texts = column([b"sound", None], [b"bad \xff\xfe", None], [b"third", None])
+    images = column([None, b"http://a/"], [None, b"http://a/"], [None, b"http://\xff/"])
+    pq.write_table(pa.table({"texts": texts, "images": images}), path)
+
+
+def _picture_folder(folder: Path) -> Path:
+    (folder / "00000").mkdir(parents=True)
+    (folder / "00000/0.jpg").write_bytes(b"picture")
+    rows = [{"url": "http://a/", "key": "0", "status": "success", "error_message": None}]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "00000.parquet")
+    build_index(folder)
+    return folder
+
+
+def test_a_cell_that_is_not_utf8_costs_its_document_alone(tmp_path: Path) -> None:
+    _write_not_utf8(tmp_path / "d.parquet")
+    images = _picture_folder(tmp_path / "images")
+    source = ObelicsParquetSource(images=images)
+    document, *refused = source(ShardTask("d", str(tmp_path / "d.parquet")))
+    assert _contents([document]) == [["sound", b"picture"]]
+    assert [(record.key, record.reason) for record in refused] == [
+        ("000000001", Reason.CAPTION_BAD_ENCODING),
+        ("000000002", Reason.DOC_IMAGE_MISSING),
+    ]
+    json.dumps(refused[1].detail, ensure_ascii=False).encode()
+    source = ObelicsParquetSource(images=images, config=InterleavedConfig(on_bad_encoding="replace"))
+    _, repaired, _ = source(ShardTask("d", str(tmp_path / "d.parquet")))
+    assert _contents([repaired]) == [["bad \ufffd\ufffd", b"picture"]]
+
+
+def test_what_is_not_utf8_goes_through_the_join(tmp_path: Path) -> None:
+    _write_not_utf8(tmp_path / "d.parquet")
+    write_unique_urls([tmp_path / "d.parquet"], tmp_path / "urls.parquet")
+    assert pq.read_table(tmp_path / "urls.parquet")["url"].to_pylist() == ["http://a/"]
+    pytest.importorskip("img2dataset", reason="the extra 'ingest' is not installed")
+    report = ingest_documents(_shards(tmp_path / "d.parquet"), _config(tmp_path))
+    assert report.num_documents == 3
+    assert report.missing["is no URL: not UTF-8"] == 1
+    assert _texts(tmp_path / "out/documents") == ["sound", "bad \udcff\udcfe", "third"]
+
+
+def test_published_files_are_read_behind_urls(tmp_path: Path) -> None:
+    """Through fsspec, as all other sources: ``memory://`` is a file system that only fsspec has."""
+    url = f"memory://{uuid.uuid4().hex}/d.parquet"
+    with fsspec.open(url, "wb") as stream:
+        stream.write((SAMPLES / "obelics.parquet").read_bytes())
+    assert list(read_rows(url)) == list(read_rows(SAMPLES / "obelics.parquet"))
+    (shard,) = expand_inputs([url])
+    write_unique_urls([shard.url], tmp_path / "urls.parquet")
+    assert pq.read_metadata(tmp_path / "urls.parquet").num_rows > 0
 
 
 def test_urls_are_unique_and_in_order_of_first_use(tmp_path: Path) -> None:
