@@ -16,7 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jobs.command_line import EXIT_FAILED, StopSignal, parse_config, run_job
+from jobs.command_line import EXIT_FAILED, StopSignal, run_job
+from jobs.config_file import parse_config
 from pipeline.guarded_http import HttpLimits
 from pipeline.ingest import IngestConfig, IngestError, IngestReport, IngestStoppedError, ingest
 from pipeline.ingest_documents import ingest_documents

@@ -243,7 +243,7 @@ class _ShardRun:
         self._under_way = max(0, self._under_way - len(item.encoded))
         outcomes = [outcome(future) for future in item.encoded]
         settings = self._tools.settings
-        document, records = finish_document(item.raw, outcomes, self._task.name, settings.on_bad_image)
+        document, records = finish_document(item.raw, outcomes, self._task.source, settings.on_bad_image)
         self._counts.finished(outcomes, document, records)
         for record in records:
             self._ledger.write(record)

@@ -135,6 +135,10 @@ def _ledger_faults(
     except ValueError as error:
         yield f"{ledger_name}: {error}"
         return
+    if len(records) != footer.quarantine.num_records:
+        yield f"{ledger_name}: holds {len(records)} records, counted {footer.quarantine.num_records}"
+    if others := sorted({record.source for record in records} - {footer.source}):
+        yield f"{ledger_name}: names {others[0]} as source, its token shard {footer.source}"
     by_reason = Counter(str(record.reason) for record in records if record.unit is Unit.SAMPLE)
     if dict(by_reason) != dict(footer.counts.samples_quarantined):
         yield f"{ledger_name}: holds samples {dict(by_reason)}, counted {footer.counts.samples_quarantined}"

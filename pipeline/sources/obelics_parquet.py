@@ -47,9 +47,9 @@ class ObelicsParquetSource:
                 try:
                     self._check_metadata(row)
                     nodes = read_nodes(row, lambda url: find_url(images, url))
-                    yield from self._document(key, nodes, row, task.name)
+                    yield from self._document(key, nodes, row, task.source)
                 except RefusedError as refusal:
-                    yield QuarantineRecord(task.name, key, Unit.SAMPLE, refusal.reason, refusal.detail)
+                    yield QuarantineRecord(task.source, key, Unit.SAMPLE, refusal.reason, refusal.detail)
 
     def _check_metadata(self, row: dict[str, Any]) -> None:
         general = row.get("general_metadata")

@@ -58,7 +58,7 @@ def test_the_ledger_is_the_one_that_the_footer_names(shard: Path, tmp_path: Path
     assert footer.quarantine is not None
     assert footer.quarantine.num_records == len(records) == 5
     assert [record.key for record in records] == [f"{seed:06}" for seed in range(6, 40, 7)]
-    assert {record.source for record in records} == {"00000"}
+    assert {record.source for record in records} == {footer.source} == {str(shard)}
     assert all(record.num_bytes > 0 for record in records)
 
 

@@ -1,5 +1,6 @@
 """`seed-shards` tells what is there, and finds every kind of fault that is put in."""
 
+import hashlib
 import io
 import json
 import os
@@ -105,6 +106,19 @@ def lose_samples(footer: dict) -> None:
     footer["counts"]["samples_read"] += 1
 
 
+def rename_ledger_source(out: Path) -> None:
+    """A ledger of another source, with the hash that fits."""
+    ledger = out / "00000.quarantine.jsonl"
+    lines = [json.loads(line) | {"source": "b.tar"} for line in ledger.read_text().splitlines()]
+    ledger.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    digest = hashlib.sha256(ledger.read_bytes()).hexdigest()
+    rewrite_footer(out / "00000.parquet", lambda footer: footer["quarantine"].update(sha256=digest))
+
+
+def miscount_ledger(footer: dict) -> None:
+    footer["quarantine"]["num_records"] += 1
+
+
 def no_ledger(footer: dict) -> None:
     footer["quarantine"] = None
 
@@ -123,6 +137,10 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "ledger missing": (lambda out: (out / "00001.quarantine.jsonl").unlink(), "00001.*jsonl: missing"),
     "ledger changed": (
         lambda out: (out / "00001.quarantine.jsonl").write_bytes(b"{}\n"), "is not what its token shard was"
+    ),
+    "ledger of another source": (rename_ledger_source, r"names b\.tar as source, its token shard .*0\.tar"),
+    "ledger miscounted": (
+        lambda out: rewrite_footer(out / "00000.parquet", miscount_ledger), "holds 2 records, counted 3"
     ),
     "ledger of nobody": (
         lambda out: rewrite_footer(out / "00000.parquet", no_ledger), "its token shard names no ledger"
