@@ -17,6 +17,7 @@ from pipeline.brace_patterns import expand_braces
 from pipeline.local_listing import glob_local, list_folder, walk_folders
 from pipeline.source_stream import filesystem_of, is_local, open_source
 from pipeline.sources.tar_reader import SHARD_SUFFIXES
+from pipeline.token_dataset import RESERVED_FOLDERS
 from schemas.atomic_write import TEMPORARY_PREFIX
 
 _CUT = "/./"
@@ -99,10 +100,12 @@ def shard_name(path: str, prefix: str) -> str:
     parts = [part for part in name[: len(name) - len(suffix)].split("/") if part not in ("", ".")]
     if not parts or ".." in parts:
         raise ValueError(f"--input {path}: no output name can be made of '{name}'")
-    if parts[0].startswith("_") or any(part.startswith(TEMPORARY_PREFIX) for part in parts):
+    if (len(parts) > 1 and parts[0] in RESERVED_FOLDERS) or any(
+        part.startswith(TEMPORARY_PREFIX) for part in parts
+    ):
         raise ValueError(
             f"--input {path}: the name '{'/'.join(parts)}' is kept for files of our own in the output folder "
-            f"(it begins with '_', or a part of it with '{TEMPORARY_PREFIX}'): rename it, or move the '/./'"
+            f"({', '.join(RESERVED_FOLDERS)}, '{TEMPORARY_PREFIX}...'): rename it, or move the '/./'"
         )
     return "/".join(parts)
 

@@ -213,7 +213,7 @@ def test_names_never_lead_out_of_the_output_folder(data: Path) -> None:
     assert os.path.exists("data/part0/../part1/00000.tar")
 
 
-@pytest.mark.parametrize("name", [".tmp-x.tar", "_failed/x.tar", "_x.tar.gz", "a/.tmp-b/x.tar"])
+@pytest.mark.parametrize("name", [".tmp-x.tar", "_failed/x.tar", "_logs/part/x.tar.gz", "a/.tmp-b/x.tar"])
 def test_names_that_the_output_folder_would_hide_are_refused(data: Path, name: str) -> None:
     path = data / name
     path.parent.mkdir(parents=True, exist_ok=True)
