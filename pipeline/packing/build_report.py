@@ -1,4 +1,4 @@
-"""What became of everything: documents in = packed + refused + left over, ids rendered = packed + left over."""
+"""What became of everything: documents in = packed + refused + left over; ids = packed + left over."""
 
 import json
 from collections import Counter

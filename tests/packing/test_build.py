@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.packing.build import Build, BuildError
@@ -391,6 +393,34 @@ class TestErrors:
         (tmp_path / "prose.jsonl").write_text("\n".join(lines))
         with pytest.raises(TaskFailedError, match=r"prose\.jsonl: line 301 is no JSON object"):
             Build(write_mixture(tmp_path, "m"), tmp_path / "out").run()
+
+
+def test_text_in_parquet_is_filtered_as_in_json_lines(tmp_path: Path) -> None:
+    write_corpus(tmp_path, num_pairs=3, num_pages=2)
+    rows = [json.loads(line) for line in (tmp_path / "prose.jsonl").read_text().splitlines()]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "prose.parquet")
+    outcomes = []
+    for kind in ("jsonl", "parquet"):
+        sources = (
+            f"\n  - {{name: prose, paths: [prose.{kind}], format: {kind}, epochs: 1, template: text,"
+            " filters: {where: length > 300}}"
+        )
+        mixture = write_mixture(tmp_path, kind, sources=sources, output="")
+        (source,) = Build(mixture, tmp_path / kind).run()["sources"]
+        outcomes.append((source["documents_packed"], source["documents_refused"], source["ids"]))
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0][0] == sum(row["length"] > 300 for row in rows) > 0
+
+
+def test_a_filter_on_an_absent_parquet_column_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a text"], "score": [1.0]}), tmp_path / "prose.parquet")
+    sources = (
+        "\n  - {name: prose, paths: [prose.parquet], format: parquet, epochs: 1, template: text,"
+        " filters: {where: scor > 0.5}}"
+    )
+    mixture = write_mixture(tmp_path, "m", sources=sources, output="")
+    with pytest.raises(MixtureError, match=r"no column 'scor' \(filters.where\), it has text, score"):
+        Build(mixture, tmp_path / "out").run()
 
 
 @pytest.mark.ray
