@@ -88,6 +88,20 @@ class TextTokenizer:
         self._backend.hide({self.bos_id, self.eos_id})
         self.sha256 = hashlib.sha256(file.read_bytes() + f"{self.bos_id} {self.eos_id}".encode()).hexdigest()
 
+    def use_marks(self, bos_id: int, eos_id: int) -> None:
+        """Begin and end documents with other ids: those that a model was trained with.
+
+        Raises:
+            TextTokenizerError: if one of them is outside the vocabulary, or is the unknown token.
+        """
+        if not 0 <= min(bos_id, eos_id) <= max(bos_id, eos_id) < self.base_size:
+            raise TextTokenizerError(
+                f"{self.name}: no ids {bos_id} and {eos_id} among its {self.base_size}; give the text"
+                " tokenizer that the model's data were packed with"
+            )
+        self.bos_id, self.eos_id = bos_id, eos_id
+        self._backend.hide({bos_id, eos_id})
+
     @property
     def base_size(self) -> int:
         """Ids of the tokenizer, its special tokens included, SEED's own tokens excluded."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from schemas.vocabulary import VocabularyLayout
 from trainer.checkpoint import load_full_model, read_description
-from trainer.huggingface import HuggingFaceWeights, export_model, exported_layout
+from trainer.huggingface import DocumentMarks, HuggingFaceWeights, export_model, exported_layout
 from trainer.llama import Llama, LlamaConfig, RopeScaling
 from trainer.lora import (
     LoraConfig,
@@ -35,7 +35,11 @@ def first_weights(
 
 
 def describe_model(
-    shape: LlamaConfig, layout: VocabularyLayout, lora: LoraConfig, init_from: str
+    shape: LlamaConfig,
+    layout: VocabularyLayout,
+    lora: LoraConfig,
+    init_from: str,
+    marks: DocumentMarks | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint says about its model, as JSON."""
     return {
@@ -43,7 +47,14 @@ def describe_model(
         "vocabulary": asdict(layout),
         "lora": asdict(lora),
         "init_from": init_from,
+        "marks": asdict(marks) if marks else None,
     }
+
+
+def checkpoint_marks(checkpoint: Path) -> DocumentMarks | None:
+    """Document marks of a checkpoint's mixture; None in one of an older release."""
+    fields = read_description(checkpoint).get("marks")
+    return DocumentMarks(**fields) if fields else None
 
 
 def load_checkpoint(checkpoint: Path) -> tuple[Llama, VocabularyLayout, LoraConfig]:
@@ -102,4 +113,5 @@ def export_checkpoint(checkpoint: Path, folder: Path, dtype: torch.dtype = torch
     if lora.rank:
         base = _adapter_base(checkpoint, folder / "base", model, layout, dtype)
         save_adapter(folder / "adapter", weights, lora, layout, str(base.absolute()))
-    export_model(folder, merged(weights, lora), model.config, layout, dtype)
+    marks = checkpoint_marks(checkpoint)
+    export_model(folder, merged(weights, lora), model.config, layout, dtype, marks)
