@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Continue prompts of text and images with a trained model.
 
-    python jobs/generate.py --model out/pretrain/model --text_tokenizer samples/text_tokenizer --prompt "A
-    dog" python jobs/generate.py ... --prompt "<image> shows" --images dog.jpg python jobs/generate.py ...
-    --prompt "A red bicycle" --sampling.forces_image python jobs/generate.py ... --input prompts.jsonl
-    --output answers.jsonl
+::
+
+    python jobs/generate.py --model out/run/model --text-tokenizer samples/text_tokenizer --prompt "A dog"
+    python jobs/generate.py ... --prompt "<image> shows" --images dog.jpg
+    python jobs/generate.py ... --prompt "A red bicycle" --force-image
+    python jobs/generate.py ... --input prompts.jsonl --output answers.jsonl
 
 ``<image>`` in the prompt stands for the next of ``--images``: a picture, which the tokenizer turns into
 codes, or a ``.npy`` of 32 codes. A line of ``--input`` is ``{"prompt": [...]}`` with strings, ``{"image":
@@ -15,7 +17,7 @@ wrong input.
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from jobs.config_file import parse_config
 from schemas.document import Codes
 from tokenizer.text_tokenizer import TextTokenizer
 from trainer.generate import SamplingConfig, generate
-from trainer.load_model import load_model
+from trainer.load_model import load_marks, load_model
 from trainer.prompt import Content, decode_contents, encode_prompt
 
 PLACEHOLDER = "<image>"
@@ -55,6 +57,8 @@ class GenerateConfig:
     device: str = "auto"
     precision: str = "fp32"
     """fp32 or bf16."""
+    force_image: bool = False
+    """Begin every answer with an image: short for ``sampling.forces_image``."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
@@ -62,6 +66,8 @@ class GenerateConfig:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision must be fp32 or bf16, got {self.precision!r}")
+        if self.force_image:
+            object.__setattr__(self, "sampling", replace(self.sampling, forces_image=True))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -141,17 +147,19 @@ def answer_all(config: GenerateConfig, prompts: list[list[Content]]) -> Iterator
     if config.device != "auto":
         device = torch.device(config.device)
     model, layout = load_model(Path(config.model))
-    if layout != tokenizer.layout:
+    if layout.base_size < tokenizer.base_size:  # more rows than ids: `text_tokenizer.base_vocabulary`
         raise ValueError(
             f"{config.text_tokenizer} has {tokenizer.base_size} ids, {config.model} was trained with "
             f"{layout.base_size}; give the text tokenizer of its mixture"
         )
+    if marks := load_marks(Path(config.model)):
+        tokenizer.use_marks(marks.bos_id, marks.eos_id)
     model = model.to(device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
     for start in range(0, len(prompts), config.batch_size):
         ids = [
             encode_prompt(prompt, tokenizer, layout) for prompt in prompts[start : start + config.batch_size]
         ]
-        for answer in generate(model, ids, layout, tokenizer.eos_id, config.sampling):
+        for answer in generate(model, ids, layout, tokenizer.eos_id, config.sampling, first_row=start):
             yield decode_contents(answer, tokenizer, layout)
 
 

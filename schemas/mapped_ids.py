@@ -5,10 +5,10 @@ the file as one run of bytes, and a row of ids is a slice of the memory-mapped f
 the page begins is told by its header, three Thrift integers of which are checked.
 """
 
-import mmap
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -20,12 +20,12 @@ _INT_FIELD = 0x15
 
 
 class IdMap:
-    """One memory-mapped packed shard."""
+    """One memory-mapped packed shard; needs no file descriptor, and lives as long as a view of it."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        with open(path, "rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with pa.memory_map(path) as file:  # buffers keep the mapping; Python's mmap would keep a descriptor
+            self._map = memoryview(file.read_buffer()).cast("B")
 
     def group(self, metadata: pq.FileMetaData, group: int, footer: PackedShardFooter) -> NDArray[Any]:
         """(rows, seq_length) ids of a row group, a view of the file.

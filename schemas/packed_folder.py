@@ -29,6 +29,17 @@ from schemas.vocabulary import VocabularyLayout
 
 CACHED_GROUPS, CACHED_MAPPED_GROUPS = 16, 1024
 """Row groups kept in memory: with their ids (64 sequences of 4096 are 0.5 MB), and without (20 kB)."""
+OPEN_SHARDS = 64
+"""Shards open at a time, a file descriptor each: a set may have more shards than a process opens files."""
+
+
+@dataclass(frozen=True)
+class OpenShard:
+    """A shard that can be read; closed when the last reader lets go of it."""
+
+    file: pq.ParquetFile
+    id_map: IdMap | None
+    """None where the file is not on a local disk."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +86,18 @@ class PackedFolder:
     def __init__(self, folder: str | Path, *, filesystem: Any = None) -> None:
         self.folder = str(folder)
         self.paths = _list_shards(folder, filesystem)
-        self._files = [
-            pq.ParquetFile(path, filesystem=filesystem, memory_map=filesystem is None) for path in self.paths
-        ]
-        self.footers = [
-            read_checked_footer(path, file) for path, file in zip(self.paths, self._files, strict=True)
-        ]
+        self._filesystem = filesystem
+        self.footers, self._metadata = list[PackedShardFooter](), list[pq.FileMetaData]()
+        for path in self.paths:
+            with pq.ParquetFile(path, filesystem=filesystem, memory_map=filesystem is None) as file:
+                self.footers.append(read_checked_footer(path, file))
+                self._metadata.append(file.metadata)
         _check_one_build(self.folder, self.footers)
-        counts = [file.metadata.num_rows for file in self._files]
-        self._starts = np.concatenate([[0], np.cumsum(counts)])
+        self._starts = np.concatenate([[0], np.cumsum([data.num_rows for data in self._metadata])])
+        self._open_shards: OrderedDict[int, OpenShard] = OrderedDict()
         self._cache: OrderedDict[tuple[int, int], RowGroup] = OrderedDict()
-        self._maps = [IdMap(path) if filesystem is None else None for path in self.paths]
         self.cached_groups = CACHED_MAPPED_GROUPS if filesystem is None else CACHED_GROUPS
-        self._locks = [Lock() for _ in self._files]
+        self._locks = [Lock() for _ in self.paths]
         self._cache_lock = Lock()
 
     @property
@@ -138,7 +148,7 @@ class PackedFolder:
         group, row_in_group = divmod(row, ROWS_PER_GROUP)
         columns = ["shards", "rows", "epochs", "parts"]
         with self._locks[shard]:
-            table = self._files[shard].read_row_group(group, columns=columns, use_threads=False)
+            table = self._open(shard).file.read_row_group(group, columns=columns, use_threads=False)
         cells = [table.column(name)[row_in_group].values for name in columns]
         origins = Origins(cells[0].to_pylist(), *(cell.to_numpy() for cell in cells[1:]))
         return PackedSequence(
@@ -169,14 +179,32 @@ class PackedFolder:
         return loaded
 
     def _read_group(self, shard: int, group: int) -> RowGroup:
-        id_map = self._maps[shard]
-        columns = TRAINING_COLUMNS if id_map is None else TRAINING_COLUMNS[1:]
         with self._locks[shard]:  # one ParquetFile serves one reader at a time
-            file = self._files[shard]
-            ids = None if id_map is None else id_map.group(file.metadata, group, self.footer)
-            table = file.read_row_group(group, columns=list(columns), use_threads=False)
+            opened = self._open(shard)
+            columns = TRAINING_COLUMNS if opened.id_map is None else TRAINING_COLUMNS[1:]
+            ids = None
+            if opened.id_map is not None:
+                ids = opened.id_map.group(self._metadata[shard], group, self.footer)
+            table = opened.file.read_row_group(group, columns=list(columns), use_threads=False)
         (batch,) = table.combine_chunks().to_batches()
         return RowGroup.from_batch(batch, self.footer, ids)
+
+    def _open(self, shard: int) -> OpenShard:
+        """The shard, opened unless it is; its footer is not read again. The caller holds its lock."""
+        with self._cache_lock:
+            if shard in self._open_shards:
+                self._open_shards.move_to_end(shard)
+                return self._open_shards[shard]
+        path, is_local = self.paths[shard], self._filesystem is None
+        file = pq.ParquetFile(
+            path, metadata=self._metadata[shard], filesystem=self._filesystem, memory_map=is_local
+        )
+        opened = OpenShard(file, IdMap(path) if is_local else None)
+        with self._cache_lock:
+            self._open_shards[shard] = opened
+            while len(self._open_shards) > OPEN_SHARDS:
+                self._open_shards.popitem(last=False)
+        return opened
 
 
 def _list_shards(folder: str | Path, filesystem: Any) -> list[str]:

@@ -1,6 +1,6 @@
 """The file map of the README is the first sentence of each file's docstring: it cannot go stale.
 
-    python tests/test_readme.py     rewrites the map
+python tests/test_readme.py     rewrites the map
 """
 
 import ast

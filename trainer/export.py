@@ -9,9 +9,17 @@ from torch import nn
 
 from schemas.vocabulary import VocabularyLayout
 from trainer.checkpoint import load_full_model, read_description
-from trainer.huggingface import HuggingFaceWeights, export_model
+from trainer.huggingface import DocumentMarks, HuggingFaceWeights, export_model, exported_layout
 from trainer.llama import Llama, LlamaConfig, RopeScaling
-from trainer.lora import LoraConfig, adapter_weights, add_adapters, merged, read_adapter, save_adapter
+from trainer.lora import (
+    LoraConfig,
+    adapter_weights,
+    add_adapters,
+    is_adapter,
+    merged,
+    read_adapter,
+    save_adapter,
+)
 from trainer.weights import WeightSource, fill_parameters, random_weights
 
 
@@ -27,7 +35,11 @@ def first_weights(
 
 
 def describe_model(
-    shape: LlamaConfig, layout: VocabularyLayout, lora: LoraConfig, init_from: str
+    shape: LlamaConfig,
+    layout: VocabularyLayout,
+    lora: LoraConfig,
+    init_from: str,
+    marks: DocumentMarks | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint says about its model, as JSON."""
     return {
@@ -35,7 +47,14 @@ def describe_model(
         "vocabulary": asdict(layout),
         "lora": asdict(lora),
         "init_from": init_from,
+        "marks": asdict(marks) if marks else None,
     }
+
+
+def checkpoint_marks(checkpoint: Path) -> DocumentMarks | None:
+    """Document marks of a checkpoint's mixture; None in one of an older release."""
+    fields = read_description(checkpoint).get("marks")
+    return DocumentMarks(**fields) if fields else None
 
 
 def load_checkpoint(checkpoint: Path) -> tuple[Llama, VocabularyLayout, LoraConfig]:
@@ -67,11 +86,32 @@ def _trained_only(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
 
 
+def _adapter_base(
+    checkpoint: Path, folder: Path, model: Llama, layout: VocabularyLayout, dtype: torch.dtype
+) -> Path:
+    """The model that a run's adapters belong to; written to ``folder`` unless the run began from it."""
+    description = read_description(checkpoint)
+    init_from = description["init_from"]
+    if init_from and exported_layout(Path(init_from)) == layout:
+        return Path(init_from)
+    source = first_weights(init_from, "", description["progress"]["seed"], model.config, layout)
+    shapes = {name: value.shape for name, value in model.named_parameters() if not is_adapter(name)}
+    export_model(
+        folder, ((name, source(name, shape)) for name, shape in shapes.items()), model.config, layout, dtype
+    )
+    return folder
+
+
 def export_checkpoint(checkpoint: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write a checkpoint's model, adapters merged, to ``folder``; adapters alone to ``folder/adapter``."""
+    """Write a checkpoint's model, adapters merged, to ``folder``; adapters alone to ``folder/adapter``.
+
+    The adapter's configuration names the model it belongs to, its vocabulary grown as the run grew it: where
+    the run began from another one, that base is written to ``folder/base``.
+    """
     model, layout, lora = load_checkpoint(checkpoint)
     weights = {name: value.detach() for name, value in model.named_parameters()}
     if lora.rank:
-        base = read_description(checkpoint)["init_from"]
-        save_adapter(folder / "adapter", weights, lora, layout, base)
-    export_model(folder, merged(weights, lora), model.config, layout, dtype)
+        base = _adapter_base(checkpoint, folder / "base", model, layout, dtype)
+        save_adapter(folder / "adapter", weights, lora, layout, str(base.absolute()))
+    marks = checkpoint_marks(checkpoint)
+    export_model(folder, merged(weights, lora), model.config, layout, dtype, marks)

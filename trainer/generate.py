@@ -49,6 +49,8 @@ def generate(
     layout: VocabularyLayout,
     eos_id: int,
     config: SamplingConfig,
+    *,
+    first_row: int = 0,
 ) -> list[list[int]]:
     """Continue prompts.
 
@@ -58,6 +60,8 @@ def generate(
         layout: of the model's vocabulary.
         eos_id: ends a row.
         config: how to draw.
+        first_row: rows of earlier calls, where one set of prompts is given in several batches: each row
+            draws by its place in the whole set.
 
     Returns:
         New ids of each row, without the EOS.
@@ -67,7 +71,7 @@ def generate(
             context.
     """
     _check_lengths(model, prompts, config)
-    return _Rows(model, prompts, layout, eos_id, config).run()
+    return _Rows(model, prompts, layout, eos_id, config, first_row).run()
 
 
 def _check_lengths(model: Llama, prompts: Sequence[NDArray[np.integer]], config: SamplingConfig) -> None:
@@ -91,12 +95,13 @@ class _Rows:
         layout: VocabularyLayout,
         eos_id: int,
         config: SamplingConfig,
+        first_row: int,
     ) -> None:
         weight = next(model.parameters())
         self._model, self._eos_id, self._config = model, eos_id, config
         self._device = weight.device
         self._grammar = ImageGrammar(layout)
-        self._random = [np.random.default_rng((config.seed, row)) for row in range(len(prompts))]
+        self._random = [np.random.default_rng((config.seed, first_row + row)) for row in range(len(prompts))]
         self._lengths = torch.tensor([len(prompt) for prompt in prompts], device=self._device)
         self._prompts = torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.int64)
         for row, prompt in enumerate(prompts):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from schemas.vocabulary import VocabularyLayout
 from trainer.llama import LlamaConfig, RopeScaling
 from trainer.weights import grow_table
 
+_MARKS = ("bos_token_id", "eos_token_id")
 TABLES = ("embed_tokens.weight", "lm_head.weight")
 
 
@@ -138,7 +140,17 @@ def huggingface_name(name: str) -> str:
     return name if name.startswith("lm_head.") else f"model.{name}"
 
 
-def config_fields(config: LlamaConfig, layout: VocabularyLayout, dtype: torch.dtype) -> dict[str, Any]:
+@dataclass(frozen=True)
+class DocumentMarks:
+    """Ids that begin and end a document."""
+
+    bos_id: int
+    eos_id: int
+
+
+def config_fields(
+    config: LlamaConfig, layout: VocabularyLayout, dtype: torch.dtype, marks: DocumentMarks | None = None
+) -> dict[str, Any]:
     """``config.json`` of an export; rotary fields in the older spelling, which every release reads."""
     fields: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
@@ -160,6 +172,8 @@ def config_fields(config: LlamaConfig, layout: VocabularyLayout, dtype: torch.dt
         "torch_dtype": str(dtype).removeprefix("torch."),
         "seed_vocabulary": {"base_size": layout.base_size},
     }
+    if marks is not None:
+        fields |= {"bos_token_id": marks.bos_id, "eos_token_id": marks.eos_id}
     scaling = config.rope_scaling
     if scaling is not None:
         fields["rope_scaling"] = {"rope_type": scaling.kind, "factor": scaling.factor}
@@ -178,6 +192,7 @@ def export_model(
     config: LlamaConfig,
     layout: VocabularyLayout,
     dtype: torch.dtype = torch.bfloat16,
+    marks: DocumentMarks | None = None,
     max_shard_size: str = "5GB",
 ) -> None:
     """Write config and sharded safetensors; padding rows of the vocabulary are left out.
@@ -188,6 +203,7 @@ def export_model(
         config: of the model.
         layout: of its vocabulary.
         dtype: of the written tensors.
+        marks: of the mixture that the model was trained on, for generation.
         max_shard_size: of one file.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -203,8 +219,15 @@ def export_model(
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
-    fields = config_fields(config, layout, dtype)
+    fields = config_fields(config, layout, dtype, marks)
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def exported_marks(folder: Path) -> DocumentMarks | None:
+    """Document marks of a model that this module exported; None where it names none."""
+    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    values = [fields.get(name) for name in _MARKS]
+    return DocumentMarks(*values) if all(isinstance(value, int) for value in values) else None
 
 
 def exported_layout(folder: Path) -> VocabularyLayout | None:

@@ -6,8 +6,14 @@ from pathlib import Path
 import torch
 
 from schemas.vocabulary import VocabularyLayout
-from trainer.export import load_checkpoint
-from trainer.huggingface import HuggingFaceWeights, exported_layout, read_config
+from trainer.export import checkpoint_marks, load_checkpoint
+from trainer.huggingface import (
+    DocumentMarks,
+    HuggingFaceWeights,
+    exported_layout,
+    exported_marks,
+    read_config,
+)
 from trainer.llama import Llama
 from trainer.lora import merge_adapters
 from trainer.weights import fill_parameters
@@ -38,3 +44,10 @@ def load_model(folder: Path) -> tuple[Llama, VocabularyLayout]:
     model.tie()
     fill_parameters(model, HuggingFaceWeights(folder, layout, seed=0))
     return model.eval(), layout
+
+
+def load_marks(folder: Path) -> DocumentMarks | None:
+    """Document marks that a model was trained with, of an export of ours or a checkpoint; None if unknown."""
+    if (folder / "progress.json").is_file():
+        return checkpoint_marks(folder)
+    return exported_marks(folder)

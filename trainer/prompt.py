@@ -46,7 +46,8 @@ def decode_contents(
 
     for value in map(int, ids):
         if value < layout.base_size:
-            text.append(value)
+            if value < tokenizer.base_size:  # a model may have more rows than its tokenizer has ids
+                text.append(value)
         elif value < layout.img_start_id:
             codes.append(value - layout.image_code_offset)
         else:

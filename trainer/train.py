@@ -22,6 +22,7 @@ from torch import Tensor
 from schemas.packed_folder import PackedFolder
 from trainer.checkpoint import CheckpointStore, Progress, TrainingState, read_progress, seed_step
 from trainer.export import describe_model, export_checkpoint
+from trainer.huggingface import DocumentMarks
 from trainer.huggingface_tokenizer import export_tokenizer
 from trainer.metrics import LossTable, MetricsWriter, SpeedMeter
 from trainer.model_parts import ModelParts
@@ -96,7 +97,14 @@ class Trainer:
         self._parts = ModelParts(config, self._layout, self._folder.seq_length, self._meshes, device)
         self._optimizers = build_optimizers(self._parts.parts, config.optimizer)
         self._state = TrainingState(self._parts.parts, self._optimizers, skips_frozen=config.lora.rank > 0)
-        description = describe_model(self._parts.config, self._layout, config.lora, config.model.init_from)
+        identity = self._folder.footer.tokenizer
+        description = describe_model(
+            self._parts.config,
+            self._layout,
+            config.lora,
+            config.model.init_from,
+            DocumentMarks(identity.bos_id, identity.eos_id),
+        )
         self._store = CheckpointStore(self._output / "checkpoints", config.checkpoint, description)
         self.progress = self._resume()
         self._validation = self._open_validation()

@@ -4,7 +4,8 @@
 
 Every arrow is a set of independent tasks (``run_tasks``), every box a set of files under ``OUTPUT/.build``
 that is removed when the packed shards are complete. Weighted sources get further epochs as they run dry. What
-became of every document is counted: read = packed + refused by reason + left over by a partial epoch.
+became of every document is counted: read = packed + refused by reason + left over by a partial epoch. So is
+every id: rendered = packed + left over.
 """
 
 import json
@@ -297,9 +298,9 @@ class Build:
         for source in self._sources:
             counts = self._counts(source, segments[source])
             num_taken = int(windows.bounds[-1, source])
-            left_over = self._shuffled(source, segments[source]).count_documents(num_taken)
+            left_over, ids_left_over = self._shuffled(source, segments[source]).count_left(num_taken)
             name = self.mixture.config.sources[source].name
-            yield SourceReport(name, float(windows.shares[source]), dict(counts), left_over)
+            yield SourceReport(name, float(windows.shares[source]), dict(counts), left_over, ids_left_over)
 
 
 def _differences(output: Path, before: Any, now: Any) -> str:

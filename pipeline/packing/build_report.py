@@ -1,4 +1,4 @@
-"""What became of everything: per source, documents in = packed + refused + left over; ids and padding."""
+"""What became of everything: documents in = packed + refused + left over; ids = packed + left over."""
 
 import json
 from collections import Counter
@@ -31,6 +31,8 @@ class SourceReport:
     """Over all epochs: documents_in, documents_rendered, documents_split, ids, refused:REASON."""
     num_left_over: int
     """Documents that were rendered but not needed."""
+    num_ids_left_over: int
+    """Ids of these."""
 
 
 def read_counts(rendered: Sequence[Path]) -> Counter[str]:
@@ -49,7 +51,7 @@ def write_report(
     """Check the balance and write ``report.json``; its presence says that the build is complete.
 
     Raises:
-        ImbalanceError: naming the source whose documents do not add up.
+        ImbalanceError: naming the source whose documents or ids do not add up.
     """
     folder = PackedFolder(output)
     rows = []
@@ -68,6 +70,7 @@ def write_report(
             "documents_left_over": report.num_left_over,
             "documents_split": report.counts.get("documents_split", 0),
             "ids": packed.num_ids,
+            "ids_left_over": report.num_ids_left_over,
             "ids_learned": packed.num_learned,
             "images": packed.num_images,
         }
@@ -75,6 +78,12 @@ def write_report(
         if row["documents_in"] != accounted:
             raise ImbalanceError(
                 f"source {report.name}: {row['documents_in']} documents in, {accounted} accounted for"
+            )
+        num_rendered = report.counts.get("ids", 0)
+        if num_rendered != packed.num_ids + report.num_ids_left_over:
+            raise ImbalanceError(
+                f"source {report.name}: {num_rendered} ids rendered, {packed.num_ids} packed and"
+                f" {report.num_ids_left_over} left over"
             )
         rows.append(row)
     padding = sum(footer.num_padding for footer in folder.footers)

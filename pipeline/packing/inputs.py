@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from pipeline.packing.metadata_filter import field_names
 from pipeline.packing.mixture_file import Mixture
 from schemas.document import Document, TextSegment
 from schemas.fingerprint import Fingerprint
@@ -92,14 +93,24 @@ def read_chunk(mixture: Mixture, chunk: Chunk) -> Iterator[Document]:
 
 
 def _read_text_parquet(path: Path, chunk: Chunk, config: SourceConfig) -> Iterator[Document]:
+    """Texts of a column; columns that ``filters.where`` names are their metadata, as in JSON lines."""
+    names = sorted(field_names(config.filters.where) - {config.text_field}) if config.filters.where else []
     with pq.ParquetFile(path) as file:
-        if config.text_field not in file.schema_arrow.names:
-            columns = ", ".join(file.schema_arrow.names)
-            raise MixtureError(f"{path}: no column {config.text_field!r} (text_field), it has {columns}")
+        for name, setting in (
+            (config.text_field, "text_field"),
+            *((name, "filters.where") for name in names),
+        ):
+            if name not in file.schema_arrow.names:
+                columns = ", ".join(file.schema_arrow.names)
+                raise MixtureError(f"{path}: no column {name!r} ({setting}), it has {columns}")
         row = chunk.first_row
-        for batch in file.iter_batches(1024, row_groups=chunk.row_groups, columns=[config.text_field]):
-            for text in batch.column(0).to_pylist():
-                yield Document(str(row), (TextSegment(text or ""),))
+        for batch in file.iter_batches(
+            1024, row_groups=chunk.row_groups, columns=[config.text_field, *names]
+        ):
+            texts, rows = batch.column(config.text_field).to_pylist(), batch.select(names).to_pylist()
+            for text, fields in zip(texts, rows if names else [{}] * len(texts), strict=True):
+                metadata = json.dumps(fields, default=str) if fields else None
+                yield Document(str(row), (TextSegment(text or ""),), metadata)
                 row += 1
 
 

@@ -35,6 +35,11 @@ def parse_expression(text: str, where: str) -> Expression:
         raise MixtureError(f"{where}: {text!r} is no filter expression: {error}") from error
 
 
+def field_names(text: str) -> set[str]:
+    """Names of the fields at the top that an expression refers to."""
+    return {node.id for node in ast.walk(ast.parse(text, mode="eval")) if isinstance(node, ast.Name)}
+
+
 def read_metadata(metadata: str | None) -> Mapping[str, Any]:
     """The object that a document's metadata holds; empty where it is absent or no object."""
     try:

@@ -70,14 +70,15 @@ class ShuffledSource:
             file.close()
         return np.concatenate(lengths), np.concatenate(parts)
 
-    def count_documents(self, start: int) -> int:
-        """Documents among the items from ``start`` on."""
-        num_documents, position = 0, start
+    def count_left(self, start: int) -> tuple[int, int]:
+        """Documents and ids among the items from ``start`` on."""
+        num_documents, num_ids, position = 0, 0, start
         while position < len(self):
-            _, parts = self.lengths_from(position, 1)
+            lengths, parts = self.lengths_from(position, 1)
             num_documents += int(np.count_nonzero(parts == 0))
+            num_ids += int(lengths.sum())
             position += len(parts)
-        return num_documents
+        return num_documents, num_ids
 
     def read(self, start: int, stop: int) -> list[Items]:
         """Items ``start`` to ``stop``, in groups."""

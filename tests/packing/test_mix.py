@@ -16,13 +16,16 @@ class Lengths:
     """A shuffled source of which only the lengths matter."""
 
     values: np.ndarray
+    parts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.values)
 
     def lengths_from(self, start: int, at_least: int) -> tuple[np.ndarray, np.ndarray]:
         taken = self.values[start : start + at_least]
-        return taken, np.zeros(len(taken), np.uint16)
+        if self.parts is None:
+            return taken, np.zeros(len(taken), np.uint16)
+        return taken, self.parts[start : start + at_least]
 
 
 @st.composite
@@ -83,6 +86,27 @@ def test_the_budget_is_never_exceeded_and_nearly_met() -> None:
     sources = [Supply(Lengths(np.full(1000, 50)), 1.0, is_endless=True)]
     assert plan_windows(sources, 7, max_ids=1049).taken[-1].sum() == 1000
     assert plan_windows(sources, 7, max_ids=1050).taken[-1].sum() == 1050
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=200, max_size=200),
+    window=st.integers(1, 40),
+    budget=st.integers(400, 3000),
+)
+@settings(deadline=None, max_examples=60)
+def test_documents_in_parts_are_whole_at_the_budget(sizes: list[int], window: int, budget: int) -> None:
+    parts = np.concatenate([np.arange(size, dtype=np.uint16) for size in sizes])
+    sources = [
+        Supply(Lengths(np.full(len(parts), 10 + index), parts), 1.0 + index, is_endless=True)
+        for index in (0, 1)
+    ]
+    plan = plan_windows(sources, window, max_ids=budget)
+    assert plan.taken[-1].sum() <= budget
+    for stop in plan.bounds[-1]:
+        assert parts[stop] == 0, "the document before is complete"
+    assert budget - plan.taken[-1].sum() < 9 * 11, "less is free than the longest document has"
+    plain = plan_windows(sources, window, max_ids=budget, use_numba=False)
+    assert np.array_equal(plan.bounds, plain.bounds)
 
 
 def test_an_endless_source_that_ends_is_named() -> None:

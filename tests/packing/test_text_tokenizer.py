@@ -1,12 +1,17 @@
 """The text tokenizer: special tokens never come out of a text, whatever the tokenizer's file holds."""
 
+import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
+from tokenizers.models import BPE, Unigram, WordLevel, WordPiece
 
 from tests.packing.golden_inputs import DATA, SAMPLE_TOKENIZER
 from tokenizer.text_tokenizer import TextTokenizer, TextTokenizerError, load_text_tokenizer
@@ -35,6 +40,58 @@ def test_merges_that_spell_a_special_token_are_taken_out(tmp_path: Path) -> None
     ids = tokenizer.encode("end</s>")
     assert tokenizer.eos_id not in ids
     assert tokenizer.decode(ids) == "end</s>"
+
+
+SPECIAL = ("<s>", "</s>", "<img>", "</img>", "<img_00007>", "[tool]")
+LETTERS = sorted({*"abc ", *"".join(SPECIAL)})
+
+
+def save_whole_word(folder: Path, kind: str) -> Path:
+    """A tokenizer whose model finds its special tokens in a text by their whole written form."""
+    pieces = ["<unk>", *LETTERS, *(f"##{letter}" for letter in LETTERS), *SPECIAL]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    if kind == "sentencepiece":
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["".join(LETTERS), "a b c"] * 9), model_writer=model, vocab_size=64,
+            hard_vocab_limit=False, user_defined_symbols=list(SPECIAL[2:]),
+        )  # fmt: skip
+        (folder / "tokenizer.model").write_bytes(model.getvalue())
+        return folder
+    model_of: dict[str, Callable[[], object]] = {
+        "unigram": lambda: Unigram([(piece, -1.0) for piece in pieces], unk_id=0),
+        "wordpiece": lambda: WordPiece(vocabulary, unk_token="<unk>"),
+        "bpe": lambda: BPE(vocabulary, [], unk_token="<unk>", ignore_merges=True),
+        "wordlevel": lambda: WordLevel(vocabulary, unk_token="<unk>"),
+    }
+    tokenizer = Tokenizer(model_of[kind]())
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(list(SPECIAL[:2]))
+    tokenizer.add_tokens([SPECIAL[-1]])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["unigram", "wordpiece", "bpe", "wordlevel", "sentencepiece"])
+def whole_word(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
+    return TextTokenizer(save_whole_word(tmp_path_factory.mktemp(request.param), request.param))
+
+
+@given(parts=st.lists(st.sampled_from([*SPECIAL, *"abc", " "]), max_size=12))
+@settings(deadline=None, max_examples=60)
+def test_no_kind_of_model_spells_a_special_token(whole_word: TextTokenizer, parts: list[str]) -> None:
+    raw = whole_word._backend.named_ids
+    if (folder := Path(whole_word.name) / "tokenizer.model").exists():
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(folder))
+        raw = {token: processor.piece_to_id(token) for token in SPECIAL}
+    text = "".join(parts)
+    assert not {raw[token] for token in SPECIAL} & set(whole_word.encode(text).tolist())
+
+
+def test_a_mark_that_is_the_unknown_token_is_refused(tmp_path: Path) -> None:
+    folder = save_whole_word(tmp_path, "wordpiece")
+    with pytest.raises(TextTokenizerError, match=r"'<unk>' is a document mark .* text_tokenizer\.bos_token"):
+        TextTokenizer(folder, bos_token="<unk>")
 
 
 @pytest.mark.parametrize("special", ["<|endoftext|>", "[tool]"])

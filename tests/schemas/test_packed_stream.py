@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.packed_folder import PackedFolder
+from schemas.packed_folder import OPEN_SHARDS, PackedFolder
 from schemas.packed_shard import FOOTER_KEY, PackedShardError
 from schemas.packed_stream import PackedStream, permute, stored_index
 from tests.schemas.packed_rows import assert_same, make_sequences, write_packed
@@ -133,6 +133,25 @@ class TestFolder:
             remote = PackedFolder(folder.folder, filesystem=filesystem)
             assert_same(remote[100], folder[100])
             assert remote.source_counts == folder.source_counts
+
+
+def test_more_shards_than_a_process_may_open_files(tmp_path: Path) -> None:
+    """Descriptors stay below a fixed number while all rows are read, and held, in any order."""
+    num_shards, sequences = 3 * OPEN_SHARDS, make_sequences(3)
+    for index in range(num_shards):
+        rows = [sequences[index % 3]]
+        path = tmp_path / f"packed-{index:05d}.parquet"
+        write_packed(path, rows, shard_index=index, num_shards=num_shards)
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.exists():
+        pytest.skip("this system does not list a process's open files")
+    before = len(list(descriptors.iterdir()))
+    folder = PackedFolder(tmp_path)
+    held = [folder[index] for index in (*range(num_shards), *range(0, num_shards, 7))]
+    assert len(list(descriptors.iterdir())) - before <= OPEN_SHARDS + 4
+    for index in range(num_shards):
+        assert_same(held[index], sequences[index % 3])
+        assert folder.with_origins(index).origins is not None
 
 
 def test_mapped_ids_are_those_that_parquet_reads(folder: PackedFolder) -> None:

@@ -10,9 +10,13 @@ from PIL import Image
 
 from jobs.generate import main
 from schemas.document import check_codes
+from schemas.packed_shard import TextTokenizerIdentity
+from schemas.vocabulary import VocabularyLayout
 from tests.schemas.packed_rows import make_sequences, write_packed
 from tests.trainer.runs import run_alone, run_config
 from tokenizer.text_tokenizer import TextTokenizer
+from trainer.huggingface import DocumentMarks
+from trainer.load_model import load_marks
 from trainer.run_config import ModelConfig
 
 SAMPLE = Path(__file__).resolve().parents[2] / "samples" / "text_tokenizer"
@@ -56,6 +60,43 @@ def test_prompts_of_a_file(model: Path, tmp_path: Path) -> None:
     for answer in found:
         assert isinstance(answer[0], dict)
         check_codes(np.array(answer[0]["codes"], np.uint16))
+
+
+def test_answers_do_not_depend_on_the_batch_size(model: Path, tmp_path: Path) -> None:
+    lines = "".join(json.dumps({"prompt": ["A dog"]}) + "\n" for _ in range(4))
+    (tmp_path / "in.jsonl").write_text(lines)
+    for size in ("1", "4"):
+        output = [
+            "--input",
+            str(tmp_path / "in.jsonl"),
+            "--output",
+            str(tmp_path / size),
+            "--batch-size",
+            size,
+        ]
+        assert main(flags(model / "model", *output, "--force-image")) == 0
+    assert answers(tmp_path / "1") == answers(tmp_path / "4")
+    assert len({json.dumps(answer) for answer in answers(tmp_path / "1")}) == 4, "each row draws its own"
+    assert all(isinstance(answer[0], dict) for answer in answers(tmp_path / "1")), "--force-image"
+
+
+def test_a_mixture_with_its_own_vocabulary_size_and_marks(tmp_path: Path) -> None:
+    """``base_vocabulary`` beyond the tokenizer's ids, and other marks: kept in checkpoint and export."""
+    tokenizer = TextTokenizer(SAMPLE)
+    layout = VocabularyLayout(tokenizer.base_size + 56)
+    identity = TextTokenizerIdentity("sample", "ab" * 32, bos_id=5, eos_id=6)
+    (tmp_path / "packed").mkdir()
+    rows = make_sequences(8, 0, layout)
+    write_packed(tmp_path / "packed" / "packed-00000.parquet", rows, vocabulary=layout, tokenizer=identity)
+    config = run_config(tmp_path / "packed", tmp_path / "run", num_steps=1, exports_model=True)
+    run_alone(replace(config, model=ModelConfig(preset="tiny")))
+    for folder in (tmp_path / "run" / "model", tmp_path / "run" / "checkpoints" / "step-00000001"):
+        output = tmp_path / f"{folder.name}.jsonl"
+        assert main(flags(folder, "--prompt", "A dog", "--output", str(output))) == 0
+        assert load_marks(folder) == DocumentMarks(5, 6)
+        assert len(answers(output)) == 1
+    fields = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert (fields["bos_token_id"], fields["eos_token_id"]) == (5, 6)
 
 
 def test_one_prompt_with_a_checkpoint(model: Path, tmp_path: Path) -> None:

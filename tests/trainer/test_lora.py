@@ -112,6 +112,30 @@ def test_adapter_file_merge_and_export_give_equal_logits(run: TrainConfig, tmp_p
         torch.testing.assert_close(logits_of(load_model(source)[0]), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("init", ["text", "nothing"])
+def test_peft_finds_the_base_that_the_adapter_names(init: str, run: TrainConfig, tmp_path: Path) -> None:
+    """From a text model, whose vocabulary the run has grown, and from random weights."""
+    model = ModelConfig(preset="test")
+    if init == "text":
+        text = transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                vocab_size=LAYOUT.base_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+            )
+        )  # fmt: skip
+        text.save_pretrained(tmp_path / "text")
+        model = ModelConfig(init_from=str(tmp_path / "text"))
+    config = replace(run, output=str(tmp_path / "run"), model=model, num_steps=2)
+    run_alone(config)
+    export_checkpoint(newest(config), tmp_path / "model", torch.float32)
+    adapted = peft.AutoPeftModelForCausalLM.from_pretrained(
+        tmp_path / "model" / "adapter", dtype=torch.float32
+    )
+    expected = logits_of(load_checkpoint(newest(config))[0])
+    with torch.no_grad():
+        torch.testing.assert_close(adapted.eval()(ids()).logits, expected, atol=1e-5, rtol=0)
+
+
 def test_training_goes_on_from_an_adapter_of_peft(run: TrainConfig, tmp_path: Path) -> None:
     """peft loads our adapter and saves it; a run that starts from its files begins with our loss."""
     theirs = transformers.LlamaForCausalLM.from_pretrained(run.model.init_from, dtype=torch.float32)
