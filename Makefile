@@ -23,7 +23,7 @@ tokens: setup
 
 train-demo: setup
 	$(BIN)/seed-pack build recipes/mixture_demo.yaml --output $(OUT)/packed
-	$(BIN)/seed-pack show $(OUT)/packed --row 0
+	$(BIN)/seed-pack show $(OUT)/packed --row 0 --root recipes
 	$(BIN)/python jobs/pretrain.py --config recipes/pretrain_tiny.yaml --data.packed $(OUT)/packed
 
 test: setup-dev lint

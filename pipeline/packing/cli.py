@@ -27,7 +27,7 @@ from schemas.mixture import MixtureError
 from schemas.packed_check import check_packed_shard
 from schemas.packed_folder import PackedFolder
 from schemas.packed_shard import PackedShardError
-from tokenizer.text_tokenizer import TextTokenizerError, load_text_tokenizer
+from tokenizer.text_tokenizer import TextTokenizer, TextTokenizerError, load_text_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -121,12 +121,22 @@ def show(
                     f"\t{item.num_ids} ids, {item.num_learned} learned"
                 )
             continue
-        text_tokenizer = load_text_tokenizer(
-            tokenizer or str((root or Path()) / packed.footer.tokenizer.name)
-        )
+        text_tokenizer = _tokenizer_of(packed, tokenizer, root)
         for item, text in zip(traces, spell_row(sequence, packed, text_tokenizer, traces), strict=True):
             print(f"[{item.source}] {text}")
     return 0
+
+
+def _tokenizer_of(packed: PackedFolder, path: str | None, root: Path | None) -> TextTokenizer:
+    """The text tokenizer that rows are spelled with. Raises TextTokenizerError with the remedy."""
+    name = packed.footer.tokenizer.name
+    local = (root or Path()) / name
+    try:
+        return load_text_tokenizer(path or (str(local) if local.exists() else name))
+    except TextTokenizerError as error:
+        raise TextTokenizerError(
+            f"{error} (--root FOLDER-OF-THE-MIXTURE-FILE or --tokenizer PATH tells where it is)"
+        ) from error
 
 
 def report(folder: tyro.conf.Positional[Path], /) -> int:
