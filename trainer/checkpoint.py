@@ -66,6 +66,8 @@ class Progress:
     seed: int = 0
     num_rows: int = 0
     """Rows of the packed set, to notice another set on resume."""
+    mixture: str = ""
+    """Identity of the packed set's build; empty in checkpoints of older releases."""
 
 
 class TrainingState:

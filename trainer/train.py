@@ -10,7 +10,7 @@ import math
 import signal
 import threading
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -124,13 +124,15 @@ class Trainer:
         return folder
 
     def _resume(self) -> Progress:
-        fresh = Progress(seed=self.config.seed, num_rows=len(self._folder))
+        fresh = Progress(
+            seed=self.config.seed, num_rows=len(self._folder), mixture=self._folder.footer.mixture
+        )
         newest = self._store.newest()
         if newest is None:
             return fresh
         saved = read_progress(newest)
-        for name in ("seed", "num_rows"):
-            if getattr(saved, name) != getattr(fresh, name):
+        for name in ("seed", "num_rows", "mixture"):
+            if getattr(saved, name) not in (getattr(fresh, name), ""):
                 raise ValueError(
                     f"{newest}: {name} was {getattr(saved, name)}, this run has {getattr(fresh, name)}; "
                     "resume with the same data and seed, or choose another output folder"
@@ -214,12 +216,11 @@ class Trainer:
         return record, is_stopped
 
     def _advance(self, data: StepData, table: LossTable) -> None:
-        self.progress = Progress(
+        self.progress = replace(
+            self.progress,
             step=self.progress.step + 1,
             consumed_sequences=data.consumed_sequences,
             learned_ids=self.progress.learned_ids + table.num_learned,
-            seed=self.progress.seed,
-            num_rows=self.progress.num_rows,
         )
         self._speed.add(data)
 

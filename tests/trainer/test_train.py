@@ -168,6 +168,35 @@ def test_another_data_set_is_refused_on_resume(packed: Path, tmp_path: Path) -> 
         run_alone(other)
 
 
+def test_another_build_of_as_many_rows_is_refused_on_resume(packed: Path, tmp_path: Path) -> None:
+    config = run_config(packed, tmp_path / "run", num_steps=1)
+    run_alone(config)
+    (tmp_path / "other").mkdir()
+    rows = make_sequences(24, 5, LAYOUT)
+    write_packed(tmp_path / "other" / "packed-00000.parquet", rows, vocabulary=LAYOUT, mixture="other")
+    with pytest.raises(ValueError, match=r"mixture was (cd)+, this run has other"):
+        run_alone(replace(config, num_steps=2, data=DataConfig(packed=str(tmp_path / "other"))))
+
+
+def test_validation_counts_every_row_once(packed: Path, tmp_path: Path) -> None:
+    """Of 10 held-out rows 6 or all, in global batches of 8: not 8, and none twice."""
+    held_out = packed_folder(tmp_path / "held_out", 10, seed=9)
+    for asked, expected in ((6, 6), (64, 10)):
+        data = DataConfig(
+            packed=str(packed), global_batch=8, micro_batch=2, validation=str(held_out),
+            validation_sequences=asked,
+        )  # fmt: skip
+        config = run_config(packed, tmp_path / f"run{asked}", data=data)
+        stop = StopSignal()
+        with process_group(torch.device("cpu")):
+            trainer = Trainer(config, torch.device("cpu"), stop)
+            folder, counted = PackedFolder(held_out), 0
+            table = trainer._validation_losses(folder)
+            for row in range(expected):
+                counted += int((folder[stored_index(row, 10, 0)].labels >= 0).sum())
+        assert table.num_learned == counted
+
+
 def test_validation_profile_and_export(packed: Path, tmp_path: Path) -> None:
     held_out = packed_folder(tmp_path / "held_out", 16, seed=9)
     data = DataConfig(
