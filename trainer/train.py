@@ -27,7 +27,7 @@ from trainer.huggingface_tokenizer import export_tokenizer
 from trainer.metrics import LossTable, MetricsWriter, SpeedMeter
 from trainer.model_parts import ModelParts
 from trainer.optimizer import build_optimizers, clip_gradients, rate_fraction, set_learning_rate
-from trainer.packed_data import PackedBatch, PackedLoader, StepData, describe_rows, read_step
+from trainer.packed_data import PackedBatch, PackedLoader, StepData, describe_rows, read_validation
 from trainer.parallelize import Meshes
 from trainer.processes import choose_device, process_group
 from trainer.run_config import TrainConfig
@@ -269,16 +269,21 @@ class Trainer:
         return f"step {step} was not taken: {what}\n{describe_rows(self._folder, rows)}"
 
     def _validate(self, folder: PackedFolder) -> dict[str, float]:
-        """Losses on the first rows of the held-out set, in stored order."""
+        """Mean losses on the held-out set."""
+        means = self._validation_losses(folder).means()
+        return {f"validation/{name}": value for name, value in means.items()}
+
+    def _validation_losses(self, folder: PackedFolder) -> LossTable:
+        """Losses on ``validation_sequences`` rows of a set, or on all it has; each row once."""
         total = LossTable(folder.source_names, self._layout, self.device)
         shape = self._parts.shape
-        num_sequences = min(self.config.data.validation_sequences, len(folder))
-        for consumed in range(0, max(1, num_sequences - shape.global_sequences + 1), shape.global_sequences):
-            data = read_step(folder, 0, shape, consumed)
+        num_rows = min(self.config.data.validation_sequences, len(folder))
+        for consumed in range(0, num_rows, shape.global_sequences):
+            data = read_validation(folder, shape, consumed, num_rows)
             batches = [batch.to(self.device) for batch in data.micro_batches]
             table, _ = self._reduce(self._parts.evaluate(batches), batches, folder)
             total.values += table.values
-        return {f"validation/{name}": value for name, value in total.means().items()}
+        return total
 
     def _profiler(self) -> AbstractContextManager[Any]:
         """Traces the step asked for into ``trace-STEP.json`` (Perfetto, chrome://tracing); else nothing."""
