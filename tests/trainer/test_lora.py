@@ -171,6 +171,8 @@ def test_adapters_start_without_effect() -> None:
 def test_settings_that_cannot_work_are_refused() -> None:
     with pytest.raises(ValueError, match=r"lora does not run with parallel\.tensor"):
         TrainConfig(lora=LORA, parallel=ParallelConfig(tensor=2))
+    with pytest.raises(ValueError, match=r"lora does not run with parallel\.is_fp8"):
+        TrainConfig(lora=LORA, parallel=ParallelConfig(is_fp8=True))
     with pytest.raises(ValueError, match=r"model\.adapter needs lora\.rank"):
         TrainConfig(model=ModelConfig(adapter="somewhere"))
     with pytest.raises(ValueError, match=r"dropout be in \[0, 1\)"):
