@@ -168,6 +168,26 @@ def test_another_data_set_is_refused_on_resume(packed: Path, tmp_path: Path) -> 
         run_alone(other)
 
 
+def test_a_checkpoint_is_synced_before_it_has_its_name(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events, fsync, rename = list[str](), os.fsync, os.rename
+
+    def note_fsync(descriptor: int) -> None:
+        events.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def note_rename(old: Path, new: Path) -> None:
+        events.append(f"rename {Path(new).name}")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "rename", note_rename)
+    run_alone(run_config(packed, tmp_path / "run", num_steps=1))
+    named = events.index("rename step-00000001")
+    assert {"progress.json", "__0_0.distcp", ".step-00000001.partial"} <= set(events[:named])
+
+
 def test_another_build_of_as_many_rows_is_refused_on_resume(packed: Path, tmp_path: Path) -> None:
     config = run_config(packed, tmp_path / "run", num_steps=1)
     run_alone(config)
