@@ -11,6 +11,7 @@ import signal
 import threading
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -33,6 +34,8 @@ from trainer.processes import choose_device, process_group
 from trainer.run_config import TrainConfig
 
 logger = logging.getLogger(__name__)
+_EXPORT_TIMEOUT = timedelta(hours=12)
+"""How long other ranks wait while the first writes the export; the usual minutes are too few for 14B."""
 
 
 class NonFiniteError(RuntimeError):
@@ -166,11 +169,12 @@ class Trainer:
     def _export(self) -> None:
         newest = self._store.newest()
         assert newest is not None
+        group = dist.new_group(backend="gloo", timeout=_EXPORT_TIMEOUT)
         if dist.get_rank() == 0:
             export_checkpoint(newest, self._output / "model")
             if self.config.text_tokenizer:
                 export_tokenizer(Path(self.config.text_tokenizer), self._output / "model", self._layout)
-        dist.barrier()
+        dist.barrier(group=group)
 
     def _loop(self, loader: PackedLoader, writer: MetricsWriter | None) -> bool:
         """Steps until the end; True when a signal ended them earlier."""
