@@ -130,6 +130,7 @@ class Build:
         report: dict[str, Any] = json.loads(path.read_bytes())
         if report["mixture"] != self.identity:
             raise BuildError(_differences(self.output, report["components"], self.mixture.components()))
+        shutil.rmtree(self.work, ignore_errors=True)  # of a build that was killed while it cleaned up
         logger.info("output=%s is complete, nothing to do", self.output)
         return report
 

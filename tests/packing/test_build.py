@@ -395,6 +395,14 @@ class TestErrors:
             Build(write_mixture(tmp_path, "m"), tmp_path / "out").run()
 
 
+def test_what_a_killed_cleanup_left_is_removed(built: tuple[Mixture, Path, dict[str, Any]]) -> None:
+    mixture, output, report = built
+    (output / ".build").mkdir()
+    (output / ".build" / "counts.json").write_text("{}")
+    assert Build(mixture, output).run() == report
+    assert not (output / ".build").exists()
+
+
 def test_text_in_parquet_is_filtered_as_in_json_lines(tmp_path: Path) -> None:
     write_corpus(tmp_path, num_pairs=3, num_pages=2)
     rows = [json.loads(line) for line in (tmp_path / "prose.jsonl").read_text().splitlines()]
