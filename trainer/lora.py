@@ -192,8 +192,8 @@ def _check_scale(path: Path, config: LoraConfig) -> None:
     fields = json.loads(path.read_text(encoding="utf-8"))
     if (fields["r"], float(fields["lora_alpha"])) != (config.rank, float(config.alpha)):
         raise ValueError(
-            f"{path}: r {fields['r']} and lora_alpha {fields['lora_alpha']}, the run has lora.rank {config.rank}"
-            f" and lora.alpha {config.alpha}; set them as in the file"
+            f"{path}: r {fields['r']} and lora_alpha {fields['lora_alpha']}, the run has"
+            f" lora.rank {config.rank} and lora.alpha {config.alpha}; set them as in the file"
         )
     for name in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern"):
         if fields.get(name):
