@@ -1,17 +1,30 @@
-# Two commands do everything on a fresh machine with Python 3.11+:
-#   make demo    sets up, tokenizes the bundled real pictures, shows what came out
+# Two commands do everything on a fresh machine with Python 3.11 or newer:
+#   make demo    sets up, tokenizes the bundled real pictures, clips and pages, packs them, trains a little
 #   make test    sets up, lints, type-checks, runs the tests
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-OUT ?= out
+OUT := out
+TOKENIZE := --tokenizer sample --color clean
 
-.PHONY: demo test test-all setup setup-dev lint clean
+.PHONY: demo tokens train-demo test test-all setup setup-dev lint clean
 
-demo: setup
-	$(BIN)/python jobs/tokenize_pairs.py --input 'samples/pairs/*.tar' --output $(OUT)/tokens/pairs
+demo: tokens train-demo
+
+tokens: setup
+	$(BIN)/python jobs/tokenize_pairs.py --input 'samples/pairs/*.tar' --output $(OUT)/tokens/pairs $(TOKENIZE)
+	$(BIN)/python jobs/tokenize_videos.py --input 'samples/videos/*.tar' --output $(OUT)/tokens/videos $(TOKENIZE)
+	$(BIN)/python jobs/tokenize_obelics.py --input 'samples/documents/*.tar' --output $(OUT)/tokens/documents $(TOKENIZE)
 	$(BIN)/seed-shards info $(OUT)/tokens/pairs
-	$(BIN)/seed-shards show $(OUT)/tokens/pairs --limit 3
+	$(BIN)/seed-shards validate $(OUT)/tokens/pairs
+	$(BIN)/seed-shards show $(OUT)/tokens/pairs --limit 2
+	$(BIN)/seed-shards report $(OUT)/tokens/pairs --page $(OUT)/pairs.html
+	$(BIN)/seed-shards report $(OUT)/tokens/documents --page $(OUT)/documents.html
+
+train-demo: setup
+	$(BIN)/seed-pack build recipes/mixture_demo.yaml --output $(OUT)/packed
+	$(BIN)/seed-pack show $(OUT)/packed --row 0
+	$(BIN)/python jobs/pretrain.py --config recipes/pretrain_tiny.yaml --data.packed $(OUT)/packed
 
 test: setup-dev lint
 	$(BIN)/python -m pytest -m "not slow and not gpu"
@@ -28,15 +41,17 @@ setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "SEED Shards needs Python 3.11 or newer")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "SEED Shards needs Python 3.11 or newer; set PYTHON=...")'
+	@echo "setting up $(VENV): some 3 GB of packages with a CUDA build of torch, 1 GB without; a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
-	touch $@
+	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "adding what the tests need"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
-	touch $@
+	@touch $@
 
 clean:
 	rm -rf $(VENV) $(OUT)

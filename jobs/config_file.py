@@ -1,10 +1,12 @@
 """Run configurations: a tree of frozen dataclasses from one YAML file; flags override every field."""
 
+import contextlib
 import dataclasses
+import io
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,25 +16,80 @@ import yaml
 Config = TypeVar("Config")
 
 
-def parse_config(config_type: type[Config], argv: list[str] | None = None, description: str = "") -> Config:
-    """Config from ``--config FILE.yaml`` (may be left out) and ``--section.field value`` overrides.
+def parse_config(kind: type[Config], arguments: Sequence[str] | None = None, description: str = "") -> Config:
+    """A configuration from flags, with the values of ``--config FILE.yaml`` as defaults.
+
+    Args:
+        kind: a dataclass; its fields may be dataclasses.
+        arguments: the command line; that of the process if left out.
+        description: for --help.
 
     Raises:
-        ValueError: the file has an entry that the configuration does not know, or a value out of range.
-        SystemExit: the command line does not parse, or asks for help.
+        SystemExit: after --help.
+        ValueError: a flag, a value or a key of the file is wrong.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    path = None
-    if "--config" in arguments:
-        place = arguments.index("--config")
-        path = Path(arguments[place + 1])
-        del arguments[place : place + 2]
-    entries = yaml.safe_load(path.read_text(encoding="utf-8")) if path else {}
+    arguments, path = _take_option(list(sys.argv[1:] if arguments is None else arguments), "--config")
+    # The file's values come first, as flags, so that those of the command line win.
+    flags = [] if path is None else _as_flags(_read_yaml(path), kind, f"--config {path}")
+    complaint = io.StringIO()
     try:
-        default = from_entries(config_type, entries or {})
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    return tyro.cli(config_type, args=arguments, default=default, description=description or None)
+        with contextlib.redirect_stderr(complaint):
+            text = f"{description}\n\n--config FILE.yaml gives any of these settings; flags win over it."
+            return tyro.cli(kind, args=[*flags, *arguments], description=text, prog=Path(sys.argv[0]).name)
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        where = "" if path is None else f"with --config {path}: "
+        raise ValueError(where + _without_box(complaint.getvalue())) from None
+
+
+def _take_option(arguments: list[str], option: str) -> tuple[list[str], str | None]:
+    for index, argument in enumerate(arguments):
+        if argument == option:
+            if index + 1 == len(arguments):
+                raise ValueError(f"{option} needs a file behind it")
+            return arguments[:index] + arguments[index + 2 :], arguments[index + 1]
+        if argument.startswith(f"{option}="):
+            return arguments[:index] + arguments[index + 1 :], argument.partition("=")[2]
+    return arguments, None
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"--config {path}: cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {path}: must be a mapping of settings, got {type(values).__name__}")
+    return values
+
+
+def _as_flags(values: dict[str, Any], kind: type, where: str, prefix: str = "") -> list[str]:
+    """Settings of a file as command-line flags; nested mappings as ``--section.field``."""
+    hints = typing.get_type_hints(kind)
+    names = {field.name for field in dataclasses.fields(kind)}
+    if unknown := sorted(str(name) for name in values if name not in names):
+        raise ValueError(f"{where}: unknown keys {', '.join(unknown)}; known are {', '.join(sorted(names))}")
+    flags: list[str] = []
+    for name, value in values.items():
+        flag = f"--{prefix}{name}".replace("_", "-")
+        if isinstance(value, dict) and dataclasses.is_dataclass(hints[name]):
+            flags += _as_flags(value, hints[name], where, f"{prefix}{name}.")
+        elif isinstance(value, bool):
+            head, dot, last = flag.removeprefix("--").rpartition(".")
+            flags.append(flag if value else f"--{head}{dot}no-{last}")
+        elif isinstance(value, list):
+            flags += [flag, *map(str, value)]
+        elif value is not None or isinstance(hints[name], types.UnionType):
+            flags += [flag, str(value)]
+    return flags
+
+
+def _without_box(text: str) -> str:
+    """The message that tyro draws a frame around, as one line."""
+    lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
+    lines = [line for line in lines if line and not line.startswith(("─", "For full helptext"))]
+    return " ".join(lines) or " ".join(text.split())
 
 
 def from_entries(config_type: type[Config], entries: Mapping[str, Any], where: str = "") -> Config:

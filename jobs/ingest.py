@@ -16,9 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jobs.command_line import EXIT_FAILED, parse_config, run_job
+from jobs.command_line import EXIT_FAILED, StopSignal, run_job
+from jobs.config_file import parse_config
 from pipeline.guarded_http import HttpLimits
-from pipeline.ingest import IngestConfig, IngestError, ingest
+from pipeline.ingest import IngestConfig, IngestError, IngestReport, IngestStoppedError, ingest
 from pipeline.ingest_documents import ingest_documents
 from pipeline.inputs import expand_inputs
 from pipeline.sources.file_patterns import literal_files
@@ -60,23 +61,20 @@ class IngestJobConfig:
 def main(arguments: Sequence[str]) -> int:
     """Run the job; returns the exit status."""
     config = parse_config(IngestJobConfig, arguments, __doc__ or "")
-    names = {field.name for field in dataclasses.fields(IngestConfig)} & set(vars(config))
-    shared = {name: getattr(config, name) for name in names - {"output"}}
-    download = IngestConfig(
-        url_list=Path(config.input[0]), output=Path(config.output), timeout_s=config.timeout, **shared
-    )
-    if config.documents:
-        files = [Path(shard.url) for shard in expand_inputs(literal_files(config.input, (".parquet",)))]
-        joined = ingest_documents(files, download, config.documents_per_shard)
-        report = joined.images
-        print(
-            f"{joined.num_documents} documents in {config.output}/documents: {joined.num_placed} places with"
-            f" their picture, {joined.missing.total()} without"
+    if not config.input:
+        raise ValueError(
+            "--input is empty: give a list or a folder of lists; with --documents, Parquet files"
         )
-    elif len(config.input) == 1:
-        report = ingest(download)
-    else:
+    if len(config.input) > 1 and not config.documents:
         raise ValueError("--input: give one list, or one folder of lists")
+    stop = StopSignal()
+    if config.num_processes:  # without processes there are none to end: the signal may do what it always does
+        stop.install()
+    try:
+        report = _run(config, stop)
+    except IngestStoppedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return stop.exit_status
     print(f"{report.num_images} of {report.num_rows} pictures in {report.num_shards} shards")
     for reason, number in report.failures.most_common(NUM_REASONS_SHOWN):
         print(f"  {number} without: {reason}")
@@ -84,6 +82,23 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {imbalance}", file=sys.stderr)
         return EXIT_FAILED
     return 0
+
+
+def _run(config: IngestJobConfig, stop: StopSignal) -> IngestReport:
+    names = {field.name for field in dataclasses.fields(IngestConfig)} & set(vars(config))
+    shared = {name: getattr(config, name) for name in names - {"output"}}
+    download = IngestConfig(
+        url_list=Path(config.input[0]), output=Path(config.output), timeout_s=config.timeout, **shared
+    )
+    if not config.documents:
+        return ingest(download, stop.is_set)
+    shards = expand_inputs(literal_files(config.input, (".parquet",)))
+    joined = ingest_documents(shards, download, config.documents_per_shard, stop.is_set)
+    print(
+        f"{joined.num_documents} documents in {config.output}/documents: {joined.num_placed} places with"
+        f" their picture, {joined.missing.total()} without"
+    )
+    return joined.images
 
 
 if __name__ == "__main__":

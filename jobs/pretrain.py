@@ -18,6 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `ray job submit` imports from elsewhere
 
 from jobs.config_file import parse_config
+from trainer.loss_curve import draw_losses
+from trainer.metrics import read_metrics
 from trainer.run_config import TrainConfig
 from trainer.train import NonFiniteError, TrainResult, train
 
@@ -63,7 +65,16 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
+    if os.environ.get("RANK", "0") == "0":
+        draw_curve(Path(config.output))
     return FINISHED if result.is_finished else STOPPED
+
+
+def draw_curve(output: Path) -> None:
+    """``loss.svg`` beside the metrics, where they are enough for a line."""
+    metrics = output / "metrics.jsonl"
+    if sum("loss" in record for record in read_metrics(metrics)) > 1:
+        draw_losses(metrics, output / "loss.svg")
 
 
 def launch(config: PretrainConfig) -> TrainResult:

@@ -55,4 +55,4 @@ def _print_summary(outcome: RunOutcome) -> None:
     if damaged := outcome.damaged():
         names = ", ".join(damaged[:5]) + (" ..." if len(damaged) > 5 else "")
         print(f"warning: {len(damaged)} source shards are damaged and were read in part: {names}")
-        print("  NAME.quarantine.jsonl beside each token shard says where the damage begins")
+        print("  NAME.quarantine-*.jsonl beside each token shard says where the damage begins")

@@ -13,7 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `ray job submit jobs/tokenize_pairs.py`
 
-from jobs.command_line import parse_config, run_job
+from jobs.command_line import run_job
+from jobs.config_file import parse_config
 from jobs.tokenization import TOKENIZE_ERRORS, run_tokenize_job
 from pipeline.sources.pairs import PairsConfig, read_pairs
 from pipeline.sources.tar_source import TarSource

@@ -1,14 +1,17 @@
 """A supervised pool of decode processes, for use inside one process that also feeds a GPU.
 
 Decoding in the process that runs Python and the GPU slows both, and a decoder that crashes or never returns
-must cost one sample, not the actor. So each worker is a process of its own; one that dies or exceeds the time
-limit fails exactly the task it was at, is replaced, and the other tasks in its hands go to its successor.
+must cost one sample, not the actor. So each worker is a process of its own. One that dies or exceeds the time
+limit is replaced, and the tasks in its hands go to its successor: first the one it was at, alone. Only if it
+ends its second worker too is that one refused, for a worker may also die of what is not the task's fault (the
+out-of-memory killer, the end of a preempted node), and what is refused is lost for good.
 
 One thread per worker waits on its socket (asleep, without the GIL), keeps a few tasks in the worker's hands
 so that it never idles, and copies results out of shared memory into arrays that the caller owns: no lease can
 be forgotten, no slow consumer can hold a slot. `benchmarks/decode.py` measures the pool against a plain loop.
 """
 
+import itertools
 import logging
 import queue
 import signal
@@ -26,7 +29,11 @@ from tokenizer.preprocess import PreprocessConfig
 
 logger = logging.getLogger(__name__)
 
-MAX_USELESS_STARTS = 3  # workers in a row that died before they began a task
+MAX_USELESS_STARTS = 3
+"""Workers in a row that did not come up or died before they began a task; when every thread has seen so many,
+nothing is to be hoped for."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+"""Between useless starts, doubled each time: memory may be short for a moment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +47,7 @@ class DecodePoolConfig:
     tasks_per_worker: int = 8
     """Most tasks in one worker's hands: its work while the owner's interpreter is busy elsewhere."""
     timeout_s: float = 30.0
-    """Wall time of one task, after which its worker is killed and the task refused."""
+    """Wall time of one task, after which its worker is killed; the second time the task is refused."""
     max_memory_bytes: int = 4 * 2**30
     """Private memory of one worker; 0 sets no limit."""
     frames_per_task: int = 1
@@ -65,12 +72,14 @@ class DecodePoolConfig:
         return max(1, min(self.tasks_per_worker, self.max_in_flight // max(self.num_workers, 1)))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class PendingTask:
     """A task and the promise of its result."""
 
     task: DecodeTask
     future: Future[DecodedFrames]
+    is_suspect: bool = False
+    """A worker died at it, or exceeded the time limit: decoded once more, alone."""
 
 
 class DecodePool:
@@ -93,8 +102,12 @@ class DecodePool:
         self._waiting: queue.SimpleQueue[PendingTask | None] = queue.SimpleQueue()
         self._state_lock = threading.Lock()
         self._is_closed = False
+        self._closing = threading.Event()
+        self._useless_starts = [0] * config.num_workers
+        """By thread, since its last worker that began a task."""
+        self._is_hopeless = False
         self._threads = [
-            threading.Thread(target=self._serve_worker, name=f"decode-worker-{index}", daemon=True)
+            threading.Thread(target=self._serve, args=(index,), name=f"decode-worker-{index}", daemon=True)
             for index in range(config.num_workers)
         ]
         for thread in self._threads:
@@ -126,6 +139,7 @@ class DecodePool:
         """Cancel what waits, finish what is being decoded, end the workers. Safe to call twice."""
         with self._state_lock:
             self._is_closed = True
+        self._closing.set()
         self._cancel_waiting()
         for _ in self._threads:
             self._waiting.put(None)
@@ -155,13 +169,17 @@ class DecodePool:
                 pending = self._waiting.get_nowait()
             except queue.Empty:
                 return
-            if pending is not None:
+            if pending is None:
+                continue
+            if pending.future.running():  # handed back by a thread whose worker did not start
+                self._finish(pending, RuntimeError("the decode pool is closed"))
+            else:
                 pending.future.cancel()
                 self._free_places.release()
 
     def _is_still_wanted(self, pending: PendingTask) -> bool:
         """False, and its place freed, when the submitter cancelled the future."""
-        if pending.future.set_running_or_notify_cancel():
+        if pending.future.running() or pending.future.set_running_or_notify_cancel():
             return True
         self._free_places.release()
         return False
@@ -173,25 +191,49 @@ class DecodePool:
             pending.future.set_result(outcome)
         self._free_places.release()
 
-    def _serve_worker(self) -> None:
+    def _serve(self, index: int) -> None:
         """One worker after the other, until the pool closes; runs in a thread of its own."""
         in_hand: deque[PendingTask] = deque()
-        num_useless_starts = 0
-        while num_useless_starts < MAX_USELESS_STARTS:
-            num_useless_starts += 1
+        while not self._is_hopeless:
             try:
                 worker = self._start_worker()
             except (WorkerGone, OSError) as error:
-                logger.error("%s (attempt %d of %d)", error, num_useless_starts, MAX_USELESS_STARTS)
-                continue
-            try:
-                self._feed(worker, in_hand)
-                return worker.close()
-            except WorkerGone:
-                self._account_for(worker, in_hand)
-            if worker.num_begun:
-                num_useless_starts = 0
-        self._fail_all(in_hand)
+                logger.error("%s (start %d in vain)", error, self._useless_starts[index] + 1)
+            else:
+                if not self._note_start(index):
+                    worker.close()
+                    break
+                try:
+                    self._feed(worker, in_hand, index)
+                    return worker.close()
+                except WorkerGone:
+                    self._account_for(worker, in_hand)
+                if worker.num_begun:
+                    self._useless_starts[index] = 0
+                    continue
+            self._hand_back(in_hand)
+            if self._note_useless_start(index) and self._closing.wait(pause_s(self._useless_starts[index])):
+                return
+        self._hand_back(in_hand)
+        self._fail_waiting()
+
+    def _note_start(self, index: int) -> bool:
+        """A worker is ready, which gives its thread one more try at least; False if it comes too late."""
+        with self._state_lock:
+            self._useless_starts[index] = min(self._useless_starts[index], MAX_USELESS_STARTS - 1)
+            return not self._is_hopeless
+
+    def _note_useless_start(self, index: int) -> bool:
+        """False when every thread has tried in vain often enough: then the pool is given up."""
+        with self._state_lock:
+            self._useless_starts[index] += 1
+            self._is_hopeless |= all(number >= MAX_USELESS_STARTS for number in self._useless_starts)
+            return not self._is_hopeless
+
+    def _hand_back(self, in_hand: deque[PendingTask]) -> None:
+        """Leave them to the other threads, whose workers may be sound."""
+        while in_hand:
+            self._waiting.put(in_hand.popleft())
 
     def _start_worker(self) -> DecodeProcess:
         return DecodeProcess(
@@ -203,20 +245,20 @@ class DecodePool:
             max_memory_bytes=self.config.max_memory_bytes,
         )
 
-    def _feed(self, worker: DecodeProcess, in_hand: deque[PendingTask]) -> None:
+    def _feed(self, worker: DecodeProcess, in_hand: deque[PendingTask], index: int) -> None:
         """Keep the worker busy until the pool closes; returns with nothing in hand. Raises WorkerGone."""
-        worker.send([pending.task for pending in in_hand])  # left by a predecessor that had not begun them
-        is_closing = False
+        is_closing = self._closing.is_set()  # the predecessor may have taken the word of it from the queue
         while in_hand or not is_closing:
-            if not is_closing:
-                arrivals, is_closing = self._take_waiting(
-                    self.config.slots_per_worker - len(in_hand), not in_hand
-                )
+            if not is_closing and not any(pending.is_suspect for pending in in_hand):
+                num_free = self.config.slots_per_worker - len(in_hand)
+                arrivals, is_closing = self._take_waiting(num_free, must_wait=not in_hand)
                 in_hand.extend(arrivals)
-                worker.send([pending.task for pending in arrivals])
+            if to_send := tasks_to_send(in_hand, worker.num_unanswered):
+                worker.send(to_send)
             if in_hand:
                 for outcome in worker.receive():
                     self._finish(in_hand.popleft(), outcome)
+                self._useless_starts[index] = 0
 
     def _take_waiting(self, num_free: int, must_wait: bool) -> tuple[list[PendingTask], bool]:
         """Up to `num_free` waiting tasks, a share for each worker; and whether the pool is closing."""
@@ -234,27 +276,57 @@ class DecodePool:
         return taken, False
 
     def _account_for(self, worker: DecodeProcess, in_hand: deque[PendingTask]) -> None:
-        """A worker is gone: refuse the task that it had begun, and keep the others for its successor."""
+        """A worker is gone: its successor begins with the task it was at, or that is refused the second time.
+
+        The other tasks stay in hand; of those before the culprit only the replies are lost.
+        """
         status = worker.stop()
+        status = -signal.SIGALRM if worker.has_exceeded_time else status
         with self._state_lock:
             self.num_replaced += 1
-        logger.warning("decode worker pid=%d ended with %d; replacing it", worker.process.pid, status)
-        num_unanswered = min(worker.num_begun - worker.num_replied, len(in_hand))
-        if num_unanswered > 0:  # the last of them was being decoded; of the others only the replies are lost
-            culprit = in_hand[num_unanswered - 1]
-            del in_hand[num_unanswered - 1]
-            status = -signal.SIGALRM if worker.has_exceeded_time else status
+        num_begun = worker.num_begun - worker.num_replied
+        if not 0 <= num_begun <= len(in_hand):  # it ran wild and wrote over its counter
+            num_begun = min(1, len(in_hand))
+        logger.warning(
+            "decode worker pid=%d ended with %d at %s; replacing it",
+            worker.process.pid, status, "a task" if num_begun else "no task",
+        )  # fmt: skip
+        if num_begun == 0:
+            return
+        culprit = in_hand[num_begun - 1]
+        del in_hand[num_begun - 1]
+        if culprit.is_suspect:
             self._finish(culprit, cause_of_death(status, self.config.timeout_s))
+        else:
+            culprit.is_suspect = True
+            in_hand.appendleft(culprit)
 
-    def _fail_all(self, in_hand: deque[PendingTask]) -> None:
+    def _fail_waiting(self) -> None:
         """No worker can be started: nothing submitted may wait forever."""
         reason = RuntimeError("decode workers do not start; their messages are on stderr")
-        for pending in in_hand:
-            self._finish(pending, reason)
-        in_hand.clear()
         while (arrival := self._waiting.get()) is not None:
             if self._is_still_wanted(arrival):
                 self._finish(arrival, reason)
+
+
+def tasks_to_send(in_hand: deque[PendingTask], num_sent: int) -> list[DecodeTask]:
+    """Those that the worker gets now: all that it has not got, but a suspect by itself.
+
+    Args:
+        in_hand: what the worker has or shall have, in order.
+        num_sent: how many of the first it has already.
+    """
+    if num_sent and in_hand[0].is_suspect:
+        return []
+    rest = list(itertools.islice(in_hand, num_sent, None))
+    if num_sent == 0 and rest and rest[0].is_suspect:
+        return [rest[0].task]
+    return [pending.task for pending in itertools.takewhile(lambda pending: not pending.is_suspect, rest)]
+
+
+def pause_s(num_useless_starts: int) -> float:
+    """Seconds to wait before the next start."""
+    return min(FIRST_PAUSE_S * 2.0 ** min(num_useless_starts - 1, 10), LONGEST_PAUSE_S)
 
 
 def cause_of_death(status: int, timeout_s: float) -> DecodeError:

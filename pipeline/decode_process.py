@@ -3,10 +3,12 @@
 import contextlib
 import logging
 import os
+import select
 import socket
 import subprocess
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,19 +81,47 @@ class DecodeProcess:
             is_ready = False
         if not is_ready:
             raise WorkerGone(f"a decode worker ended with {self.stop()} before it was ready")
-        self.connection.settimeout(timeout_s + GRACE_S)
+        self.patience_s = timeout_s + GRACE_S
+        self.outbox: deque[memoryview] = deque()  # what the socket did not take yet: tasks of many bytes
+        self.poll = select.poll()
+        self.connection.setblocking(False)
+
+    @property
+    def num_unanswered(self) -> int:
+        """Tasks in its hands."""
+        return self.num_sent - self.num_replied
 
     def send(self, tasks: Sequence[DecodeTask]) -> None:
-        """Hand over tasks, at most `num_slots` unanswered ones in all. Raises WorkerGone."""
+        """Hand over tasks, at most `num_slots` unanswered ones in all; never waits.
+
+        What the socket does not take at once goes out during `receive`: the worker reads the bytes of a large
+        task only after it has decoded those before it, and their time is not this task's.
+
+        Raises:
+            WorkerGone: if it died.
+        """
         messages = []
         for number, task in enumerate(tasks, start=self.num_sent):
             messages.append(pack_task(task, self.memory.inputs[number % self.num_slots]))
         self.num_sent += len(tasks)
         self.memory.num_sent[0] = self.num_sent
+        self.outbox.append(memoryview(b"".join(messages)))
         try:
-            self.connection.sendall(b"".join(messages))
+            self._push()
         except OSError as error:
             raise WorkerGone from error
+
+    def _push(self) -> None:
+        """Write what the socket takes without waiting."""
+        while self.outbox:
+            message = self.outbox.popleft()
+            try:
+                num_written = self.connection.send(message) if message else 0
+            except BlockingIOError:
+                num_written = 0
+            if num_written < len(message):
+                self.outbox.appendleft(message[num_written:])
+                return
 
     def receive(self) -> list[DecodedFrames | DecodeError]:
         """Wait for the oldest task in its hands; returns its outcome and those that arrived with it.
@@ -104,10 +134,7 @@ class DecodeProcess:
         outcomes: list[DecodedFrames | DecodeError] = []
         try:
             while not outcomes:
-                data = self.connection.recv(2**16)
-                if not data:
-                    raise WorkerGone
-                self.unread += data
+                self.unread += self._arriving_bytes()
                 while self.num_replied < self.num_sent and (reply := unpack_reply(self.unread)):
                     outcomes.append(self._outcome(*reply))
         except TimeoutError as error:
@@ -116,6 +143,26 @@ class DecodeProcess:
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise WorkerGone from error
         return outcomes
+
+    def _arriving_bytes(self) -> bytes:
+        """Wait for bytes of replies, and send meanwhile.
+
+        Raises:
+            TimeoutError: if for `patience_s` nothing came and nothing was taken. Replies are held back by
+                less than GRACE_S, so that is more than one task's time, however many are in its hands.
+            WorkerGone: at the end of the socket.
+        """
+        while True:
+            self.poll.register(self.connection, select.POLLIN | (select.POLLOUT if self.outbox else 0))
+            ready = self.poll.poll(self.patience_s * 1000)
+            if not ready:
+                raise TimeoutError
+            if ready[0][1] == select.POLLOUT:
+                self._push()
+            elif data := self.connection.recv(2**16):
+                return data
+            else:
+                raise WorkerGone
 
     def _outcome(self, num_frames: int, body: Any) -> DecodedFrames | DecodeError:
         """What a reply says; pixels are copied, so that the slot is free at once."""

@@ -46,7 +46,11 @@ INPUT_BYTES = 2**19  # larger files go through the socket; web pictures are 20 t
 TASK_HEADER = struct.Struct("<BHIQ")  # index of the kind, frames wanted, bytes of options, bytes of data
 REPLY_HEADER = struct.Struct("<HI")  # frames in the slot (0: refused), bytes of JSON that follow
 READY = b"ready"
-REPLY_DELAY_S = 0.02  # replies wait for each other: waking the owner costs up to 100 us of processor time
+REPLY_DELAY_S = 0.02
+"""Replies wait for each other: waking the owner costs up to 100 us of processor time.
+
+Those that wait when a task hangs or crashes come late or are lost: at most 20 ms of work, which the successor
+does again (decoding has no effect but its result)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,9 +182,12 @@ def decode_into(slot: memoryview, task: DecodeTask, decoder: Decoder, config: Pr
 def limit_this_process(max_memory_bytes: int) -> None:
     """Bound its memory, offer it first to the kernel's out-of-memory killer, leave Ctrl-C to the owner.
 
-    No core dumps: a corpus may crash it often.
+    So too the signals that end a whole process group (a preempted job, a closed terminal): whether there is
+    more to decode is the owner's to say, and the end of the socket says it. No core dumps: a corpus may crash
+    it often.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -7,8 +7,9 @@ futures. A bounded number of images and documents is under way, so memory does n
 Documents leave in source order, whatever order their images were finished in.
 
 Commit: the token shard is written beside its place, then the quarantine ledger is put in place, then the
-token shard. The token shard's footer names the ledger by its hash; a token shard that exists is complete,
-and a ledger without one is left over from a killed attempt and counts for nothing.
+token shard. The token shard's footer names the ledger by its hash, and the ledger's file name carries the
+beginning of that hash, so that two attempts at one shard never touch each other's ledger: whichever token
+shard stands in the end, its ledger stands beside it. A ledger that no token shard names counts for nothing.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ from typing import BinaryIO
 from pipeline import fault_points
 from pipeline.batching_encoder import BatchingEncoder, BatchInput, EncodedFrames, Frames
 from pipeline.finish_document import OnBadImage, ShardCounter, finish_document, outcome
-from pipeline.shard_task import LEDGER_SUFFIX, TOKEN_SHARD_SUFFIX, ShardReport, ShardTask
+from pipeline.shard_task import TOKEN_SHARD_SUFFIX, ShardReport, ShardTask, ledger_name
 from pipeline.sources.records import RawDocument, RawImage, RawVideo
 from pipeline.storage import Folder, StagedFile
 from schemas.document import TextSegment
@@ -33,7 +34,6 @@ from schemas.fingerprint import Fingerprint
 from schemas.quarantine import QuarantineRecord
 from schemas.token_shard import (
     QuarantineFile,
-    TokenShardError,
     TokenShardFooter,
     TokenShardWriter,
     read_footer,
@@ -91,7 +91,7 @@ class ShardEncoder:
         fault_points.reach("start", task.name)
         with (
             self.folder.stage(task.name + TOKEN_SHARD_SUFFIX) as shard_file,
-            self.folder.stage(task.name + LEDGER_SUFFIX) as ledger_file,
+            self.folder.stage(task.name + ".quarantine") as ledger_file,
         ):
             footer = _ShardRun(self, task, shard_file, ledger_file, on_progress).run()
             fault_points.reach("after_write", task.name)
@@ -111,26 +111,11 @@ class ShardEncoder:
     def _commit(
         self, task: ShardTask, footer: TokenShardFooter, shard_file: StagedFile, ledger_file: StagedFile
     ) -> None:
-        ledger_name = task.name + LEDGER_SUFFIX
-        self._remove_other_edition(task.name + TOKEN_SHARD_SUFFIX, footer)
         if footer.quarantine is not None:
-            ledger_file.commit()
-        elif self.folder.exists(ledger_name):
-            self.folder.remove(ledger_name)
+            ledger_file.commit(ledger_name(task.name, footer.quarantine.sha256))
         fault_points.reach("after_ledger", task.name)
         shard_file.commit()
         fault_points.reach("after_commit", task.name)
-
-    def _remove_other_edition(self, shard_name: str, footer: TokenShardFooter) -> None:
-        """Remove a token shard with another ledger (``--overwrite``), not to leave it beside the new one."""
-        if not self.folder.exists(shard_name):
-            return
-        try:
-            if read_footer(**self.folder.parquet_source(shard_name)).quarantine == footer.quarantine:
-                return
-        except TokenShardError:
-            pass  # damaged: all the more reason
-        self.folder.remove(shard_name)
 
 
 def check_written(path: Path, footer: TokenShardFooter) -> None:
@@ -233,6 +218,7 @@ class _ShardRun:
     def _wait(self, future: "Future[EncodedFrames]", batches: BatchInput) -> None:
         while not batches.wait(future, timeout_s=1.0):
             self._check_cancelled()
+        self._moved()
 
     def _write(self, item: _PendingDocument | QuarantineRecord, writer: TokenShardWriter) -> None:
         self._moved()
@@ -243,7 +229,7 @@ class _ShardRun:
         self._under_way = max(0, self._under_way - len(item.encoded))
         outcomes = [outcome(future) for future in item.encoded]
         settings = self._tools.settings
-        document, records = finish_document(item.raw, outcomes, self._task.name, settings.on_bad_image)
+        document, records = finish_document(item.raw, outcomes, self._task.source, settings.on_bad_image)
         self._counts.finished(outcomes, document, records)
         for record in records:
             self._ledger.write(record)

@@ -53,7 +53,7 @@ def finish_document(
     Args:
         raw: the document as it was read.
         outcomes: one for each image or video, in order.
-        source: name of the shard in the records.
+        source: the shard as named on input, for the records.
         on_bad_image: what one bad image costs. A document that had images and keeps none is dropped anyhow.
     """
     refused = [(place, item) for place, item in enumerate(outcomes) if isinstance(item, Refusal)]

@@ -6,8 +6,8 @@ addresses are public, and connects to the very address that it checked (a second
 otherwise). Each redirect is a new connection, so it is checked alike. There are no handlers for ``file:``,
 ``ftp:`` and ``data:``, and no proxy: a proxy would connect unchecked in our stead.
 
-An answer is bounded in bytes and in total time, headers and redirects included, not only in the time
-between two bytes.
+An answer is bounded in bytes and in total time, from the first connection over all redirects to the last
+byte, not only in the time between two bytes. Looking a name up is not: its time is the resolver's.
 
 How img2dataset comes to use it: it calls ``urllib.request.urlopen``, and the standard library lets a process
 choose what that uses (``urllib.request.install_opener``). Our worker processes do that when they start
@@ -24,8 +24,13 @@ import urllib.request
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+"""All of IPv6 that is given out (IANA); outside lie site-local, IPv4-compatible and local NAT64 addresses."""
+_NOT_PUBLIC = tuple(map(ipaddress.ip_network, ("192.88.99.0/24", "3fff::/20")))
+"""6to4 relays and documentation, which not every Python's ``is_global`` knows."""
 _MAX_REDIRECTS = 5
 
 
@@ -35,10 +40,10 @@ class HttpLimits:
 
     allowed_networks: tuple[str, ...] = ()
     """Networks that may be reached although they are not public, as ``10.1.0.0/16`` or ``::1/128``."""
-    max_bytes: int = 128 * 1024**2
-    """Largest answer, headers included."""
+    max_bytes: int = 32 * 1024**2
+    """Largest answer, headers included. A process holds up to two answers a thread in memory."""
     max_seconds: float = 60.0
-    """Longest time for one answer, from the connection to its last byte."""
+    """Longest time for one URL, from the first connection to the last byte, redirects included."""
 
     def __post_init__(self) -> None:
         for network in self.allowed_networks:
@@ -64,12 +69,11 @@ class ForbiddenAddressError(OSError):
 def guarded_opener(limits: HttpLimits) -> urllib.request.OpenerDirector:
     """An opener for http and https URLs within ``limits``."""
     opener = urllib.request.OpenerDirector()
-    redirects = urllib.request.HTTPRedirectHandler()
-    redirects.max_redirections = _MAX_REDIRECTS
+    deadlines = _Deadlines(limits.max_seconds)
     for handler in (
-        _GuardedHttpHandler(limits),
-        _GuardedHttpsHandler(limits),
-        redirects,
+        _GuardedHttpHandler(limits, deadlines),
+        _GuardedHttpsHandler(limits, deadlines),
+        _RedirectHandler(deadlines),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.UnknownHandler(),
@@ -79,19 +83,31 @@ def guarded_opener(limits: HttpLimits) -> urllib.request.OpenerDirector:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public Internet, also where it carries another one inside."""
+    """Whether an IP address is one of the public Internet, also where it carries another one inside.
+
+    IPv6 is public within 2000::/3 alone, and as IPv4-mapped or NAT64 of a public IPv4 address.
+    """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if ip.ipv4_mapped is not None:
+            return is_public(str(ip.ipv4_mapped))
         if ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(str(inner))
-    return ip.is_global and not ip.is_multicast
+            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
+        inner = (*(ip.teredo or ()), *((ip.sixtofour,) if ip.sixtofour else ()))
+        if ip not in _GLOBAL_UNICAST or not all(is_public(str(each)) for each in inner):
+            return False
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _NOT_PUBLIC)
 
 
-def connect(host: str, port: int, timeout_s: object, limits: HttpLimits) -> socket.socket:
+def connect(host: str, port: int, timeout_s: object, limits: HttpLimits, end: float) -> socket.socket:
     """A connection to one of the addresses of a host, all of which were checked.
+
+    Args:
+        host: name or address.
+        port: TCP port.
+        timeout_s: longest wait for an address to answer, and for bytes then, if it is a number.
+        limits: which addresses may be reached.
+        end: ``time.monotonic()`` at which there must be a connection.
 
     Raises:
         ForbiddenAddressError: if one of its addresses is not public and not in an allowed network.
@@ -103,9 +119,12 @@ def connect(host: str, port: int, timeout_s: object, limits: HttpLimits) -> sock
             raise ForbiddenAddressError(f"{host} has the address {address[0]}, which is not public")
     last_error: OSError = OSError(f"{host} has no address")
     for family, kind, protocol, _, address in found:
+        left_s = end - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError(f"no complete answer within {limits.max_seconds:g} s")
         connection = socket.socket(family, kind, protocol)
         try:
-            connection.settimeout(timeout_s if isinstance(timeout_s, (int, float)) else limits.max_seconds)
+            connection.settimeout(min(timeout_s, left_s) if isinstance(timeout_s, (int, float)) else left_s)
             connection.connect(address)
             return connection
         except OSError as error:
@@ -117,12 +136,12 @@ def connect(host: str, port: int, timeout_s: object, limits: HttpLimits) -> sock
 class _BoundedReader(io.RawIOBase):
     """The incoming bytes of one connection, within the limits."""
 
-    def __init__(self, connection: socket.socket, limits: HttpLimits) -> None:
+    def __init__(self, connection: socket.socket, limits: HttpLimits, end: float) -> None:
         self._raw = connection.makefile("rb", buffering=0)
         self._connection = connection
         self._limits = limits
         self._timeout_s = connection.gettimeout()
-        self._end = time.monotonic() + limits.max_seconds
+        self._end = end
         self._num_bytes = 0
 
     def readable(self) -> bool:
@@ -152,8 +171,8 @@ class _BoundedReader(io.RawIOBase):
 class _BoundedSource:
     """What ``http.client.HTTPResponse`` takes for a socket: it only asks it for a file."""
 
-    def __init__(self, connection: socket.socket, limits: HttpLimits) -> None:
-        self._reader = _BoundedReader(connection, limits)
+    def __init__(self, connection: socket.socket, limits: HttpLimits, end: float) -> None:
+        self._reader = _BoundedReader(connection, limits, end)
 
     def makefile(self, mode: str) -> io.BufferedReader:
         assert mode == "rb"
@@ -161,16 +180,17 @@ class _BoundedSource:
 
 
 class _GuardedHttpConnection(http.client.HTTPConnection):
-    def __init__(self, host: str, *, limits: HttpLimits, **settings: Any) -> None:
+    def __init__(self, host: str, *, limits: HttpLimits, end: float, **settings: Any) -> None:
         super().__init__(host, **settings)
         self.limits = limits
+        self.end = end
 
     def connect(self) -> None:
-        self.sock = connect(self.host, self.port, self.timeout, self.limits)
+        self.sock = connect(self.host, self.port, self.timeout, self.limits, self.end)
 
     def response_class(self, sock: socket.socket, *args: Any, **settings: Any) -> http.client.HTTPResponse:
         """What http.client calls to read an answer."""
-        return http.client.HTTPResponse(_BoundedSource(sock, self.limits), *args, **settings)
+        return http.client.HTTPResponse(_BoundedSource(sock, self.limits, self.end), *args, **settings)
 
 
 class _GuardedHttpsConnection(_GuardedHttpConnection):
@@ -185,20 +205,54 @@ class _GuardedHttpsConnection(_GuardedHttpConnection):
         self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.host)
 
 
+class _Deadlines:
+    """When each request must be answered; what a redirect leads to inherits from the request before it."""
+
+    def __init__(self, max_seconds: float) -> None:
+        self._max_seconds = max_seconds
+        self._inherited = WeakKeyDictionary[urllib.request.Request, float]()
+        self._begun = WeakKeyDictionary[urllib.request.Request, float]()
+
+    def begin(self, request: urllib.request.Request) -> float:
+        """The ``time.monotonic()`` at which the answer must be there."""
+        self._begun[request] = self._inherited.get(request, time.monotonic() + self._max_seconds)
+        return self._begun[request]
+
+    def pass_on(self, request: urllib.request.Request, following: urllib.request.Request) -> None:
+        self._inherited[following] = self._begun[request]
+
+
+class _RedirectHandler(urllib.request.HTTPRedirectHandler):
+    max_redirections = _MAX_REDIRECTS
+
+    def __init__(self, deadlines: _Deadlines) -> None:
+        self._deadlines = deadlines
+
+    def redirect_request(
+        self, req: urllib.request.Request, *answer: Any, **settings: Any
+    ) -> urllib.request.Request | None:
+        following = super().redirect_request(req, *answer, **settings)
+        if following is not None:
+            self._deadlines.pass_on(req, following)
+        return following
+
+
 class _GuardedHttpHandler(urllib.request.HTTPHandler):
-    def __init__(self, limits: HttpLimits) -> None:
+    def __init__(self, limits: HttpLimits, deadlines: _Deadlines) -> None:
         super().__init__()
         self._connection = partial(_GuardedHttpConnection, limits=limits)
+        self._deadlines = deadlines
 
     def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self._connection, request)
+        return self.do_open(self._connection, request, end=self._deadlines.begin(request))
 
 
 class _GuardedHttpsHandler(urllib.request.HTTPSHandler):
-    def __init__(self, limits: HttpLimits) -> None:
+    def __init__(self, limits: HttpLimits, deadlines: _Deadlines) -> None:
         super().__init__()
         tls = ssl.create_default_context()
         self._connection = partial(_GuardedHttpsConnection, limits=limits, tls=tls)
+        self._deadlines = deadlines
 
     def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self._connection, request)
+        return self.do_open(self._connection, request, end=self._deadlines.begin(request))

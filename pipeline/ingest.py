@@ -16,16 +16,16 @@ and the same command again does the rest.
     00000_stats.json    img2dataset's counts
 """
 
+import contextlib
 import json
 import logging
-import multiprocessing
 import os
 import shutil
-import urllib.request
+import time
+import uuid
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.guarded_http import HttpLimits, guarded_opener
+from pipeline.download_workers import download_workers
+from pipeline.guarded_http import HttpLimits
 from pipeline.original_images import OriginalBytes, OriginalsWriter
-from schemas.atomic_write import TEMPORARY_PREFIX, sync_directory, sync_file, write_atomically
+from pipeline.output_claim import claim_output
+from pipeline.storage import STALE_AFTER_S
+from schemas.atomic_write import TEMPORARY_PREFIX, sync_directory, sync_file
 from tokenizer.image_file import PILLOW_PIXEL_LIMIT
 
 logger = logging.getLogger(__name__)
@@ -49,10 +52,16 @@ RESERVED_COLUMNS = frozenset(
 MANIFEST_NAME = "_ingest.json"
 LIST_SUFFIXES = ("parquet", "csv", "csv.gz", "tsv", "tsv.gz", "jsonl", "jsonl.gz", "txt", "txt.gz")
 NUM_DIGITS = 5
+STOP_CHECK_S = 0.5
+STAGING_PREFIX = f"{TEMPORARY_PREFIX}ingest-"
 
 
 class IngestError(RuntimeError):
     """Some shards could not be made; those that were stay."""
+
+
+class IngestStoppedError(RuntimeError):
+    """The run was asked to stop before its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,22 +133,27 @@ class IngestReport:
         return None
 
 
-def ingest(config: IngestConfig) -> IngestReport:
+def ingest(config: IngestConfig, must_stop: Callable[[], bool] = lambda: False) -> IngestReport:
     """Download what is not there yet; returns the counts of all shards, those of earlier runs included.
+
+    Args:
+        config: what and how.
+        must_stop: asked about twice a second.
 
     Raises:
         ValueError: if the list or a column is missing, or the folder was made from another list.
         IngestError: naming the shards that failed.
+        IngestStoppedError: when ``must_stop`` says so; the processes have ended, complete shards stay.
     """
     config.output.mkdir(parents=True, exist_ok=True)
     files = list_files(config.url_list)
+    shards_of(config.output)
     _claim(config, files)
-    for left_over in config.output.glob(f"{TEMPORARY_PREFIX}ingest-*"):
-        shutil.rmtree(left_over)
-    staging = config.output / f"{TEMPORARY_PREFIX}ingest-{os.getpid()}"
+    _remove_stale_staging(config.output)
+    staging = config.output / f"{STAGING_PREFIX}{uuid.uuid4().hex[:8]}"
     staging.mkdir()
     try:
-        failed = _download_shards(config, files, staging)
+        failed = _download_shards(config, files, staging, must_stop)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     if failed:
@@ -147,6 +161,27 @@ def ingest(config: IngestConfig) -> IngestReport:
             f"{len(failed)} shards failed ({'; '.join(failed[:3])}); run the same command again to retry them"
         )
     return read_report(config.output)
+
+
+def shards_of(output: Path) -> dict[int, Path]:
+    """The tars of a folder by number. Raises ValueError, naming it, for a tar that is none of ingestion."""
+    found = {}
+    for path in sorted(output.glob("*.tar")):
+        if not path.stem.isdecimal() or not path.with_suffix(".parquet").exists():
+            raise ValueError(
+                f"{path}: not made by ingestion, which writes NNNNN.tar and NNNNN.parquet; move it out of"
+                " the output folder"
+            )
+        found[int(path.stem)] = path
+    return found
+
+
+def _remove_stale_staging(output: Path) -> None:
+    """What killed runs left. A live run touches its folder with every shard that it begins or ends."""
+    for left_over in output.glob(f"{STAGING_PREFIX}*"):
+        with contextlib.suppress(FileNotFoundError):  # another run was faster
+            if time.time() - left_over.stat().st_mtime > STALE_AFTER_S:
+                shutil.rmtree(left_over, ignore_errors=True)
 
 
 def list_files(url_list: Path) -> list[Path]:
@@ -182,48 +217,36 @@ def _claim(config: IngestConfig, files: list[Path]) -> None:
         "kept_columns": list(config.kept_columns),
         "images_per_shard": config.images_per_shard,
     }
-    path = config.output / MANIFEST_NAME
-    if not path.exists():
-        write_atomically(path, json.dumps(manifest, indent=1).encode() + b"\n")
-    existing = json.loads(path.read_text())
-    differing = sorted(name for name in manifest if existing.get(name) != manifest[name])
-    if differing:
-        raise ValueError(
-            f"--output {config.output}: was made from another list or with other settings"
-            f" ({', '.join(differing)}); choose another folder"
-        )
+    claim_output(config.output / MANIFEST_NAME, manifest)
 
 
-def _download_shards(config: IngestConfig, files: list[Path], staging: Path) -> list[str]:
+def _download_shards(
+    config: IngestConfig, files: list[Path], staging: Path, must_stop: Callable[[], bool]
+) -> list[str]:
     """Make the shards that are missing; returns one line for each that failed."""
     failed = []
-    with _workers(config) as pool:
+    with download_workers(config.num_processes, config.http) as pool:
         tasks = {
             pool.submit(download_shard, config, shard_id, rows, columns, staging): shard_id
             for shard_id, rows, columns in _split_lists(config, files, staging)
+            if not stop_if(must_stop)
         }
-        for future in as_completed(tasks):
-            if error := future.exception():
-                failed.append(f"shard {tasks[future]:0{NUM_DIGITS}d}: {type(error).__name__}: {error}")
-                logger.error("%s", failed[-1])
+        pending = set(tasks)
+        while pending:
+            stop_if(must_stop)
+            done, pending = wait(pending, STOP_CHECK_S, FIRST_COMPLETED)
+            for future in done:
+                if error := future.exception():
+                    failed.append(f"shard {tasks[future]:0{NUM_DIGITS}d}: {type(error).__name__}: {error}")
+                    logger.error("%s", failed[-1])
     return failed
 
 
-@contextmanager
-def _workers(config: IngestConfig) -> Iterator[Executor]:
-    """Where shards are downloaded; every ``urlopen`` there goes through the guard."""
-    if config.num_processes:
-        context = multiprocessing.get_context("spawn")  # threads of the caller would not survive a fork
-        initializer, arguments = _start_worker, (config.http,)
-        with ProcessPoolExecutor(config.num_processes, context, initializer, arguments) as processes:
-            yield processes
-        return
-    _start_worker(config.http)
-    try:
-        with ThreadPoolExecutor(1) as thread:
-            yield thread
-    finally:
-        urllib.request.install_opener(urllib.request.build_opener())
+def stop_if(must_stop: Callable[[], bool]) -> bool:
+    """False, or IngestStoppedError."""
+    if must_stop():
+        raise IngestStoppedError("stopped; what is complete stays: run the same command again to go on")
+    return False
 
 
 def _split_lists(
@@ -233,7 +256,7 @@ def _split_lists(
     from img2dataset.reader import Reader
 
     (staging / "rows").mkdir()
-    done = {int(path.stem) for path in config.output.glob("*.tar")}
+    done = set(shards_of(config.output))
     source = config.url_list if config.url_list.is_dir() else files[0]
     try:
         reader = Reader(
@@ -256,11 +279,6 @@ def _split_lists(
             f"--input {config.url_list}: cannot be read with the columns"
             f" {', '.join(filter(None, columns))}: {error}"
         ) from error
-
-
-def _start_worker(limits: HttpLimits) -> None:
-    """img2dataset calls ``urlopen``; this is how the standard library lets a process say what that uses."""
-    urllib.request.install_opener(guarded_opener(limits))
 
 
 def download_shard(config: IngestConfig, shard_id: int, rows: str, columns: list[str], staging: Path) -> None:
@@ -290,6 +308,10 @@ def download_shard(config: IngestConfig, shard_id: int, rows: str, columns: list
     )
     downloader.download_shard((shard_id, rows))
     _check_complete(folder, name)
+    os.utime(staging)
+    if (config.output / f"{name}.tar").exists():
+        logger.info("shard=%s was made by another run meanwhile", name)
+        return
     for suffix in (".parquet", "_stats.json", ".tar"):
         sync_file(folder / f"{name}{suffix}")
         os.replace(folder / f"{name}{suffix}", config.output / f"{name}{suffix}")
@@ -310,7 +332,7 @@ def _check_complete(folder: Path, name: str) -> None:
 def read_report(output: Path) -> IngestReport:
     """Counts over all shards of a folder, from their tables."""
     report = IngestReport()
-    for path in sorted(output.glob("*.tar")):
+    for path in shards_of(output).values():
         table = pq.read_table(path.with_suffix(".parquet"), columns=["status", "error_message"])
         statuses: list[dict[str, Any]] = table.to_pylist()
         failures = Counter(str(row["error_message"]) for row in statuses if row["status"] != "success")

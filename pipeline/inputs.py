@@ -5,20 +5,23 @@ the fixed part of its pattern, without the tar suffix. The fixed part ends at th
 first wildcard or brace, or at ``/./`` where the pattern has one (as in ``rsync --relative``).
 """
 
-import glob
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fsspec import AbstractFileSystem
 
 from pipeline.brace_patterns import expand_braces
+from pipeline.local_listing import glob_local, list_folder, walk_folders
 from pipeline.source_stream import filesystem_of, is_local, open_source
 from pipeline.sources.tar_reader import SHARD_SUFFIXES
+from pipeline.token_dataset import RESERVED_FOLDERS
+from schemas.atomic_write import TEMPORARY_PREFIX
 
 _CUT = "/./"
+_FILE_SCHEME = "file://"
 _WILDCARDS = re.compile(r"[*?\[{]")
 _HTTP_WILDCARDS = re.compile(r"[*{]")
 """In an http URL a question mark begins the query."""
@@ -88,7 +91,8 @@ def shard_name(path: str, prefix: str) -> str:
     """The path behind ``prefix`` without the tar suffix.
 
     Raises:
-        ValueError: if nothing is left, or the name would lead out of the output folder.
+        ValueError: if nothing is left, the name would lead out of the output folder, or would be taken there
+            for an unfinished file or for bookkeeping.
     """
     name = path.removeprefix(prefix)
     suffixes = sorted(SHARD_SUFFIXES, key=len, reverse=True)
@@ -96,6 +100,13 @@ def shard_name(path: str, prefix: str) -> str:
     parts = [part for part in name[: len(name) - len(suffix)].split("/") if part not in ("", ".")]
     if not parts or ".." in parts:
         raise ValueError(f"--input {path}: no output name can be made of '{name}'")
+    if (len(parts) > 1 and parts[0] in RESERVED_FOLDERS) or any(
+        part.startswith(TEMPORARY_PREFIX) for part in parts
+    ):
+        raise ValueError(
+            f"--input {path}: the name '{'/'.join(parts)}' is kept for files of our own in the output folder "
+            f"({', '.join(RESERVED_FOLDERS)}, '{TEMPORARY_PREFIX}...'): rename it, or move the '/./'"
+        )
     return "/".join(parts)
 
 
@@ -121,6 +132,9 @@ def _with_lists(patterns: Sequence[str]) -> Iterator[str]:
 def _expand_pattern(pattern: str) -> list[SourceShard]:
     if not pattern.strip():
         raise ValueError("--input: an empty pattern")
+    if pattern.startswith(_FILE_SCHEME):
+        found = _expand_pattern(pattern.removeprefix(_FILE_SCHEME))
+        return [replace(shard, url=_FILE_SCHEME + os.path.abspath(shard.url)) for shard in found]
     if is_local(pattern) and os.path.lexists(pattern):  # a name that looks like a pattern, perhaps
         paths, prefix = [pattern.replace(_CUT, "/", 1)], _cut_prefix(pattern)
     else:
@@ -179,7 +193,7 @@ def _find_local(path: str, prefix: str | None) -> list[SourceShard]:
     if not _WILDCARDS.search(path):
         raise ValueError(f"--input {path}: no such file or directory")
     prefix = prefix or ""
-    matches = sorted(glob.glob(path, recursive=True), key=natural_key)
+    matches = sorted(glob_local(path), key=natural_key)
     shards = [_local_shard(match, prefix) for match in matches if _is_shard_name(match)]
     if "**" not in path:
         folders = [match for match in matches if os.path.isdir(match) and not _is_shard_name(match)]
@@ -190,10 +204,7 @@ def _find_local(path: str, prefix: str | None) -> list[SourceShard]:
 
 
 def _scan_local(folder: str, prefix: str, may_be_empty: bool = False) -> list[SourceShard]:
-    found: list[str] = []
-    for parent, folders, files in os.walk(folder):
-        found += [os.path.join(parent, name) for name in (*files, *folders) if _is_shard_name(name)]
-        folders[:] = [name for name in folders if not _is_shard_name(name) and not name.startswith(".")]
+    found = [path for parent in walk_folders(folder) for path in list_folder(parent) if _is_shard_name(path)]
     if not found and not may_be_empty:
         raise ValueError(f"--input {folder}: no {', '.join(SHARD_SUFFIXES[:4])} file in this directory")
     return [_local_shard(path, prefix) for path in sorted(found, key=natural_key)]

@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
@@ -57,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
         "validate": "check every file against schema, footer, ledger and conservation",
         "show": "print a few documents",
         "report": "write one self-contained HTML page: counts, quarantine, code usage, documents",
-        "clean": "remove unfinished files that killed runs left behind",
+        "clean": "remove unfinished files and ledgers that killed or replaced attempts left behind",
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text, description=text)
@@ -149,6 +150,8 @@ def print_faults(dataset: TokenDataset, options: argparse.Namespace, output: Tex
     for fault in find_faults(dataset):
         num_faults += 1
         print(fault, file=output)
+    for name in dataset.left_over_ledgers():
+        print(f"note: {name}: no token shard names this ledger; `seed-shards clean` removes it", file=output)
     num_shards = len(dataset.done())
     print(f"{num_shards} token shards checked, {num_faults} faults", file=output)
     if num_faults:
@@ -193,12 +196,17 @@ def document_lines(document: Document) -> list[str]:
 
 def clean(dataset: TokenDataset, options: argparse.Namespace, output: TextIO) -> int:
     """Remove what killed runs left behind; files of a live run are younger and stay."""
-    stale = dataset.folder.stale_temporaries(options.older_than_hours * 3600)
+    folder, older_than_s = dataset.folder, options.older_than_hours * 3600
+    stale = folder.stale_temporaries(older_than_s)
+    # A ledger is committed a moment before its token shard: a young one may be about to be named.
+    stale += [
+        name for name in dataset.left_over_ledgers() if time.time() - folder.modified_s(name) > older_than_s
+    ]
     for name in stale:
-        dataset.folder.remove(name)
+        folder.remove(name)
         print(f"removed {name}", file=output)
     older = f"older than {options.older_than_hours:g} hours (--older-than-hours)"
-    print(f"{len(stale)} unfinished files {older} removed", file=output)
+    print(f"{len(stale)} unfinished files and ledgers of no token shard, {older}, removed", file=output)
     return 0
 
 

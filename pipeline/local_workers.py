@@ -21,6 +21,7 @@ from pipeline.shard_driver import (
     WorkerStatus,
 )
 from pipeline.shard_task import ShardTask
+from pipeline.storage import OutputDeniedError
 from pipeline.worker_tools import WorkerTools
 
 WORKER_ID = "local"
@@ -36,6 +37,8 @@ def one_line(error: BaseException) -> str:
 
 def is_fatal(error: BaseException) -> bool:
     """Whether every other shard would meet the same error."""
+    if isinstance(error, OutputDeniedError):
+        return True
     if isinstance(error, PermissionError):
         # A source that may not be read concerns that shard alone; the folder concerns all.
         return ".tmp-" in str(error.filename or "")

@@ -22,6 +22,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
 
 from pipeline.actor_plan import ActorShape, plan_actors, plan_helpers
+from pipeline.barren_actors import BarrenActors
 from pipeline.batching_encoder import EncoderError
 from pipeline.decode import DecodeTask
 from pipeline.encode_shard import ShardCancelledError
@@ -29,7 +30,6 @@ from pipeline.local_workers import ShardMoves, fatal_message, is_fatal, one_line
 from pipeline.ray_cluster import connect
 from pipeline.ray_helpers import RayHelpers
 from pipeline.shard_driver import (
-    PoolError,
     ShardDone,
     ShardFailed,
     WorkerEvent,
@@ -56,8 +56,6 @@ PROBE_EVERY_S = 1.0
 MAX_CUT_OFF_S = 90.0
 """Time in which Ray must find out whether an actor that does not answer is dead."""
 STOP_GRACE_S = 10.0
-MAX_BARREN_ACTORS = 3
-"""Actors in a row that may die before any has finished a shard or even started."""
 MAX_ERROR_CHARS = 500
 ACTOR_ERROR_PREAMBLE = ("The actor died", "class_name:", "actor_id:", "pid:", "namespace:", "ip:")
 
@@ -80,7 +78,7 @@ class EncodeActor:
         except ShardCancelledError:
             return None
         except EncoderError as error:
-            return WorkerLost(worker_id, Loss.CRASHED, one_line(error))
+            return WorkerLost(worker_id, Loss.MODEL_FAILED, one_line(error))
         except Exception as error:
             fatal = is_fatal(error)
             message = fatal_message(error, self._tools.shards.folder.url) if fatal else one_line(error)
@@ -126,6 +124,8 @@ class _Actor:
     """A status call is under way."""
     interrupted: set[str] = field(default_factory=set)
     """Shards whose calls were cut off; whether the actor lives is not known yet."""
+    has_finished: bool = False
+    """A shard."""
     cut_off_s: float | None = None
     next_probe_s: float = 0.0
 
@@ -146,7 +146,7 @@ class RayWorkers:
         """Ref -> worker, and the shard's name or ``status`` or ``join`` behind a colon."""
         self._helpers = RayHelpers(lambda cores: decode_pool_config(setup_for("cpu", 1), cores))
         self._num_born = 0
-        self._num_barren = 0
+        self._barren = BarrenActors()
         self._next_status_s = 0.0
         self._next_resize_s = 0.0
         self._next_complaint_s = time.monotonic() + COMPLAIN_EVERY_S
@@ -171,8 +171,15 @@ class RayWorkers:
         self._calls[ref] = (worker_id, task.name)
 
     def end_worker(self, worker_id: str) -> None:
+        shards = self._in_hand(worker_id)
+        actor = self._end(worker_id)
+        if not actor.has_finished:
+            self._barren.add(Loss.STALLED, True, shards, "they stall (--stall-timeout)")
+
+    def _end(self, worker_id: str) -> _Actor:
         actor = self._forget(worker_id)
         ray.kill(actor.handle)
+        return actor
 
     def close(self) -> None:
         """Ask the actors to drop what they have in hand, which removes its files; then end them."""
@@ -251,23 +258,40 @@ class RayWorkers:
         except ActorUnavailableError:
             return self._cut_off(worker_id, call)
         except RayActorError as error:
-            return self._lost(worker_id, error)
+            return self._lost(worker_id, call, error)
         except RayError as error:
-            return [] if call.startswith(":") else [ShardFailed(worker_id, call, one_line(error))]
+            if call.startswith(":"):
+                return self._own_call_failed(worker_id, call, error)
+            return [ShardFailed(worker_id, call, one_line(error))]
         if call == ":probe":
-            return self._reached_again(worker_id)
+            return self._reached_again(worker_id, answer)
         if call == ":join":
-            actor.node_id = answer
-            self._introduce_helpers(actor)
-            return [WorkerJoined(worker_id, self._config.shards_in_flight)]
+            return self._joined(worker_id, answer)
         if call == ":status":
             actor.is_asked = False
             return [answer]
         if isinstance(answer, WorkerLost):
-            self.end_worker(worker_id)
+            self._end(worker_id)
+            if not actor.has_finished:
+                self._barren.add(answer.loss, True, set(), answer.error)
         elif isinstance(answer, ShardDone):
-            self._num_barren = 0
+            actor.has_finished = True
+            self._barren.shard_finished()
         return [] if answer is None else [answer]
+
+    def _joined(self, worker_id: str, node_id: str) -> list[WorkerEvent]:
+        actor = self._actors[worker_id]
+        actor.node_id = node_id
+        self._introduce_helpers(actor)
+        return [WorkerJoined(worker_id, self._config.shards_in_flight)]
+
+    def _own_call_failed(self, worker_id: str, call: str, error: RayError) -> list[WorkerEvent]:
+        """A call about no shard failed, and not because the actor died: it is made again."""
+        logger.warning("worker=%s %s failed: %s", worker_id, call[1:], one_line(error)[:MAX_ERROR_CHARS])
+        if call == ":status":
+            self._actors[worker_id].is_asked = False
+            return []
+        return self._cut_off(worker_id, call)
 
     def _cut_off(self, worker_id: str, call: str) -> list[WorkerEvent]:
         """A call broke off: the actor or its node died, or only the connection. Ray knows a little later."""
@@ -280,8 +304,12 @@ class RayWorkers:
             actor.interrupted.add(call)
         if now - actor.cut_off_s < MAX_CUT_OFF_S:
             return []
-        self.end_worker(worker_id)
-        return [WorkerLost(worker_id, Loss.NODE_LOST, f"not reached for {MAX_CUT_OFF_S:g} s")]
+        self._end(worker_id)
+        line = f"not reached for {MAX_CUT_OFF_S:g} s"
+        if not actor.node_id:  # nobody knows this worker yet
+            logger.warning("worker=%s did not start: %s", worker_id, line)
+            return []
+        return [WorkerLost(worker_id, Loss.NODE_LOST, line)]
 
     def _probe(self) -> None:
         now = time.monotonic()
@@ -290,29 +318,33 @@ class RayWorkers:
                 actor.next_probe_s = math.inf
                 self._calls[actor.handle.node_id.remote()] = (worker_id, ":probe")
 
-    def _reached_again(self, worker_id: str) -> list[WorkerEvent]:
+    def _reached_again(self, worker_id: str, node_id: str) -> list[WorkerEvent]:
         """It was only the connection; an actor that still works on what we gave up must not go on."""
         actor = self._actors[worker_id]
         if not actor.interrupted:
             actor.cut_off_s = None
-            return []
-        self.end_worker(worker_id)
+            return [] if actor.node_id else self._joined(worker_id, node_id)
+        self._end(worker_id)
         return [WorkerLost(worker_id, Loss.NODE_LOST, "the connection to the actor was lost")]
 
-    def _lost(self, worker_id: str, error: RayActorError) -> list[WorkerEvent]:
+    def _lost(self, worker_id: str, call: str, error: RayActorError) -> list[WorkerEvent]:
         """An actor died: tell why, and see to it that this does not go on for ever."""
+        shards = self._in_hand(worker_id) | ({call} if not call.startswith(":") else set())
         actor = self._forget(worker_id)
         self._next_resize_s = 0.0
         loss = Loss.NODE_LOST if _is_node_loss(error, actor.node_id) else Loss.CRASHED
         line = _cause(error)
-        if loss is Loss.CRASHED:
-            self._num_barren += 1
-        if not actor.node_id and loss is Loss.CRASHED and self._num_barren >= MAX_BARREN_ACTORS:
-            raise PoolError(f"workers do not start: {line}")
+        if not actor.has_finished:
+            self._barren.add(loss, bool(actor.node_id), shards, line)
         if not actor.node_id:
             logger.warning("worker=%s did not start: %s", worker_id, line)
             return []
         return [WorkerLost(worker_id, loss, line)]
+
+    def _in_hand(self, worker_id: str) -> set[str]:
+        calls = {call for owner, call in self._calls.values() if owner == worker_id}
+        shards = {call for call in calls if not call.startswith(":")}
+        return shards | self._actors[worker_id].interrupted
 
     def _forget(self, worker_id: str) -> _Actor:
         for ref in [ref for ref, (owner, _) in self._calls.items() if owner == worker_id]:

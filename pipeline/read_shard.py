@@ -25,7 +25,7 @@ def read_shard(
     report = report if report is not None else ShardReadReport()
     try:
         with open_source(shard.url, stream) as opened:
-            yield from read_samples(opened, shard.name, url=shard.url, config=tar, report=report)
+            yield from read_samples(opened, shard.url, config=tar, report=report)
     except IsADirectoryError:
         report.reasons[Reason.TAR_CORRUPT] += 1
-        yield QuarantineRecord(shard.name, "", Unit.SHARD, Reason.TAR_CORRUPT, f"{shard.url} is a directory")
+        yield QuarantineRecord(shard.url, "", Unit.SHARD, Reason.TAR_CORRUPT, "it is a directory")

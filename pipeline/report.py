@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.report_page import render_page
-from pipeline.shard_task import LEDGER_SUFFIX, TOKEN_SHARD_SUFFIX
+from pipeline.shard_task import TOKEN_SHARD_SUFFIX, ledger_name
 from pipeline.source_pictures import find_pictures
 from pipeline.token_dataset import TokenDataset
 from schemas.atomic_write import write_atomically
@@ -151,7 +151,7 @@ def gather(dataset: TokenDataset, num_documents: int = 12, sources: Path | None 
         shards=shards,
         counts=counts,
         usage=usage,
-        examples=_examples(dataset, names, files),
+        examples=_examples(dataset, shards, files),
         gallery=list(_gallery(dataset, shards, num_documents, sources)),
     )
 
@@ -163,15 +163,17 @@ def _codes(dataset: TokenDataset, name: str) -> Iterator[NDArray[np.uint16]]:
             yield batch.column(0).flatten().to_numpy()
 
 
-def _examples(dataset: TokenDataset, names: list[str], files: dict[str, int]) -> Examples:
+def _examples(dataset: TokenDataset, shards: list[ShardLine], files: dict[str, int]) -> Examples:
     found: Examples = {}
-    for name in names:
-        if name + LEDGER_SUFFIX in files:
-            for record in parse_records(dataset.folder.read(name + LEDGER_SUFFIX)):
-                kind = TABLES.get(record.unit, "notes")
-                examples = found.setdefault((kind, record.reason.value), [])
-                if len(examples) < EXAMPLES_PER_REASON:
-                    examples.append(record)
+    for shard in shards:
+        quarantine = shard.footer.quarantine
+        if quarantine is None or (ledger := ledger_name(shard.name, quarantine.sha256)) not in files:
+            continue
+        for record in parse_records(dataset.folder.read(ledger)):
+            kind = TABLES.get(record.unit, "notes")
+            examples = found.setdefault((kind, record.reason.value), [])
+            if len(examples) < EXAMPLES_PER_REASON:
+                examples.append(record)
     return found
 
 

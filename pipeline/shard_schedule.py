@@ -6,8 +6,8 @@ the driver a million small steps, whatever the number of samples.
 Blame. A shard whose reading or writing raised an error is at fault by itself. When a worker dies, every shard
 in its hands is a suspect, and the guilty one cannot be told; suspects are therefore repeated one at a time,
 each alone on a worker. The innocent then succeed, and a shard that kills its worker again is at fault without
-doubt. A node that is lost (preempted, powered off) is nobody's fault, up to a generous bound that catches a
-shard that takes whole nodes down.
+doubt. A node that is lost (preempted, powered off) or a model that fails (a batch holds images of several
+shards) is nobody's fault, up to a generous bound that catches a shard that takes whole nodes down.
 """
 
 import heapq
@@ -27,6 +27,8 @@ class Loss(StrEnum):
     CRASHED = "crashed"
     STALLED = "stalled"
     NODE_LOST = "node_lost"
+    MODEL_FAILED = "model_failed"
+    """The model gave an error on a batch: out of GPU memory, a GPU that is broken."""
     RETIRED = "retired"
 
 
@@ -76,6 +78,8 @@ class ShardSchedule:
         self._num_retries = 0
         self._states: dict[str, _ShardState] = {}
         self._workers: dict[str, _Worker] = {}
+        self._parked: dict[str, None] = {}
+        """Workers with a suspect that waits for them."""
         self.num_tasks = len(self._waiting)
         self.num_done = 0
         self.num_running = 0
@@ -105,21 +109,35 @@ class ShardSchedule:
         worker = self._workers[worker_id]
         if worker.is_alone or len(worker.running) >= worker.capacity:
             return None
-        if worker.suspect is None and self._retries and self._retries[0][0] <= now_s:
+        if not worker.running and self._parked:
+            worker.suspect = worker.suspect or self._take_over()
+        if worker.suspect is None and self._is_retry_for(worker, now_s):
             state = self._states[heapq.heappop(self._retries)[2]]
             if not state.must_be_alone:
                 return self._give(worker, state.task)
             worker.suspect = state.task
         if worker.suspect is not None:
             if worker.running:
+                self._parked[worker_id] = None
                 return None
+            self._parked.pop(worker_id, None)
             task, worker.suspect, worker.is_alone = worker.suspect, None, True
             return self._give(worker, task)
         return self._give(worker, self._waiting.popleft()) if self._waiting else None
 
-    def next_retry_at(self) -> float | None:
-        """When the next retry becomes due."""
-        return self._retries[0][0] if self._retries else None
+    def _is_retry_for(self, worker: _Worker, now_s: float) -> bool:
+        """Whether a retry is due, and no other worker could have it alone at once."""
+        if not self._retries or self._retries[0][0] > now_s:
+            return False
+        if not worker.running or not self._states[self._retries[0][2]].must_be_alone:
+            return True
+        return all(other.running for other in self._workers.values())
+
+    def _take_over(self) -> ShardTask | None:
+        """A suspect that waits until a busy worker's hands are empty."""
+        other = self._workers[self._parked.popitem()[0]]
+        task, other.suspect = other.suspect, None
+        return task
 
     def succeeded(self, worker_id: str, name: str) -> None:
         self._take(worker_id, name)
@@ -131,10 +149,6 @@ class ShardSchedule:
         state = self._state(self._take(worker_id, name))
         state.attempts += 1
         self._retry_or_set_aside(state, error, now_s)
-
-    def given_back(self, worker_id: str, name: str, now_s: float) -> None:
-        """The worker could not go on for a reason that has nothing to do with the shard."""
-        self._push_retry(self._state(self._take(worker_id, name)), now_s, delay_s=0.0)
 
     def worker_lost(
         self, worker_id: str, loss: Loss, error: str, now_s: float, culprits: frozenset[str] = frozenset()
@@ -152,6 +166,7 @@ class ShardSchedule:
             Names of the shards it had.
         """
         worker = self._workers.pop(worker_id)
+        self._parked.pop(worker_id, None)
         self.num_running -= len(worker.running)
         if worker.suspect is not None:
             self._push_retry(self._state(worker.suspect), now_s, delay_s=0.0)
@@ -161,7 +176,7 @@ class ShardSchedule:
                 self._push_retry(state, now_s, delay_s=0.0)
                 continue
             state.must_be_alone = loss is not Loss.STALLED
-            if loss is Loss.NODE_LOST and state.node_losses < MAX_NODE_LOSSES:
+            if loss in (Loss.NODE_LOST, Loss.MODEL_FAILED) and state.node_losses < MAX_NODE_LOSSES:
                 state.node_losses += 1
                 state.must_be_alone = state.node_losses > MAX_NODE_LOSSES // 2
                 self._push_retry(state, now_s, delay_s=0.0)

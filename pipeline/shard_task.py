@@ -1,12 +1,24 @@
 """What travels between the driver and those who tokenize: one source shard to do, and what became of it."""
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from schemas.token_shard import ShardCounts
 
 TOKEN_SHARD_SUFFIX = ".parquet"
-LEDGER_SUFFIX = ".quarantine.jsonl"
+_LEDGER = re.compile(r"(.+)\.quarantine-[0-9a-f]{8}\.jsonl", re.DOTALL)
+
+
+def ledger_name(name: str, sha256: str) -> str:
+    """File name of the ledger of the shard ``name`` with this content: other content, other file."""
+    return f"{name}.quarantine-{sha256[:8]}.jsonl"
+
+
+def ledger_owner(file_name: str) -> str | None:
+    """Name of the shard that a ledger belongs to; None if this is no name of a ledger."""
+    match = _LEDGER.fullmatch(file_name)
+    return match[1] if match else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +26,7 @@ class ShardTask:
     """One source shard and the name of the token shard to make of it."""
 
     name: str
-    """Without suffix, ``/`` between parts: ``name.parquet`` and ``name.quarantine.jsonl`` are written."""
+    """Without suffix, ``/`` between parts: ``name.parquet`` and its ledger (`ledger_name`) are written."""
     source: str
     """Path or URL, as named on input."""
     source_bytes: int | None = None

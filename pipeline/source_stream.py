@@ -191,8 +191,10 @@ class _ReadAheadStream(io.RawIOBase):
         block, size = self._worker.next_block(self._config.stall_timeout_s)
         if self._size is None:
             self._size = size
-        elif size is not None and size != self._size:
-            raise ValueError(f"the source changed while it was read: {self._size} bytes became {size}")
+        end = self._offset + len(block)
+        if self._size is not None and (size not in (None, self._size) or end > self._size):
+            changed = f"{self._size} bytes became {max(end, size or 0)}"
+            raise ValueError(f"the source changed while it was read: {changed}")
         if not block and self._size is not None and self._offset < self._size:
             raise OSError(f"the source ended after {self._offset} of {self._size} bytes")
         return block
@@ -217,7 +219,8 @@ class _Worker:
         threading.Thread(target=self._run, name="source-reader", daemon=True).start()
 
     def next_block(self, timeout_s: float) -> tuple[bytes, int | None]:
-        """The next block and the size of the source where known; the block is empty at the end.
+        """The next block, empty at the end, and the size of the source where known: when it was opened and,
+        with the last block, when its end was reached.
 
         Raises:
             TimeoutError: if none came in time.
@@ -251,7 +254,17 @@ class _Worker:
             if self._is_abandoned:
                 return
             block = handle.read(self._block_bytes)
+            if not block:
+                self._size = _size_now(handle) or self._size
             self._queue.put(block)
+
+
+def _size_now(handle: BinaryIO) -> int | None:
+    """The size of a local file; None for what has no file descriptor."""
+    try:
+        return os.fstat(handle.fileno()).st_size
+    except (AttributeError, OSError):
+        return None
 
 
 def _with_url(error: Exception, url: str) -> Exception:

@@ -14,6 +14,7 @@ import tempfile
 import time
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -34,14 +35,25 @@ STALE_AFTER_S = 24 * 3600.0
 """Writers touch their temporary file at least every few minutes: one this old belongs to a dead writer."""
 
 
+CONFLICT_CODES = frozenset({"ConditionalRequestConflict", "OperationAborted", "409"})
+"""What S3 answers to a conditional put while another one to the same key is under way."""
+MAX_CONFLICTS = 6
+CONFLICT_PAUSE_S = 0.2
+_OBJECT_PREFIX = "seed-shards-upload-"
+
+
+class OutputDeniedError(PermissionError):
+    """The output may not be written; no other file can be either."""
+
+
 class StagedFile(ABC):
     """A file that is being written. As a context manager it vanishes unless it was committed."""
 
     path: Path
 
     @abstractmethod
-    def commit(self) -> None:
-        """Make it visible, whole, in one step."""
+    def commit(self, name: str | None = None) -> None:
+        """Make it visible, whole, in one step; as ``name`` where that was not known from the beginning."""
 
     def touch(self) -> None:
         """Show that its writer is alive."""
@@ -57,28 +69,34 @@ class StagedFile(ABC):
 
 
 class _LocalStagedFile(StagedFile):
-    def __init__(self, destination: Path) -> None:
+    def __init__(self, folder: Path, name: str) -> None:
+        destination = folder / name
         destination.parent.mkdir(parents=True, exist_ok=True)
-        self._destination = destination
+        self._folder = folder
+        self._name = name
         self.path = temporary_path(destination)
         self.path.touch()
 
-    def commit(self) -> None:
+    def commit(self, name: str | None = None) -> None:
+        destination = self._folder / (name or self._name)
         sync_file(self.path)
-        os.replace(self.path, self._destination)
-        sync_directory(self._destination.parent)
+        os.replace(self.path, destination)
+        sync_directory(destination.parent)
 
 
 class _ObjectStagedFile(StagedFile):
-    def __init__(self, filesystem: fsspec.AbstractFileSystem, key: str) -> None:
+    def __init__(self, filesystem: fsspec.AbstractFileSystem, root: str, name: str) -> None:
         self._filesystem = filesystem
-        self._key = key
-        descriptor, path = tempfile.mkstemp(prefix=f"seed-shards-{key.rsplit('/', 1)[-1]}-")
+        self._root = root
+        self._name = name
+        descriptor, path = tempfile.mkstemp(prefix=f"{_OBJECT_PREFIX}{name.rsplit('/', 1)[-1]}-")
         os.close(descriptor)
         self.path = Path(path)
 
-    def commit(self) -> None:
-        self._filesystem.put_file(str(self.path), self._key)
+    def commit(self, name: str | None = None) -> None:
+        key = f"{self._root}/{name or self._name}"
+        with _denied_names(key):
+            self._filesystem.put_file(str(self.path), key)
 
 
 class Folder(ABC):
@@ -116,6 +134,10 @@ class Folder(ABC):
     @abstractmethod
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
+
+    @abstractmethod
+    def modified_s(self, name: str) -> float:
+        """When a file was written, in seconds since 1970. Raises FileNotFoundError."""
 
     @abstractmethod
     def parquet_source(self, name: str) -> dict[str, Any]:
@@ -157,10 +179,13 @@ class LocalFolder(Folder):
         return create_exclusively(self.path / name, data)
 
     def stage(self, name: str) -> StagedFile:
-        return _LocalStagedFile(self.path / name)
+        return _LocalStagedFile(self.path, name)
 
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
+
+    def modified_s(self, name: str) -> float:
+        return (self.path / name).stat().st_mtime
 
     def parquet_source(self, name: str) -> dict[str, Any]:
         return {"source": self.path / name, "filesystem": None}
@@ -184,6 +209,7 @@ class ObjectFolder(Folder):
         self.url = url.rstrip("/")
         # A cached listing would hide what other writers commit meanwhile.
         self._filesystem, self._root = url_to_fs(self.url, use_listings_cache=False)
+        self._is_tidy = False
 
     def names(self, subfolder: str = "") -> dict[str, int]:
         root = self._key(subfolder)
@@ -201,21 +227,37 @@ class ObjectFolder(Folder):
         return bytes(self._filesystem.cat_file(self._key(name)))
 
     def write(self, name: str, data: bytes) -> None:
-        self._filesystem.pipe_file(self._key(name), data)
+        with _denied_names(self._key(name)):
+            self._filesystem.pipe_file(self._key(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
-        try:
-            self._filesystem.pipe_file(self._key(name), data, mode="create")
-        except FileExistsError:
-            return False
-        return True
+        for _ in range(MAX_CONFLICTS):
+            try:
+                with _denied_names(self._key(name)):
+                    self._filesystem.pipe_file(self._key(name), data, mode="create")
+                return True
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if not _is_conflict(error):
+                    raise
+            if self.exists(name):
+                return False
+            time.sleep(CONFLICT_PAUSE_S)
+        raise OSError(f"{self._key(name)}: others create it all the time, and it is never there; try again")
 
     def stage(self, name: str) -> StagedFile:
-        return _ObjectStagedFile(self._filesystem, self._key(name))
+        if not self._is_tidy:
+            self._is_tidy = True
+            _remove_old_uploads()
+        return _ObjectStagedFile(self._filesystem, self._root, name)
 
     def remove(self, name: str) -> None:
         if self.exists(name):
             self._filesystem.rm_file(self._key(name))
+
+    def modified_s(self, name: str) -> float:
+        return float(self._filesystem.modified(self._key(name)).timestamp())
 
     def parquet_source(self, name: str) -> dict[str, Any]:
         filesystem = pa_fs.PyFileSystem(pa_fs.FSSpecHandler(self._filesystem))
@@ -223,6 +265,29 @@ class ObjectFolder(Folder):
 
     def _key(self, name: str) -> str:
         return f"{self._root}/{name}".rstrip("/")
+
+
+@contextlib.contextmanager
+def _denied_names(key: str) -> Iterator[None]:
+    """A store's refusal says neither what was refused nor that it was an output."""
+    try:
+        yield
+    except PermissionError as error:
+        raise OutputDeniedError(f"{key}: may not be written: {error}") from error
+
+
+def _is_conflict(error: OSError) -> bool:
+    response = getattr(error.__cause__, "response", None) or {}
+    return response.get("Error", {}).get("Code") in CONFLICT_CODES
+
+
+def _remove_old_uploads() -> None:
+    """Remove files that killed writers to object stores left in the temporary folder of this machine."""
+    limit = time.time() - STALE_AFTER_S
+    for path in Path(tempfile.gettempdir()).glob(f"{_OBJECT_PREFIX}*"):
+        with contextlib.suppress(OSError):  # of another user, or removed just now
+            if path.stat().st_mtime < limit:
+                path.unlink()
 
 
 def temporary_path(destination: Path) -> Path:

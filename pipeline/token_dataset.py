@@ -2,7 +2,8 @@
 
     _dataset.json             what all shards here have in common, made once by the first run
     NAME.parquet              a token shard; it exists only when it is complete
-    NAME.quarantine.jsonl     its ledger, where something was refused
+    NAME.quarantine-HASH.jsonl
+                              its ledger, where something was refused
     _failed/NAME.json         a source shard that was set aside
     _logs/RUN.config.json     resolved configuration of a run
     _logs/RUN.jsonl           one line a shard
@@ -12,12 +13,13 @@
 to resume.
 """
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from pipeline.shard_task import LEDGER_SUFFIX, TOKEN_SHARD_SUFFIX, ShardFailure, ShardTask
+from pipeline.shard_task import TOKEN_SHARD_SUFFIX, ShardFailure, ShardTask, ledger_name, ledger_owner
 from pipeline.storage import Folder
 from schemas.fingerprint import Fingerprint
 from schemas.token_shard import FORMAT_VERSION, TokenShardError, TokenShardFooter, read_footer
@@ -27,6 +29,7 @@ FAILED_FOLDER = "_failed"
 LOGS_FOLDER = "_logs"
 REPORT_NAME = "_report.json"
 NUM_SOURCES_PROBED = 16
+RESERVED_FOLDERS = (FAILED_FOLDER, LOGS_FOLDER)
 
 
 class OutputMismatchError(ValueError):
@@ -131,7 +134,7 @@ class TokenDataset:
         return {
             name: size
             for name, size in self.folder.names().items()
-            if name.endswith((TOKEN_SHARD_SUFFIX, LEDGER_SUFFIX)) and not is_bookkeeping(name)
+            if (name.endswith(TOKEN_SHARD_SUFFIX) or ledger_owner(name)) and not is_bookkeeping(name)
         }
 
     def done(self) -> set[str]:
@@ -142,6 +145,21 @@ class TokenDataset:
     def footer(self, name: str) -> TokenShardFooter:
         """Footer of a token shard. Raises TokenShardError."""
         return read_footer(**self.folder.parquet_source(name + TOKEN_SHARD_SUFFIX))
+
+    def left_over_ledgers(self) -> Iterator[str]:
+        """Names of ledgers that no token shard names: of attempts that were killed, or replaced since."""
+        files = self.files()
+        for file_name in sorted(files):
+            name = ledger_owner(file_name)
+            if name is None:
+                continue
+            if name + TOKEN_SHARD_SUFFIX not in files:
+                yield file_name
+                continue
+            with contextlib.suppress(TokenShardError):  # damaged: whether it names the ledger is not known
+                quarantine = self.footer(name).quarantine
+                if quarantine is None or ledger_name(name, quarantine.sha256) != file_name:
+                    yield file_name
 
     def failures(self) -> dict[str, ShardFailure]:
         """Source shards that were set aside, by name."""
@@ -187,7 +205,8 @@ class TokenDataset:
 
 def is_bookkeeping(name: str) -> bool:
     """Whether a file name in the folder is neither token shard nor ledger by its place."""
-    return name.startswith((f"{FAILED_FOLDER}/", f"{LOGS_FOLDER}/", "_"))
+    folder, separator, _ = name.partition("/")
+    return bool(separator and folder in RESERVED_FOLDERS) or name in (MANIFEST_NAME, REPORT_NAME)
 
 
 def check_same(folder: Folder, wanted: DatasetManifest, existing: DatasetManifest) -> None:

@@ -48,7 +48,7 @@ class TokenizeConfig:
     shards_in_flight: int = 2
     """Source shards that a worker has in hand at a time."""
     decode_timeout: float = 30.0
-    """Seconds that decoding of one image may take."""
+    """Seconds that decoding of one image or clip may take; refused when it exceeds them twice."""
 
     max_attempts: int = 3
     """Attempts after which a source shard is set aside."""

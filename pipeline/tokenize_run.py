@@ -13,11 +13,11 @@ from typing import Any
 
 from pipeline.encode_shard import ReadDocuments, ShardSettings
 from pipeline.inputs import expand_inputs
-from pipeline.local_workers import LocalWorkers
+from pipeline.local_workers import LocalWorkers, fatal_message, is_fatal
 from pipeline.progress import ProgressDisplay, RunProgress
 from pipeline.ray_token import settle_authentication
 from pipeline.run_log import RunLog
-from pipeline.shard_driver import RunListener, ShardDriver, WorkerPool
+from pipeline.shard_driver import FatalShardError, RunListener, ShardDriver, WorkerPool
 from pipeline.shard_schedule import ShardSchedule
 from pipeline.shard_task import ShardFailure, ShardTask
 from pipeline.storage import open_folder
@@ -179,6 +179,17 @@ def run_tokenization(
         PoolError, FatalShardError: the run cannot go on; what is committed stays.
         OSError: the output cannot be written.
     """
+    try:
+        return _run(config, job, plan, should_stop)
+    except OSError as error:
+        if not is_fatal(error):
+            raise
+        raise FatalShardError(fatal_message(error, config.output)) from error
+
+
+def _run(
+    config: TokenizeConfig, job: TokenizeJob, plan: RunPlan, should_stop: Callable[[], bool]
+) -> RunOutcome:
     dataset = TokenDataset.claim(open_folder(config.output), plan.manifest)
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     folder = dataset.folder

@@ -5,12 +5,14 @@ why there is none. It is built once, from the tables and tar headers of the shar
 then read by any number of processes; memory does not grow with the number of pictures.
 """
 
+import contextlib
 import os
 import sqlite3
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import quote
 
 import pyarrow.parquet as pq
 
@@ -20,10 +22,15 @@ INDEX_NAME = "url_images.sqlite"
 _TEXT_SUFFIXES = ("json", "txt")
 _Row = tuple[str, str | None, int, int, str]
 """URL, file or None, offset, size, suffix of the picture or error message."""
+_Source = tuple[str, int, int]
+"""Name, size in bytes, time of the last change in ns."""
 
 
 def build_index(folder: Path) -> Path:
-    """Make the index of a folder, or make it anew where a shard is younger than it.
+    """Make the index of a folder, or make it anew where its shards are not those that it was made of.
+
+    The index says name, size and time of each file that it was made of, so that a shard that came with its
+    old time (``cp -p``, rsync), was replaced or was removed is noticed.
 
     The folder holds ``NNNNN.parquet`` (columns url, key, status, error_message), and beside each either
     ``NNNNN.tar`` or, as img2dataset's format ``files`` has it, a folder ``NNNNN/``. Of rows with the same URL
@@ -38,8 +45,8 @@ def build_index(folder: Path) -> Path:
             f"{folder}: no NNNNN.parquet with the columns url, key and status: not made by ingestion"
         )
     index = folder / INDEX_NAME
-    newest = max(path.stat().st_mtime_ns for path in (*tables, *folder.glob("*.tar")))
-    if index.exists() and index.stat().st_mtime_ns >= newest:
+    sources = _sources(folder, tables)
+    if index.exists() and _indexed_sources(index) == sources:
         return index
     with atomic_path(index) as temporary:
         connection = sqlite3.connect(temporary)
@@ -49,6 +56,8 @@ def build_index(folder: Path) -> Path:
             "CREATE TABLE images (url TEXT PRIMARY KEY, file TEXT, offset INT, size INT, note TEXT)"
             " WITHOUT ROWID"
         )
+        connection.execute("CREATE TABLE sources (name TEXT, size INT, mtime_ns INT)")
+        connection.executemany("INSERT INTO sources VALUES (?, ?, ?)", sources)
         for table in tables:
             connection.executemany(
                 "INSERT INTO images VALUES (?, ?, ?, ?, ?) ON CONFLICT (url) DO UPDATE SET"
@@ -59,6 +68,28 @@ def build_index(folder: Path) -> Path:
         connection.commit()
         connection.close()
     return index
+
+
+def _sources(folder: Path, tables: list[Path]) -> list[_Source]:
+    """The files that the index is made of; of a folder ``NNNNN/`` its time tells what came or went."""
+    places = [path for table in tables for path in (table.with_suffix(".tar"), table.with_suffix(""))]
+    found = []
+    for path in sorted([*tables, *places]):
+        with contextlib.suppress(FileNotFoundError):
+            stat = path.stat()
+            found.append((path.name, 0 if path.is_dir() else stat.st_size, stat.st_mtime_ns))
+    return found
+
+
+def _indexed_sources(index: Path) -> list[_Source]:
+    """What an index was made of; nothing, if it is of an earlier version."""
+    connection = sqlite3.connect(f"file:{quote(str(index.absolute()))}?mode=ro&immutable=1", uri=True)
+    try:
+        return connection.execute("SELECT name, size, mtime_ns FROM sources ORDER BY rowid").fetchall()
+    except sqlite3.DatabaseError:
+        return []
+    finally:
+        connection.close()
 
 
 def _rows_of(table: Path) -> Iterator[_Row]:
@@ -105,7 +136,7 @@ class UrlImages:
         """Open the index, which must be there (`build_index`)."""
         self._folder = folder
         self._files: dict[str, BinaryIO] = {}
-        address = f"file:{(folder / INDEX_NAME).absolute()}?mode=ro&immutable=1"
+        address = f"file:{quote(str((folder / INDEX_NAME).absolute()))}?mode=ro&immutable=1"
         self._connection = sqlite3.connect(address, uri=True)
 
     def __enter__(self) -> "UrlImages":
@@ -137,7 +168,10 @@ class UrlImages:
 
     def _place(self, url: str) -> tuple[str | None, int, int, str]:
         query = "SELECT file, offset, size, note FROM images WHERE url = ?"
-        row = self._connection.execute(query, (url,)).fetchone()
+        try:
+            row = self._connection.execute(query, (url,)).fetchone()
+        except UnicodeEncodeError:  # a lone surrogate: what was read was no UTF-8
+            return None, 0, 0, "is no URL: not UTF-8"
         return row or (None, 0, 0, "was never asked for")
 
     def _open(self, name: str) -> BinaryIO:

@@ -6,12 +6,12 @@ that names it, the conservation rule for each shard and for all together, and wh
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline.shard_task import LEDGER_SUFFIX, TOKEN_SHARD_SUFFIX
+from pipeline.shard_task import TOKEN_SHARD_SUFFIX, ledger_name
 from pipeline.token_dataset import TokenDataset
 from schemas.quarantine import Unit, parse_records
 from schemas.token_shard import (
@@ -82,7 +82,6 @@ def find_faults(dataset: TokenDataset) -> Iterator[str]:
     files = dataset.files()
     names = sorted(dataset.done())
     sources: defaultdict[str, list[str]] = defaultdict(list)
-    ledgers = {name.removesuffix(LEDGER_SUFFIX) for name in files if name.endswith(LEDGER_SUFFIX)}
     total = ShardCounts()
     for name in names:
         try:
@@ -93,12 +92,10 @@ def find_faults(dataset: TokenDataset) -> Iterator[str]:
         total += footer.counts
         sources[footer.source].append(name)
         yield from _manifest_faults(dataset, name, footer)
-        yield from _ledger_faults(dataset, name, footer, name in ledgers)
+        yield from _ledger_faults(dataset, name, footer, files)
     for source, shards in sources.items():
         if len(shards) > 1:
             yield f"{source}: tokenized twice, as {' and '.join(shards)}; remove one"
-    for name in sorted(ledgers - set(names)):
-        yield f"{name}{LEDGER_SUFFIX}: a ledger without token shard, left by a killed run; run the job again"
     if imbalance := total.imbalance():
         yield f"all shards together: {imbalance}"
 
@@ -112,29 +109,31 @@ def _manifest_faults(dataset: TokenDataset, name: str, footer: TokenShardFooter)
 
 
 def _ledger_faults(
-    dataset: TokenDataset, name: str, footer: TokenShardFooter, has_ledger: bool
+    dataset: TokenDataset, name: str, footer: TokenShardFooter, files: Mapping[str, int]
 ) -> Iterator[str]:
     """The ledger must be the one that the footer names, and hold what the counts say."""
-    ledger_name = name + LEDGER_SUFFIX
     if footer.quarantine is None:
-        if has_ledger:
-            yield f"{ledger_name}: its token shard names no ledger: left by a killed run"
         if footer.counts.num_quarantined:
             number = footer.counts.num_quarantined
             yield f"{name}{TOKEN_SHARD_SUFFIX}: {number} samples quarantined, but no ledger"
         return
-    if not has_ledger:
-        yield f"{ledger_name}: missing; its token shard names {footer.quarantine.num_records} records"
+    ledger = ledger_name(name, footer.quarantine.sha256)
+    if ledger not in files:
+        yield f"{ledger}: missing; its token shard names {footer.quarantine.num_records} records"
         return
-    data = dataset.folder.read(ledger_name)
+    data = dataset.folder.read(ledger)
     if hashlib.sha256(data).hexdigest() != footer.quarantine.sha256:
-        yield f"{ledger_name}: its content is not what its token shard was committed with"
+        yield f"{ledger}: its content is not what its token shard was committed with"
         return
     try:
         records = list(parse_records(data))
     except ValueError as error:
-        yield f"{ledger_name}: {error}"
+        yield f"{ledger}: {error}"
         return
+    if len(records) != footer.quarantine.num_records:
+        yield f"{ledger}: holds {len(records)} records, counted {footer.quarantine.num_records}"
+    if others := sorted({record.source for record in records} - {footer.source}):
+        yield f"{ledger}: names {others[0]} as source, its token shard {footer.source}"
     by_reason = Counter(str(record.reason) for record in records if record.unit is Unit.SAMPLE)
     if dict(by_reason) != dict(footer.counts.samples_quarantined):
-        yield f"{ledger_name}: holds samples {dict(by_reason)}, counted {footer.counts.samples_quarantined}"
+        yield f"{ledger}: holds samples {dict(by_reason)}, counted {footer.counts.samples_quarantined}"

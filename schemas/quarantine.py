@@ -87,7 +87,7 @@ class QuarantineRecord:
     """One line of the ledger."""
 
     source: str
-    """Source shard, as its token shard names it."""
+    """Source shard as it was named on input: the ``source`` of the token shard's footer."""
     key: str
     """Key of the sample; the member name for ``member``, empty for ``shard``."""
     unit: Unit

@@ -8,9 +8,8 @@ The footer makes a file self-contained: what it was made from, by which tokenize
 every sample. A token shard that exists is complete.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,10 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.document import Document, ImageSegment, Role, Segment, TextSegment
-from schemas.fingerprint import Fingerprint
+from schemas.token_shard_footer import FORMAT_VERSION, QuarantineFile, ShardCounts, TokenShardFooter
 from schemas.vocabulary import CODES_PER_IMAGE
 
-FORMAT_VERSION = 1
+__all__ = [
+    "BYTES_PER_GROUP", "FOOTER_KEY", "FORMAT_VERSION", "KIND_IMAGE", "KIND_TEXT", "ROLES", "ROWS_PER_GROUP",
+    "SCHEMA", "QuarantineFile", "ShardCounts", "TokenShardError", "TokenShardFooter", "TokenShardWriter",
+    "check_token_shard", "errors_named", "read_documents", "read_footer",
+]  # fmt: skip
+
 FOOTER_KEY = b"seed_shards.token_shard"
 KIND_TEXT, KIND_IMAGE = 0, 1
 ROLES = (Role.SYSTEM, Role.USER, Role.ASSISTANT)
@@ -49,111 +53,6 @@ class TokenShardError(ValueError):
     """A file is no token shard, or breaks the contract; the message names the file and what is wrong."""
 
 
-@dataclass(frozen=True)
-class ShardCounts:
-    """What became of everything that came in: in = written + quarantined, for samples and for images."""
-
-    samples_read: int = 0
-    documents_written: int = 0
-    samples_quarantined: Mapping[str, int] = field(default_factory=dict)
-    """Samples by reason."""
-    images_read: int = 0
-    """Images and video frames of all samples that reached decoding."""
-    images_written: int = 0
-    images_dropped: Mapping[str, int] = field(default_factory=dict)
-    """Images by reason; ``document_dropped`` for sound images whose document was dropped."""
-    notes: Mapping[str, int] = field(default_factory=dict)
-    """Refused members and damage of the shard itself, by reason; not part of the balance."""
-
-    @property
-    def num_quarantined(self) -> int:
-        return sum(self.samples_quarantined.values())
-
-    def imbalance(self) -> str | None:
-        """What does not add up, or None."""
-        if self.samples_read != self.documents_written + self.num_quarantined:
-            return (
-                f"{self.samples_read} samples read, but {self.documents_written} written"
-                f" + {self.num_quarantined} quarantined"
-            )
-        dropped = sum(self.images_dropped.values())
-        if self.images_read != self.images_written + dropped:
-            return f"{self.images_read} images read, but {self.images_written} written + {dropped} dropped"
-        return None
-
-    def __add__(self, other: "ShardCounts") -> "ShardCounts":
-        merged: dict[str, Any] = {}
-        for name, value in asdict(self).items():
-            theirs = getattr(other, name)
-            merged[name] = value + theirs if isinstance(value, int) else _add_counts(value, theirs)
-        return ShardCounts(**merged)
-
-
-def _add_counts(ours: Mapping[str, int], theirs: Mapping[str, int]) -> dict[str, int]:
-    return {name: ours.get(name, 0) + theirs.get(name, 0) for name in sorted(ours.keys() | theirs.keys())}
-
-
-@dataclass(frozen=True)
-class QuarantineFile:
-    """The ledger that was committed with a token shard."""
-
-    num_records: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class TokenShardFooter:
-    """The key-value metadata of a token shard, a JSON object under ``seed_shards.token_shard``."""
-
-    kind: str
-    """pairs, videos, interleaved, chats."""
-    source: str
-    """Source shard as it was named on input."""
-    source_bytes: int | None
-    """Its size, where the storage told it."""
-    source_complete: bool
-    """False if the source shard was damaged: only what was sound before the damage is here."""
-    fingerprint: Fingerprint
-    counts: ShardCounts
-    quarantine: QuarantineFile | None = None
-    format_version: int = FORMAT_VERSION
-
-    def to_json(self) -> str:
-        fields = asdict(self) | {
-            "fingerprint": self.fingerprint.hex,
-            "fingerprint_components": dict(self.fingerprint.components),
-        }
-        return json.dumps(fields, sort_keys=True, ensure_ascii=True)
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Self:
-        """Parse and check a footer.
-
-        Raises:
-            ValueError: on another format version, a fingerprint that does not match its components, or
-                missing fields.
-        """
-        fields = json.loads(text)
-        if fields.get("format_version") != FORMAT_VERSION:
-            raise ValueError(
-                f"format version {fields.get('format_version')}, this program reads version {FORMAT_VERSION}"
-            )
-        try:
-            fingerprint = Fingerprint(fields.pop("fingerprint_components"))
-            stored_hex = fields.pop("fingerprint")
-            ledger = fields.pop("quarantine")
-            footer = cls(
-                **fields | {"counts": ShardCounts(**fields["counts"])},
-                fingerprint=fingerprint,
-                quarantine=QuarantineFile(**ledger) if ledger else None,
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"footer lacks or misspells a field: {error}") from error
-        if fingerprint.hex != stored_hex:
-            raise ValueError(f"fingerprint {stored_hex} does not match its components ({fingerprint.hex})")
-        return footer
-
-
 class TokenShardWriter:
     """Streams documents into a token shard; memory holds one row group at most.
 
@@ -174,8 +73,8 @@ class TokenShardWriter:
             column.append(row[name])
         self.num_documents += 1
         self.num_images += len(row["codes"]) // CODES_PER_IMAGE
-        self._buffered_bytes += 2 * len(row["codes"]) + len(document.metadata or "")
-        self._buffered_bytes += sum(map(len, row["texts"]))
+        strings = (document.key, document.metadata or "", *row["texts"])
+        self._buffered_bytes += 2 * len(row["codes"]) + sum(map(_num_utf8_bytes, strings))
         if len(self._columns["key"]) >= ROWS_PER_GROUP or self._buffered_bytes >= BYTES_PER_GROUP:
             self._flush()
 
@@ -218,6 +117,10 @@ class TokenShardWriter:
             self._buffered_bytes = 0
 
 
+def _num_utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
 _PARQUET_OPTIONS: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 3,
@@ -227,6 +130,7 @@ _PARQUET_OPTIONS: dict[str, Any] = {
     # One page per row group: zstd then sees all high bytes together (52.1, not 53.2 bytes an image).
     "data_page_size": 8 << 20,
     "data_page_version": "1.0",
+    "write_page_checksum": True,
     "store_schema": True,
 }
 
@@ -276,14 +180,21 @@ def read_footer(source: str | Path | pa.NativeFile, *, filesystem: Any = None) -
         TokenShardError: naming the file, if it is no token shard of this version.
         FileNotFoundError: if there is none.
     """
-    try:
+    with errors_named(source):
         metadata = pq.read_metadata(source, filesystem=filesystem).metadata or {}
         if FOOTER_KEY not in metadata:
             raise ValueError(f"no {FOOTER_KEY.decode()} entry: not a token shard")
         return TokenShardFooter.from_json(metadata[FOOTER_KEY])
-    except FileNotFoundError:
+
+
+@contextmanager
+def errors_named(source: str | Path | pa.NativeFile) -> Iterator[None]:
+    """Turn what a damaged or foreign file makes Arrow raise into TokenShardError with the file's name."""
+    try:
+        yield
+    except (FileNotFoundError, TokenShardError):
         raise
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, pa.ArrowException) as error:
         raise TokenShardError(f"{source}: {error}") from error
 
 
@@ -296,14 +207,25 @@ def read_documents(
 ) -> Iterator[Document]:
     """Documents of a token shard, or of some of its row groups, in order, ``batch_rows`` at a time in memory.
 
+    Page checksums are verified: bit damage is an error, not another caption.
+
     Raises:
-        TokenShardError: if a row breaks the contract.
+        TokenShardError: naming the file, if a row breaks the contract or the file is damaged.
+        FileNotFoundError: if there is none.
     """
-    with pq.ParquetFile(source, filesystem=filesystem) as file:
+    with (
+        errors_named(source),
+        pq.ParquetFile(source, filesystem=filesystem, page_checksum_verification=True) as file,
+    ):
         if not file.schema_arrow.equals(SCHEMA):
             raise TokenShardError(f"{source}: columns differ from format version {FORMAT_VERSION}")
-        for batch in file.iter_batches(batch_rows, row_groups=row_groups):
+        groups = range(file.num_row_groups) if row_groups is None else row_groups
+        num_missing = sum(file.metadata.row_group(group).num_rows for group in groups)
+        for batch in file.iter_batches(batch_rows, row_groups=list(groups)):
+            num_missing -= batch.num_rows
             yield from _from_batch(batch, str(source))
+        if num_missing:  # a damaged page header can end a column early without an error
+            raise TokenShardError(f"{source}: {num_missing} rows fewer than its footer says")
 
 
 def _from_batch(batch: pa.RecordBatch, name: str) -> Iterator[Document]:
@@ -323,13 +245,17 @@ def _from_batch(batch: pa.RecordBatch, name: str) -> Iterator[Document]:
 
 def _to_segments(row: Mapping[str, Any], codes: np.ndarray) -> tuple[Segment, ...]:
     kinds, texts, roles, times = row["kinds"], row["texts"], row["roles"], row["times_s"]
+    if roles == [] or times == []:
+        raise ValueError("roles and times_s are null where there is none, never empty")
     num_images = kinds.count(KIND_IMAGE)
     if kinds.count(KIND_TEXT) + num_images != len(kinds):
         raise ValueError(f"unknown segment kind in {kinds}")
-    lengths = (len(texts), len(codes), len(roles or kinds), len(times or ()) or num_images)
+    lengths = (len(texts), len(codes), len(roles or kinds), len(times) if times else num_images)
     expected = (len(kinds) - num_images, num_images * CODES_PER_IMAGE, len(kinds), num_images)
     if lengths != expected:
         raise ValueError(f"texts, codes, roles and times have lengths {lengths}, kinds asks for {expected}")
+    if roles and max(roles) >= len(ROLES):
+        raise ValueError(f"unknown role in {roles}")
     text_iterator, image_index, segments = iter(texts), 0, list[Segment]()
     for position, kind in enumerate(kinds):
         role = ROLES[roles[position]] if roles else None

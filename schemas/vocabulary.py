@@ -64,12 +64,18 @@ class VocabularyLayout:
         return np.uint16 if self.size <= 1 << 16 else np.uint32
 
     def image_span(self, codes: NDArray[np.uint16]) -> NDArray[np.uint32]:
-        """Ids of one image: (34,) uint32 from (32,) codes; the caller narrows to ``id_dtype``."""
+        """Ids of one image: (34,) uint32 from (32,) codes; the caller narrows to ``id_dtype``.
+
+        Raises:
+            ValueError: if there are not 32 codes, or one is not in the codebook: it would become a marker.
+        """
         if codes.shape != (CODES_PER_IMAGE,):
             raise ValueError(f"an image has {CODES_PER_IMAGE} codes, got shape {codes.shape}")
         span = np.empty(IMAGE_SPAN_LENGTH, np.uint32)
         span[0] = self.img_start_id
-        span[1:-1] = codes
+        span[1:-1] = codes  # negative ones become large
+        if span[1:-1].max() >= CODEBOOK_SIZE:
+            raise ValueError(f"codes are 0..{CODEBOOK_SIZE - 1}, got {codes.min()}..{codes.max()}")
         span[1:-1] += np.uint32(self.image_code_offset)
         span[-1] = self.img_end_id
         return span

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from tokenizer.checkpoint import load_model, load_tokenizer, save_model
 from tokenizer.config import SeedTokenizerConfig
 from tokenizer.detokenizer import add_decode_command
 from tokenizer.hub import PRESETS
+from tokenizer.official_names import official_layout
 from tokenizer.preprocess import ImageError, PreprocessConfig, load_image
-from tokenizer.seed import ENCODER_VERSION, PRECISIONS, SeedTokenizer
+from tokenizer.seed import ENCODER_VERSION, PRECISIONS, SeedModel, SeedTokenizer
 from tokenizer.untrained import SAMPLE_CONFIG, untrained_model
 
 
@@ -62,8 +64,7 @@ def _encode(options: argparse.Namespace) -> int:
 
 def _info(options: argparse.Namespace) -> int:
     model, digest = load_model(options.tokenizer)
-    num_parameters = sum(p.numel() for p in model.parameters())
-    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    parts = official_sizes(model)
     preprocessing = PreprocessConfig().fingerprint_components()
     fingerprint = SeedTokenizer(model, weights_sha256=digest).fingerprint(preprocessing)
     facts = {
@@ -71,12 +72,22 @@ def _info(options: argparse.Namespace) -> int:
         "fingerprint": fingerprint.hex,
         "fingerprint_is_of": {"precision": "fp32", "encoder_version": ENCODER_VERSION, **preprocessing},
         "weights_sha256": digest,
-        "num_parameters": num_parameters,
+        "num_parameters": parts.total(),
         "num_parameters_of": parts,
         "config": model.config.to_dict(),
     }
     print(json.dumps(facts, indent=2))
     return 0
+
+
+def official_sizes(model: SeedModel) -> Counter[str]:
+    """Numbers in the official tensors of each part; the zero key biases that ours are fused with are none."""
+    parameters = dict(model.named_parameters())
+    sizes: Counter[str] = Counter()
+    for name, official in official_layout(model.config).items():
+        num_stored = sum(part is not None for part in official)
+        sizes[name.partition(".")[0]] += parameters[name].numel() * num_stored // len(official)
+    return sizes
 
 
 def _convert(options: argparse.Namespace) -> int:

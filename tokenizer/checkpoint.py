@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +19,6 @@ from tokenizer.seed import SeedModel, SeedTokenizer
 from tokenizer.weights_file import read_tensors, weights_sha256, write_tensors
 
 logger = logging.getLogger(__name__)
-
-NAMES_SHOWN = 40
-"""Tensor names of one kind that an error lists before it counts the rest."""
 
 
 def load_tokenizer(
@@ -115,13 +113,16 @@ def model_from_tensors(official: Mapping[str, Tensor], config: SeedTokenizerConf
     """The network from official tensors, converted to fp32.
 
     Raises:
-        ValueError: tensors are missing, left over, of another shape, or not of a float dtype; all are listed.
+        ValueError: tensors are missing, left over, of another shape, not of a float dtype, or hold NaN or
+            infinity; all are listed.
     """
     layout = official_layout(config)
     with torch.device("meta"):
         model = SeedModel(config)
     _check_tensors(official, expected_shapes(model, layout), set(position_ids(config)), source)
-    ours = fuse({name: official[name].float() for parts in layout.values() for name in parts if name}, layout)
+    floats = {name: official[name].float() for parts in layout.values() for name in parts if name}
+    _check_values(floats, source)
+    ours = fuse(floats, layout)
     model.load_state_dict(ours, assign=True)
     return model
 
@@ -161,11 +162,25 @@ def _check_tensors(
     )
 
 
+def _check_values(floats: Mapping[str, Tensor], source: str) -> None:
+    """One NaN would make a code, the same one, of every picture. Extremes are found in one pass, uncopied."""
+    unsound = [
+        name
+        for name, tensor in floats.items()
+        if not all(math.isfinite(extreme.item()) for extreme in tensor.aminmax())
+    ]
+    if unsound:
+        raise ValueError(
+            f"{source}: of {len(floats)} tensors, {len(unsound)} hold NaN or infinity.\n"
+            + _listed("not finite", unsound)
+            + "  The file is damaged or its training diverged: take a sound checkpoint."
+        )
+
+
 def _listed(title: str, names: list[str]) -> str:
     if not names:
         return ""
-    more = f"\n    ... and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return f"  {title}:\n    " + "\n    ".join(sorted(names)[:NAMES_SHOWN]) + more + "\n"
+    return f"  {title}:\n    " + "\n    ".join(sorted(names)) + "\n"
 
 
 def _remedy(missing: list[str], unexpected: list[str], wrong: list[str]) -> str:

@@ -1,7 +1,8 @@
 """The two colour rules: any decoded picture -> (h, w, 3) uint8.
 
 `reference` is what the release does, `image.convert("RGB")` with the Pillow of its time: alpha and profiles
-are dropped, 16-bit grey is clipped at 255, nothing is rotated. Codes of the release belong to these pixels.
+are dropped, 16-bit grey is clipped at 255, and nothing is rotated but TIFFs, which Pillow has turned upright
+while loading since version 6 (tested: 9.5, 10.4, 12.3). Codes of the release belong to these pixels.
 
 `clean` is what a viewer shows: alpha on white, 16-bit scaled, ICC profile to sRGB, EXIF orientation applied.
 
@@ -129,9 +130,14 @@ def mode_has_colors_of(image: Image.Image, profile_mode: str) -> bool:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation 1..8; missing, invalid or unreadable EXIF counts as 1."""
+    """EXIF orientation 1..8 still to be applied; missing, invalid or unreadable EXIF counts as 1.
+
+    A TIFF that is loaded has none: Pillow applied and removed it.
+    """
     try:
         value = image.getexif().get(EXIF_ORIENTATION, 1)
+    except MemoryError:
+        raise
     except Exception as error:  # EXIF is parsed from hostile bytes; the pixels are sound without it
         image.info["exif_error"] = describe(error)
         return 1

@@ -37,7 +37,7 @@ PRESETS = {
         SeedTokenizerConfig(use_qformer_image=True, reverse_layers=4),
     ),
     "sample": Preset(
-        "a very small tokenizer for trying things out, part of this package", directory="sample"
+        "a small tokenizer trained on emoji and photographs, part of this package", directory="sample"
     ),
 }
 

@@ -81,11 +81,14 @@ def load_image(source: bytes | Path, config: PreprocessConfig) -> Pixels:
         ImageError: with the reason for which the picture is refused; none is ever repaired.
         OSError: if a path cannot be read.
     """
-    data = read_bytes(source, config.max_bytes)
-    with open_image(data, config.max_pixels) as image:
-        check_shape(*image.size, config)
-        read_pixels = clean_pixels if config.color == "clean" else reference_pixels
-        return squash(read_pixels(image, data), config.filter)
+    try:
+        data = read_bytes(source, config.max_bytes)
+        with open_image(data, config.max_pixels) as image:
+            check_shape(*image.size, config)
+            read_pixels = clean_pixels if config.color == "clean" else reference_pixels
+            return squash(read_pixels(image, data), config.filter)
+    except MemoryError as error:
+        raise ImageError(Reason.IMAGE_TOO_LARGE, f"not enough memory for it: {error}") from error
 
 
 def check_shape(width: int, height: int, config: PreprocessConfig) -> None:

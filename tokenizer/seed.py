@@ -82,7 +82,14 @@ def codes_fingerprint(
     precision: str,
     preprocessing: Mapping[str, str | int],
 ) -> Fingerprint:
-    """All that decides codes, by name. Device and batch size do not: batches have one fixed shape."""
+    """What decides codes, by name.
+
+    Device and batch size are no part of it. Neighbours in a batch never matter, for batches have one shape.
+    On a CPU the batch size does not either: z, the vectors before quantisation, was bit-equal at 1 to 64
+    images in every precision. But kernels of another device (CPU, GPU), of another torch, on a GPU perhaps
+    of another batch size, add up in another order. That moves z by up to about 1e-5 in fp32, more in bf16 and
+    fp16, and so, rarely, a code whose two nearest entries are equally far to within that.
+    """
     return Fingerprint(
         {
             "weights": weights_sha256,
@@ -165,7 +172,7 @@ class SeedTokenizer:
             images: (B, img_size, img_size, 3) uint8 RGB, already resized (``tokenizer.preprocess``).
 
         Returns:
-            (B, N) uint16 codes. The codes of a picture depend on nothing but its pixels.
+            (B, N) uint16 codes. On one device the codes of a picture depend on nothing but its pixels.
 
         Raises:
             ValueError: another shape or dtype.

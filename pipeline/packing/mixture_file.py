@@ -107,7 +107,8 @@ def template_settings(source: SourceConfig) -> Any:
 def find_files(source: SourceConfig, root: Path) -> tuple[str, ...]:
     """Files of a source, sorted by name.
 
-    Names within a folder that begin with a dot (unfinished) or an underscore (reports, logs) are left out.
+    Names within a folder that begin with a dot (unfinished) or an underscore (reports, logs) are left out;
+    of token shards only those with a dot, or in the folders `_failed` and `_logs`.
 
     Raises:
         MixtureError: if a path matches nothing.
@@ -120,7 +121,7 @@ def find_files(source: SourceConfig, root: Path) -> tuple[str, ...]:
         matching = {
             str(item) if Path(pattern).is_absolute() else os.path.relpath(item, root)
             for item in candidates
-            if item.is_file() and item.suffix in suffixes and not _is_hidden(item, path)
+            if item.is_file() and item.suffix in suffixes and not _is_hidden(item, path, source.format)
         }
         if not matching:
             raise MixtureError(f"source {source.name}: no {source.format} file {suffixes} at {path}")
@@ -128,8 +129,10 @@ def find_files(source: SourceConfig, root: Path) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _is_hidden(item: Path, folder: Path) -> bool:
+def _is_hidden(item: Path, folder: Path, file_format: str) -> bool:
     parts = item.relative_to(folder).parts if folder in item.parents else (item.name,)
+    if file_format == "token_shards":  # a shard may be called `_a`
+        return any(part.startswith(".") or part in ("_failed", "_logs") for part in parts)
     return any(part.startswith((".", "_")) for part in parts)
 
 

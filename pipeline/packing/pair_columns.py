@@ -19,7 +19,7 @@ from pipeline.packing.render import BOS, EOS, IMAGE, TEXT, RenderedBatch, lay_ou
 from pipeline.packing.template_settings import PairSettings
 from pipeline.packing.templates import Refusal, has_words
 from schemas.document import CODEBOOK_SIZE, CODES_PER_IMAGE
-from schemas.token_shard import KIND_IMAGE, SCHEMA
+from schemas.token_shard import KIND_IMAGE, SCHEMA, errors_named
 from schemas.vocabulary import VocabularyLayout
 from tokenizer.text_tokenizer import TextTokenizer
 
@@ -46,8 +46,12 @@ def is_plain(settings: object) -> bool:
 
 
 def read_pairs(path: Path, row_groups: tuple[int, ...]) -> PairColumns | None:
-    """Row groups of a token shard; None if a document in them is not one text and one image."""
-    with pq.ParquetFile(path) as file:
+    """Row groups of a token shard; None if a document in them is not one text and one image.
+
+    Raises:
+        TokenShardError: if the file is damaged.
+    """
+    with errors_named(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         if not file.schema_arrow.equals(SCHEMA):
             return None
         table = file.read_row_groups(list(row_groups), columns=["kinds", "texts", "codes"])

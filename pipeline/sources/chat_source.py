@@ -33,8 +33,8 @@ class ChatSource:
             lines = stream
             if compression := compression_of(stream.peek(4)[:4]):
                 lines = decompressed(stream, compression, b"", TarReaderConfig.max_decompressed_bytes)
-            samples = read_json_lines(lines, task.name, self.config.max_document_bytes)
+            samples = read_json_lines(lines, task.source, self.config.max_document_bytes)
             try:
-                yield from read_chats(samples, task.name, self.config, LineImages(self.images))
+                yield from read_chats(samples, task.source, self.config, LineImages(self.images))
             except TarDamageError as damage:
-                yield QuarantineRecord(task.name, "", Unit.SHARD, damage.reason, damage.detail)
+                yield QuarantineRecord(task.source, "", Unit.SHARD, damage.reason, damage.detail)

@@ -6,6 +6,7 @@ in such small bites costs little: 1.2 GB/s on incompressible data, 2.4 GB/s on t
 """
 
 import io
+import re
 import struct
 import zlib
 from typing import Any, BinaryIO, Protocol
@@ -16,6 +17,8 @@ from schemas.quarantine import Reason
 
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+ZSTD_SKIPPABLE_MAGIC = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
+"""Of a frame without content (RFC 8878, 3.1.2): pzstd puts one before each frame."""
 _INPUT_BYTES = 256 * 1024
 _GZIP_FEED_BYTES = 16 * 1024
 _GZIP_STEP_BYTES = 256 * 1024
@@ -37,7 +40,7 @@ def compression_of(head: bytes) -> str:
     """``"gzip"``, ``"zstd"`` or ``""`` by the first bytes of a file."""
     if head.startswith(GZIP_MAGIC):
         return "gzip"
-    return "zstd" if head.startswith(ZSTD_MAGIC) else ""
+    return "zstd" if head.startswith(ZSTD_MAGIC) or ZSTD_SKIPPABLE_MAGIC.match(head) else ""
 
 
 def decompressed(stream: BinaryIO, compression: str, head: bytes, max_bytes: int) -> io.BufferedReader:

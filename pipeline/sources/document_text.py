@@ -1,5 +1,6 @@
 """Text of interleaved documents and chats: kept as it was written, refused where it is no text."""
 
+import re
 from typing import Literal
 
 from pipeline.sources.captions import OnBadEncoding
@@ -8,6 +9,8 @@ from schemas.quarantine import Reason
 
 END_MARKER = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"
 """What OBELICS left where its extractor saw one text of a page end and the next begin."""
+_UNSOUND = re.compile("[\0\ud800-\udfff]")
+"""No text: NUL, and surrogates, which also stand for bytes that are not UTF-8 (``surrogateescape``)."""
 OnEndMarker = Literal["break", "keep"]
 
 
@@ -19,10 +22,9 @@ def clean_text(text: str, on_bad_encoding: OnBadEncoding) -> str:
     """
     if text.isascii() and "\0" not in text:
         return text
-    sound = text.encode("utf-8", "replace" if on_bad_encoding == "replace" else "surrogatepass")
-    repaired = sound.decode("utf-8", "replace").replace("\0", "\ufffd")
+    repaired = _UNSOUND.sub("\ufffd", text)
     if on_bad_encoding == "quarantine" and repaired != text:
-        kind = "NUL" if "\0" in text else "a lone surrogate"
+        kind = "NUL" if "\0" in text else "a lone surrogate or a byte that is not UTF-8"
         raise RefusedError(Reason.CAPTION_BAD_ENCODING, f"{kind} in a text of {len(text)} characters")
     return repaired
 

@@ -38,7 +38,7 @@ class InterleavedConfig:
     """What to do with text that is not UTF-8 or holds NUL: refuse the document, or put U+FFFD."""
     max_document_bytes: int = 256 * 1024**2
     """A larger .json is refused (metadata_too_large)."""
-    metadata_fields: tuple[str, ...] = ("url", "license", "matched_sim", "could_have_url_duplicate")
+    metadata_fields: tuple[str, ...] = ("url", "license", "could_have_url_duplicate")
     """Fields that are kept, of the .json and of its ``general_metadata``; "*" keeps all but the content."""
 
     def __post_init__(self) -> None:

@@ -23,8 +23,9 @@ def is_mmc4(value: Mapping[str, Any]) -> bool:
 def read_mmc4_nodes(value: Mapping[str, Any]) -> tuple[list[str | RawImage | RefusedError], dict[str, Any]]:
     """The nodes of a document in reading order, and its metadata.
 
-    Sentences between two pictures are joined by a blank into one run of text. The metadata carries
-    ``matched_sim`` for each picture in reading order, to filter by.
+    Sentences between two pictures are joined by a blank into one run of text. The metadata has nothing of
+    single pictures (``matched_sim``): it is settled before it shows which of them decode, and a list in it
+    would not fit the pictures that are left.
 
     Raises:
         RefusedError: if the lists are not as the layout says, or no picture was downloaded.
@@ -40,19 +41,15 @@ def read_mmc4_nodes(value: Mapping[str, Any]) -> tuple[list[str | RawImage | Ref
     for picture in pictures:
         before.setdefault(_sentence_of(picture, len(sentences)), []).append(picture)
     nodes: list[str | RawImage | RefusedError] = []
-    similarities = []
     run: list[str] = []
     for index, sentence in enumerate(sentences):
         if index in before and run:
             nodes.append(" ".join(run))
             run = []
-        for picture in before.get(index, ()):
-            nodes.append(_picture(picture))
-            similarities.append(picture.get("matched_sim"))
+        nodes += [_picture(picture) for picture in before.get(index, ())]
         run.append(sentence)
     nodes.append(" ".join(run))
-    metadata = {name: entry for name, entry in value.items() if name not in _CONTENT_FIELDS}
-    return nodes, metadata | {"matched_sim": similarities}
+    return nodes, {name: entry for name, entry in value.items() if name not in _CONTENT_FIELDS}
 
 
 _CONTENT_FIELDS = frozenset({"text_list", "image_info", "similarity_matrix"})

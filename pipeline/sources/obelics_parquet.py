@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pipeline.shard_task import ShardTask
+from pipeline.sources.document_text import clean_text
 from pipeline.sources.interleaved import (
     InterleavedConfig,
     Node,
@@ -20,11 +18,11 @@ from pipeline.sources.interleaved import (
     document_metadata,
     read_nodes,
 )
+from pipeline.sources.parquet_rows import read_parquet_rows
 from pipeline.sources.records import RawImage, RefusedError, SourceItems
 from pipeline.url_images import UrlImages
 from schemas.quarantine import QuarantineRecord, Reason, Unit
 
-BATCH_ROWS = 64
 COLUMNS = ("images", "texts", "general_metadata")
 
 
@@ -47,10 +45,16 @@ class ObelicsParquetSource:
             for number, row in enumerate(read_rows(task.source)):
                 key = f"{number:09d}"
                 try:
+                    self._check_metadata(row)
                     nodes = read_nodes(row, lambda url: find_url(images, url))
-                    yield from self._document(key, nodes, row, task.name)
+                    yield from self._document(key, nodes, row, task.source)
                 except RefusedError as refusal:
-                    yield QuarantineRecord(task.name, key, Unit.SAMPLE, refusal.reason, refusal.detail)
+                    yield QuarantineRecord(task.source, key, Unit.SAMPLE, refusal.reason, refusal.detail)
+
+    def _check_metadata(self, row: dict[str, Any]) -> None:
+        general = row.get("general_metadata")
+        if isinstance(general, str):
+            row["general_metadata"] = clean_text(general, self.config.on_bad_encoding)
 
     def _document(self, key: str, nodes: list[Node], row: dict[str, Any], source: str) -> SourceItems:
         num_bytes = sum(len(node.data) for node in nodes if isinstance(node, RawImage))
@@ -62,25 +66,15 @@ class ObelicsParquetSource:
         yield document
 
 
-def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
+def read_rows(url: str | Path) -> Iterator[dict[str, Any]]:
     """Rows of a published file, a few at a time in memory. Raises ValueError naming the file."""
-    try:
-        with pq.ParquetFile(path) as file:
-            missing = {"images", "texts"} - set(file.schema_arrow.names)
-            if missing:
-                raise ValueError(
-                    f"{path}: no column {', '.join(sorted(missing))}: not the published OBELICS layout"
-                )
-            columns = [name for name in COLUMNS if name in file.schema_arrow.names]
-            for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-                yield from batch.to_pylist()
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: {error}") from error
+    return read_parquet_rows(str(url), ("images", "texts"), COLUMNS)
 
 
 def find_url(images: UrlImages, url: str) -> RawImage | RefusedError:
     """The downloaded picture of a URL, or why there is none."""
     found = images.find(url)
     if isinstance(found, str):
-        return RefusedError(Reason.DOC_IMAGE_MISSING, f"{url[:120]}: {found}"[:300])
+        shown = url[:120].encode("utf-8", "backslashreplace").decode()
+        return RefusedError(Reason.DOC_IMAGE_MISSING, f"{shown}: {found}"[:300])
     return RawImage(*found)

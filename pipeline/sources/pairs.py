@@ -70,7 +70,7 @@ def read_pairs(
 
     Args:
         samples: of one shard; records among them are passed on.
-        source: name of the shard in the records.
+        source: the shard as named on input, for the records.
         config: the settings.
     """
     config = config or PairsConfig()

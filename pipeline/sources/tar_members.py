@@ -36,6 +36,8 @@ _OTHER_FORMATS = (("bzip2", b"BZh"), ("xz", b"\xfd7zXZ"), ("zip", b"PK\x03\x04")
 _READ_BYTES = 16 * 1024 * 1024
 """Most that one read asks for: what a header that lies about its size can make us allocate in vain."""
 _SKIP_BYTES = 1024 * 1024
+RECORD_BYTES = 20 * BLOCK_BYTES
+"""Tar programs fill the last record up with zeros."""
 
 
 @dataclass(slots=True)
@@ -54,11 +56,14 @@ class TarMember:
 
 
 @dataclass(slots=True)
-class EndMarker:
-    """Zero blocks after which another tar begins: ``cat a.tar b.tar``."""
+class NextTar:
+    """A header behind zero blocks."""
 
     offset: int
-    """Of the header that follows the zero blocks."""
+    """Of the header."""
+    is_joined: bool
+    """It stands where a tar's last record ends, as ``cat a.tar b.tar`` leaves it. Anywhere else the zeros may
+    as well be a hole that lost members."""
 
 
 class ByteCounter:
@@ -111,15 +116,19 @@ class TarWalk:
         max_member_bytes: larger members are passed over and refused.
 
     Iteration ends normally only behind a sound end-of-archive marker; anything else raises TarDamageError
-    after what was sound. ``unfinished_name`` then tells which member, if any, the damage cut.
+    after what was sound. ``unfinished_name`` then tells which member, if any, the damage cut, and
+    ``is_behind_end`` whether it lies behind an end marker. Zeros that reach beyond the record that the
+    marker stands in are no marker: a hole, or space that was allocated and never written.
     """
 
     def __init__(self, source: ByteCounter, max_member_bytes: int) -> None:
         self._source = source
         self._max_member_bytes = max_member_bytes
+        self._tar_offset = 0  # where the tar began that is being read
         self.unfinished_name: bytes | None = None
+        self.is_behind_end = False
 
-    def __iter__(self) -> Iterator[TarMember | EndMarker]:
+    def __iter__(self) -> Iterator[TarMember | NextTar]:
         read = self._source.read
         while True:
             offset = self._source.offset
@@ -127,12 +136,14 @@ class TarWalk:
             if len(block) < BLOCK_BYTES:
                 raise self._cut_at(offset, block)
             if block == ZERO_BLOCK:
-                block = self._pass_zero_blocks()
+                block = self._pass_zero_blocks(offset)
                 if not block:
                     return
-                offset = self._source.offset - BLOCK_BYTES
-                self._check_trailing_header(block, offset)
-                yield EndMarker(offset)
+                end, offset = self._record_end(offset), self._source.offset - BLOCK_BYTES
+                if offset == end:
+                    self._tar_offset = offset
+                yield NextTar(offset, is_joined=offset == end)
+                self.is_behind_end = False
             header = self._full_header(block, offset)
             if header is not None:
                 yield self._read_member(header, offset)
@@ -245,17 +256,30 @@ class TarWalk:
             if not block[504]:
                 return
 
-    def _pass_zero_blocks(self) -> bytes:
-        """The first block behind the zero blocks, empty at the end of the stream.
+    def _pass_zero_blocks(self, marker: int) -> bytes:
+        """Read on behind the zero block at this offset; returns the header there, empty at the end.
 
         A lone zero block at the end is accepted as the end marker: every member before it is whole.
         """
-        while True:
-            piece = self._source.read(BLOCK_BYTES)
-            if piece != ZERO_BLOCK[: len(piece)]:
-                return piece
-            if len(piece) < BLOCK_BYTES:
-                return b""
+        end, block = self._record_end(marker), ZERO_BLOCK
+        while block == ZERO_BLOCK:
+            block = self._source.read(BLOCK_BYTES)
+            if block.strip(b"\0"):
+                self._check_trailing_header(block, self._source.offset - len(block))
+                return block
+            self.is_behind_end = marker + 2 * BLOCK_BYTES <= self._source.offset <= end
+        if self._source.offset > end:
+            raise TarDamageError(
+                Reason.TAR_CORRUPT,
+                f"byte {marker}: zeros to byte {self._source.offset}, but a tar record ends at byte {end}: "
+                "a hole, or space that was never written",
+            )
+        return b""
+
+    def _record_end(self, marker: int) -> int:
+        """Where the record ends that holds an end marker at this offset."""
+        size = marker - self._tar_offset + 2 * BLOCK_BYTES
+        return self._tar_offset + size + -size % RECORD_BYTES
 
     def _check_trailing_header(self, block: bytes, offset: int) -> None:
         try:

@@ -13,7 +13,7 @@ from pipeline.sources.tar_reader import TarReaderConfig, TarSample
 from schemas.quarantine import QuarantineRecord
 
 ReadSamples = Callable[[Iterable[TarSample | QuarantineRecord], str, Any], SourceItems]
-"""A source as `records` defines it: ``(samples, name of the shard, config)``."""
+"""A source as `records` defines it: ``(samples, source shard as named on input, config)``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,4 +28,4 @@ class TarSource:
     def __call__(self, task: ShardTask) -> SourceItems:
         """Documents and records of one shard. Raises OSError, ValueError if it cannot be read."""
         shard = SourceShard(task.source, task.name, task.source_bytes)
-        return self.documents(read_shard(shard, tar=self.tar, stream=self.stream), task.name, self.config)
+        return self.documents(read_shard(shard, tar=self.tar, stream=self.stream), task.source, self.config)

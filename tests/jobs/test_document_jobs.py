@@ -19,6 +19,7 @@ from pipeline.video_frames import FrameSampling, sample_frames
 from schemas.document import Document, ImageSegment, Role, TextSegment
 from schemas.quarantine import parse_records
 from schemas.token_shard import check_token_shard, read_documents
+from tests.pipeline.tiny_shards import ledger_of
 from tokenizer.preprocess import PreprocessConfig, load_image
 from tokenizer.resize import squash
 
@@ -99,9 +100,7 @@ def test_hostile_shards_balance(tmp_path: Path, name: str, policy: str) -> None:
     assert counts.samples_read == len(cases) + len(controls)
     written = {document.key for document in read_documents(shard)}
     refused = [
-        record.key
-        for record in parse_records((out / f"{path.stem}.quarantine.jsonl").read_bytes())
-        if record.unit == "sample"
+        record.key for record in parse_records(ledger_of(shard).read_bytes()) if record.unit == "sample"
     ]
     assert Counter([*written, *refused]) == Counter([*cases, *controls])
     assert controls <= written

@@ -1,6 +1,13 @@
 """jobs/ingest.py from the command line to the token shards, against a real server on loopback."""
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
 import tarfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +20,15 @@ from tests.pipeline.picture_server import serving
 
 pytest.importorskip("img2dataset", reason="the extra 'ingest' is not installed")
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _keep_signals() -> Iterator[None]:
+    """The job handles SIGTERM and SIGINT of its process, which is the test's here."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def _pictures() -> dict[str, bytes]:
@@ -51,8 +67,62 @@ def test_pairs_from_urls_to_tokens(tmp_path: Path, capsys: pytest.CaptureFixture
     assert check_token_shard(tmp_path / "tokens/00000.parquet").counts.documents_written == 12
 
 
+def _workers_of(process: subprocess.Popen[bytes]) -> set[int]:
+    """Processes of its session that still run, besides itself."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended just now
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == process.pid and fields[0] != "Z":
+                found.add(int(stat.parent.name))
+    return found - {process.pid}
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_parent(tmp_path: Path, number: signal.Signals) -> None:
+    with serving({}) as server:
+        urls = [f"{server.url}/silent?{place}" for place in range(8)]
+        pq.write_table(pa.table({"url": urls}), tmp_path / "list.parquet")
+        flags = ["--input", str(tmp_path / "list.parquet"), "--output", str(tmp_path / "out")]
+        flags += ["--num-processes", "2", "--num-threads", "1", "--images-per-shard", "4", "--timeout", "30"]
+        flags += ["--http.allowed-networks", "127.0.0.1/32"]
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "jobs/ingest.py"), *flags], start_new_session=True
+        )
+        try:
+            _wait_until(lambda: server.requests["/silent"] >= 2, 120)
+            process.send_signal(number)
+            status = process.wait(timeout=30)
+            _wait_until(lambda: not _workers_of(process), 10)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert status == (128 + number if number == signal.SIGTERM else -number)
+    if number == signal.SIGTERM:
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["_ingest.json"]
+
+
+def _wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, f"not so after {timeout_s:g} s"
+        time.sleep(0.1)
+
+
 def test_settings_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give one list"):
         ingest.main(["--input", "a.parquet", "b.parquet", "--output", str(tmp_path / "out")])
+    with pytest.raises(ValueError, match="--input is empty"):
+        ingest.main(["--output", str(tmp_path / "out"), "--input"])
     with pytest.raises(ValueError, match="no such file"):
         ingest.main(["--input", str(tmp_path / "none.csv"), "--output", str(tmp_path / "out")])
+
+
+def test_a_foreign_tar_in_the_output_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"url": ["file:///x"]}), tmp_path / "list.parquet")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/extra.tar").touch()
+    flags = ["--input", str(tmp_path / "list.parquet"), "--num-processes", "0"]
+    with pytest.raises(ValueError, match=r"extra\.tar: not made by ingestion.*move it"):
+        ingest.main([*flags, "--output", str(tmp_path / "out")])

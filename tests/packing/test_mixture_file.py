@@ -42,6 +42,15 @@ def test_reports_logs_and_unfinished_files_are_no_sources(corpus: Path) -> None:
     assert load(corpus, sources=source).files == (("lines/0.jsonl",),)
 
 
+def test_a_token_shard_whose_name_begins_with_an_underscore_is_a_source(corpus: Path) -> None:
+    shard = (corpus / "pairs" / "00000.parquet").read_bytes()
+    for name in ("_a.parquet", "_logs/0.parquet", ".tmp-1.parquet"):
+        (corpus / "few" / name).parent.mkdir(parents=True, exist_ok=True)
+        (corpus / "few" / name).write_bytes(shard)
+    source = "\n  - {name: few, paths: [few], weight: 1, template: pair}"
+    assert load(corpus, sources=source).files == (("few/_a.parquet",),)
+
+
 def mixture_identity(folder: Path) -> str:
     return load_mixture(folder / "mixture.yaml").identity()
 

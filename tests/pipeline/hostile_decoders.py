@@ -1,5 +1,6 @@
 """Decoders that misbehave as told by the bytes of the task; decode processes import this file by name."""
 
+import contextlib
 import ctypes
 import os
 import re
@@ -42,9 +43,19 @@ MISDEEDS = {
 
 
 def decode(task: DecodeTask, config: PreprocessConfig) -> DecodedFrames:
-    """Frames filled with the number in the task's bytes, unless they name a misdeed."""
-    if task.data in MISDEEDS:
-        MISDEEDS[task.data]()
+    """Frames filled with the number in the task's bytes, unless they name a misdeed.
+
+    `once PATH MISDEED` is one that happens only while there is no file at PATH, which it makes: what comes
+    from outside does not come again.
+    """
+    if task.data.startswith(b"once "):
+        _, path, misdeed = task.data.split(b" ", 2)
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+            MISDEEDS[misdeed]()
+        task = DecodeTask(b"1")
+    if task.data.strip() in MISDEEDS:
+        MISDEEDS[task.data.strip()]()
     if task.data == b"refuse":
         raise DecodeError(Reason.IMAGE_TRUNCATED, "as asked")
     if task.data.startswith(b"sleep "):

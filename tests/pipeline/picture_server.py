@@ -50,6 +50,7 @@ class _Handler(BaseHTTPRequestHandler):
         special = {
             "/redirect": lambda: self._answer(302, b"", Location=query.removeprefix("to=")),
             "/loop": lambda: self._answer(302, b"", Location=self.server.url + self.path),
+            "/slow-redirects": lambda: self._redirect_slowly(int(query)),
             "/error": lambda: self._answer(500, b"broken"),
             "/html": lambda: self._answer(200, b"<html>not found</html>", Content_Type="image/jpeg"),
             "/huge": lambda: self._stream(b"x" * 65536, pause_s=0, times=1000),
@@ -73,6 +74,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def _redirect_slowly(self, num_left: int) -> None:
+        time.sleep(0.4)
+        following = f"{self.server.url}/slow-redirects?{num_left - 1}"
+        self._answer(302 if num_left else 200, b"", **{"Location": following} if num_left else {})
 
     def _stream(self, piece: bytes, pause_s: float, times: int) -> None:
         """An answer of unknown length, ended by closing."""

@@ -31,7 +31,7 @@ class Fate:
 
     seconds: float = 1.0
     kind: str = "done"
-    """done, error, crash, node, stall (never ends, never moves)."""
+    """done, error, crash, node, model, stall (never ends, never moves)."""
 
 
 class SimulatedWorkers:
@@ -87,6 +87,8 @@ class SimulatedWorkers:
                 self._push(at_s, WorkerLost(worker_id, Loss.CRASHED, "killed by signal 11"))
             case "node":
                 self._push(at_s, WorkerLost(worker_id, Loss.NODE_LOST, "the node is gone"))
+            case "model":
+                self._push(at_s, WorkerLost(worker_id, Loss.MODEL_FAILED, "out of memory"))
 
     def end_worker(self, worker_id: str) -> None:
         del self._hands[worker_id]

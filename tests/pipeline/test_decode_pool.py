@@ -1,5 +1,6 @@
 """The decode pool under real crashes, hangs and kills: each costs one task and nothing else."""
 
+import errno
 import json
 import os
 import signal
@@ -14,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import decode_process
+from pipeline import decode_pool, decode_process
 from pipeline.decode import DecodedFrames, DecodeError, DecodeTask
 from pipeline.decode_pool import DecodePool, DecodePoolConfig
+from pipeline.decode_worker import WorkerSettings
 from schemas.quarantine import Reason
 from tests.pipeline.hostile_decoders import MISDEEDS
 from tokenizer.preprocess import PreprocessConfig, load_image
@@ -24,7 +26,7 @@ from tokenizer.preprocess import PreprocessConfig, load_image
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data"
 HOSTILE_DECODER = "tests.pipeline.hostile_decoders:decode"
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 EXPECTED_REASONS = {
     b"segfault": Reason.DECODER_CRASHED,
@@ -84,16 +86,55 @@ def test_every_misdeed_costs_its_own_task(monkeypatch: pytest.MonkeyPatch) -> No
             else:
                 assert reason_of(future) == EXPECTED_REASONS[task]
                 assert CRASH_DETAILS.get(task, "") in str(future.exception())
-        assert pool.num_replaced == len(MISDEEDS) - 1  # MemoryError is caught in the worker
+        # Each is tried twice; MemoryError is caught in the worker.
+        assert pool.num_replaced == 2 * (len(MISDEEDS) - 1)
 
 
 def test_misdeeds_in_a_row_in_one_worker() -> None:
-    tasks = [b"segfault", b"segfault", b"sigkill", b"7", b"exit"]
+    tasks = [b"segfault", b"segfault", b"7", b"exit"]
     with hostile_pool(num_workers=1) as pool:
         futures = [pool.submit(DecodeTask(task)) for task in tasks]
-        assert (futures.pop(3).result(PATIENCE_S).pixels == 7).all()
+        assert (futures.pop(2).result(PATIENCE_S).pixels == 7).all()
         assert {reason_of(future) for future in futures} == {Reason.DECODER_CRASHED}
-        assert pool.num_replaced == 4
+        assert pool.num_replaced == 6
+
+
+@pytest.mark.parametrize("misdeed", [b"sigkill", b"segfault", b"loop", b"loop, alarm blocked"])
+def test_what_happens_once_is_not_blamed_on_the_task(
+    misdeed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The out-of-memory killer, a machine that stood still: the picture is sound and must not be lost."""
+    monkeypatch.setattr(decode_process, "GRACE_S", 0.5)
+    with hostile_pool(num_workers=1) as pool:
+        task = b"once " + os.fsencode(tmp_path / "done") + b" " + misdeed
+        futures = [pool.submit(DecodeTask(data)) for data in (b"1", task, b"1", task, b"1")]
+        assert all((future.result(PATIENCE_S).pixels == 1).all() for future in futures)
+        assert pool.num_replaced == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_to_the_process_group_reach_the_owner_only(number: signal.Signals) -> None:
+    """Ctrl-C, preemption and a closed terminal: workers must not die of them under a running task."""
+    known = children()
+    with hostile_pool(num_workers=1, timeout_s=30.0) as pool:
+        pool.submit(DecodeTask(b"1")).result(PATIENCE_S)
+        slow = pool.submit(DecodeTask(b"sleep 0.5"))
+        for pid in children() - known:
+            os.kill(pid, number)
+        assert slow.result(PATIENCE_S).pixels.shape == (1, 224, 224, 3)
+        assert pool.num_replaced == 0
+
+
+def test_the_time_limit_is_that_of_one_task_however_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes beyond the slot wait in the socket while the tasks before them are decoded."""
+    monkeypatch.setattr(decode_process, "GRACE_S", 0.5)
+    large = b"sleep 0.4".ljust(2_000_000)
+    with hostile_pool(num_workers=1, timeout_s=1.0) as pool:
+        futures = [pool.submit(DecodeTask(large)) for _ in range(9)]
+        futures.insert(5, pool.submit(DecodeTask(b"loop".ljust(2_000_000))))
+        refused = [future for future in futures if future.exception(PATIENCE_S) is not None]
+        assert len(refused) == 1
+        assert refused[0] is futures[5]
 
 
 def test_killing_idle_workers_costs_nothing() -> None:
@@ -171,6 +212,18 @@ def test_close_finishes_what_is_being_decoded_and_cancels_the_rest() -> None:
     assert children() == known
 
 
+def test_close_survives_the_death_of_a_worker() -> None:
+    pool = hostile_pool(num_workers=1, timeout_s=30.0)
+    slow, crashing = pool.submit(DecodeTask(b"sleep 1")), pool.submit(DecodeTask(b"segfault"))
+    wait_until(crashing.running)  # both are in hand: submitted before the worker was up
+    closing = threading.Thread(target=pool.close, daemon=True)
+    closing.start()
+    closing.join(PATIENCE_S)
+    assert not closing.is_alive()
+    assert slow.result(0).pixels.shape == (1, 224, 224, 3)
+    assert reason_of(crashing) == Reason.DECODER_CRASHED
+
+
 def test_close_wakes_a_waiting_submitter() -> None:
     pool = hostile_pool(num_workers=1, max_in_flight=1, timeout_s=30.0)
     pool.submit(DecodeTask(b"1")).result(PATIENCE_S)
@@ -208,6 +261,31 @@ def test_workers_that_cannot_start_fail_the_tasks() -> None:
         future = pool.submit(DecodeTask(b"1"))
         with pytest.raises(RuntimeError, match="do not start"):
             future.result(PATIENCE_S)
+
+
+def test_a_worker_that_cannot_start_costs_nothing_while_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread keeps nothing, neither what its dead worker had in hand nor what waits."""
+    start, is_short_of_memory = decode_process.start_process, threading.Event()
+
+    def start_or_fail(settings: WorkerSettings) -> "subprocess.Popen[bytes]":
+        if is_short_of_memory.is_set() and threading.current_thread().name == "decode-worker-0":
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return start(settings)
+
+    monkeypatch.setattr(decode_process, "start_process", start_or_fail)
+    monkeypatch.setattr(decode_pool, "FIRST_PAUSE_S", 0.01)
+    known = children()
+    with hostile_pool(timeout_s=30.0) as pool:
+        wait_until(lambda: len(children() - known) == 2)
+        [pool.submit(DecodeTask(b"sleep 0.1")).result(PATIENCE_S) for _ in range(2)]
+        futures = [pool.submit(DecodeTask(b"sleep 0.05")) for _ in range(40)]
+        is_short_of_memory.set()
+        for pid in children() - known:
+            os.kill(pid, signal.SIGKILL)
+        assert all(future.exception(PATIENCE_S) is None for future in futures)
+        assert pool.submit(DecodeTask(b"1")).exception(PATIENCE_S) is None
+        is_short_of_memory.clear()
+        wait_until(lambda: len(children() - known) == 2)  # it is never too late to start
 
 
 @pytest.mark.parametrize(
@@ -248,6 +326,7 @@ import json, os, sys, time
 from pathlib import Path
 from pipeline.decode import DecodeTask
 from pipeline.decode_pool import DecodePool, DecodePoolConfig
+from pipeline.decode_worker import WorkerSettings
 pool = DecodePool(DecodePoolConfig(num_workers=3, timeout_s=3.0, decoder={decoder!r}))
 [future.result() for future in [pool.submit(DecodeTask(b"1")) for _ in range(20)]]
 pool.submit(DecodeTask(b"loop in C"))
@@ -280,6 +359,7 @@ def test_a_pool_without_close_does_not_keep_the_process_alive() -> None:
     program = """
 from pipeline.decode import DecodeTask
 from pipeline.decode_pool import DecodePool, DecodePoolConfig
+from pipeline.decode_worker import WorkerSettings
 pool = DecodePool(DecodePoolConfig(num_workers=1))
 print(pool.submit(DecodeTask(b"")).exception())
 """
@@ -292,18 +372,6 @@ print(pool.submit(DecodeTask(b"")).exception())
         check=True,
     )
     assert finished.stdout.strip() == "image_empty: zero bytes"
-
-
-def test_ctrl_c_reaches_the_owner_only() -> None:
-    """SIGINT goes to the whole foreground group; workers must not die of it under a running task."""
-    known = children()
-    with hostile_pool(num_workers=1, timeout_s=30.0) as pool:
-        pool.submit(DecodeTask(b"1")).result(PATIENCE_S)
-        slow = pool.submit(DecodeTask(b"sleep 0.5"))
-        for pid in children() - known:
-            os.kill(pid, signal.SIGINT)
-        assert slow.result(PATIENCE_S).pixels.shape == (1, 224, 224, 3)
-        assert pool.num_replaced == 0
 
 
 def test_a_future_can_be_waited_for_with_a_time_limit() -> None:

@@ -19,6 +19,7 @@ from schemas.document import TextSegment
 from schemas.quarantine import QuarantineRecord, Reason, Unit, parse_records
 from schemas.token_shard import TokenShardError, check_token_shard, read_documents, read_footer
 from tests.pipeline.tiny_shards import (
+    ledger_of,
     leftovers,
     open_encoder,
     pair_members,
@@ -54,11 +55,11 @@ def test_the_ledger_is_the_one_that_the_footer_names(shard: Path, tmp_path: Path
     with open_encoder(tmp_path) as encoder:
         encoder.encode(task_for(shard))
     footer = check_token_shard(tmp_path / "00000.parquet")
-    records = list(parse_records((tmp_path / "00000.quarantine.jsonl").read_bytes()))
+    records = list(parse_records(ledger_of(tmp_path / "00000.parquet").read_bytes()))
     assert footer.quarantine is not None
     assert footer.quarantine.num_records == len(records) == 5
     assert [record.key for record in records] == [f"{seed:06}" for seed in range(6, 40, 7)]
-    assert {record.source for record in records} == {"00000"}
+    assert {record.source for record in records} == {footer.source} == {str(shard)}
     assert all(record.num_bytes > 0 for record in records)
 
 
@@ -124,8 +125,8 @@ def test_everything_that_comes_in_is_written_or_in_the_ledger(
     ) as encoder:
         counts = encoder.encode(ShardTask("a", "a.tar")).counts
     check_token_shard(folder / "a.parquet")
-    ledger = folder / "a.quarantine.jsonl"
-    records = list(parse_records(ledger.read_bytes())) if ledger.exists() else []
+    has_ledger = read_footer(folder / "a.parquet").quarantine is not None
+    records = list(parse_records(ledger_of(folder / "a.parquet").read_bytes())) if has_ledger else []
     samples = [item for item in items if isinstance(item, RawDocument) or item.unit is Unit.SAMPLE]
     assert counts.samples_read == len(samples)
     assert counts.num_quarantined == sum(record.unit is Unit.SAMPLE for record in records)
@@ -156,7 +157,7 @@ def test_drop_image_keeps_the_rest_of_the_document(tmp_path: Path) -> None:
     (document,) = read_documents(tmp_path / "a.parquet")
     assert document.texts == ["one", "two"]
     assert len(document.images) == 1
-    (record,) = parse_records((tmp_path / "a.quarantine.jsonl").read_bytes())
+    (record,) = parse_records(ledger_of(tmp_path / "a.parquet").read_bytes())
     assert (record.unit, record.key) == (Unit.IMAGE, "page")
     assert record.detail.startswith("segment 1: ")
 
@@ -165,6 +166,18 @@ def test_one_document_with_more_images_than_may_be_under_way(tmp_path: Path) -> 
     document = RawDocument("k", tuple(RawImage(GOOD, "png") for _ in range(50)))
     with open_encoder(tmp_path, read=read_made_up([document]), images_in_flight=3, batch_size=8) as encoder:
         assert encoder.encode(ShardTask("a", "a.tar")).counts.images_written == 50
+
+
+def test_each_image_that_is_done_is_a_sign_of_life(tmp_path: Path) -> None:
+    """One document of hundreds of images may keep a slow model busy for longer than --stall-timeout."""
+    document = RawDocument("k", tuple(RawImage(GOOD, "png") for _ in range(50)))
+    for images_in_flight in (3, 100):
+        moves: list[None] = []
+        with open_encoder(
+            tmp_path, read=read_made_up([document]), images_in_flight=images_in_flight
+        ) as encoder:
+            encoder.encode(ShardTask("a", "a.tar"), lambda: moves.append(None))  # noqa: B023
+        assert len(moves) >= 50
 
 
 def test_memory_stays_bounded_while_a_shard_streams(tmp_path: Path) -> None:
@@ -252,14 +265,33 @@ def test_a_damaged_tar_gives_what_is_sound_and_says_so(tmp_path: Path) -> None:
 class TestOverwriting:
     """A second attempt replaces the first, and never mixes with it."""
 
-    def test_an_old_ledger_without_records_to_name_it_goes(self, tmp_path: Path) -> None:
+    def test_a_ledger_survives_an_attempt_that_commits_between_it_and_its_token_shard(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One attempt had a bad image, another none (a decoder that timed out once): any order is whole."""
+        from pipeline import encode_shard
+
+        bad, sound = (read_made_up([RawDocument("k", (RawImage(data, "png"),))]) for data in (BAD, GOOD))
+
+        def overtake(point: str, name: str) -> None:
+            if point == "after_ledger":
+                monkeypatch.undo()
+                with open_encoder(tmp_path, read=sound) as other:
+                    other.encode(ShardTask("a", "a.tar"))
+
+        monkeypatch.setattr(encode_shard.fault_points, "reach", overtake)
+        with open_encoder(tmp_path, read=bad) as encoder:
+            encoder.encode(ShardTask("a", "a.tar"))
+        assert len(list(parse_records(ledger_of(tmp_path / "a.parquet").read_bytes()))) == 1
+
+    def test_an_old_ledger_is_named_by_nobody(self, tmp_path: Path) -> None:
         source = write_shards(tmp_path / "in", 1, 10) / "00000.tar"
         with open_encoder(tmp_path / "out") as encoder:
             encoder.encode(task_for(source))
-            assert (tmp_path / "out" / "00000.quarantine.jsonl").exists()
+            old = ledger_of(tmp_path / "out" / "00000.parquet").name
             shutil.rmtree(tmp_path / "in")
             encoder.encode(task_for(write_shards(tmp_path / "in", 1, 10, bad_every=0) / "00000.tar"))
-        assert list(token_files(tmp_path / "out")) == ["00000.parquet"]
+        assert list(token_files(tmp_path / "out")) == ["00000.parquet", old]
         assert read_footer(tmp_path / "out" / "00000.parquet").quarantine is None
 
     def test_two_writers_at_once_end_with_one_whole_shard(self, shard: Path, tmp_path: Path) -> None:

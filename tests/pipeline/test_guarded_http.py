@@ -19,6 +19,9 @@ LOOPBACK_ONE = HttpLimits(allowed_networks=("127.0.0.1/32",))
         "100.64.0.1", "192.0.2.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255",
         "::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "ff02::1", "2001:db8::1",
         "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2002:7f00:1::", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe",
+        "fec0::1", "64:ff9b:1::7f00:1", "64:ff9b:1::808:808", "::127.0.0.1", "::8.8.8.8",
+        "::ffff:0:127.0.0.1", "2002:a00:1::", "2002:c0a8:101::1", "2001:0:1::1", "100::1", "3fff::1",
+        "5f00::1", "4000::1", "192.88.99.1", "2001:0:7f00:1:0:0:f7f7:f7f7", "2001:0:808:808:0:0:80ff:fffe",
     ],
 )  # fmt: skip
 def test_addresses_that_are_not_public(address: str) -> None:
@@ -101,6 +104,25 @@ def test_answers_are_bounded_in_time_however_steadily_they_drip() -> None:
     with serving({}) as server, pytest.raises(TimeoutError):
         guarded_opener(limits).open(f"{server.url}/drip", timeout=5).read()
     assert time.monotonic() - begin < 5
+
+
+def test_redirects_share_one_time_budget() -> None:
+    """Each hop takes less than the limit, all of them take more."""
+    limits = HttpLimits(allowed_networks=("127.0.0.1/32",), max_seconds=1.0)
+    begin = time.monotonic()
+    with serving({}) as server:
+        opener = guarded_opener(limits)
+        with pytest.raises(OSError, match="within 1 s"):
+            opener.open(f"{server.url}/slow-redirects?4", timeout=5).read()
+        assert time.monotonic() - begin < 1.8
+        request = urllib.request.Request(f"{server.url}/slow-redirects?1")
+        for _ in range(2):  # the same request again has its own time
+            assert opener.open(request, timeout=5).read() == b""
+
+
+def test_the_answers_of_a_process_fit_into_its_memory() -> None:
+    """img2dataset holds up to two answers a thread: with 32 threads 2 GiB at most."""
+    assert 2 * 32 * HttpLimits().max_bytes <= 2 * 1024**3
 
 
 def test_settings_are_checked() -> None:

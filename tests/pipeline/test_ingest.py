@@ -3,7 +3,10 @@
 import csv
 import io
 import json
+import os
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +16,7 @@ import pytest
 from pipeline.guarded_http import HttpLimits
 from pipeline.ingest import IngestConfig, ingest, list_files
 from pipeline.original_images import suffix_of
+from pipeline.output_claim import claim_output
 from pipeline.sources.pairs import read_pairs
 from pipeline.sources.records import RawDocument
 from pipeline.sources.tar_reader import read_samples
@@ -129,12 +133,38 @@ def test_a_second_run_downloads_only_what_is_missing(tmp_path: Path) -> None:
         first = ingest(config)
         before = _samples(tmp_path / "out")
         (tmp_path / "out/00001.tar").unlink()
-        (tmp_path / "out/.tmp-ingest-1").mkdir()  # left by a killed run
+        (tmp_path / "out/.tmp-ingest-1").mkdir()  # left by a killed run, two days ago
+        os.utime(tmp_path / "out/.tmp-ingest-1", (time.time() - 2 * 86_400,) * 2)
         server.requests.clear()
         assert ingest(config) == first
         assert _samples(tmp_path / "out") == before
         assert set(server.requests) == set(NAMES[4:8])
     assert not list((tmp_path / "out").glob(".tmp-*"))
+
+
+def test_what_a_live_run_writes_is_left_alone(tmp_path: Path) -> None:
+    live = tmp_path / "out/.tmp-ingest-live/00000/00000.tar"
+    live.parent.mkdir(parents=True)
+    live.write_bytes(b"half")
+    ingest(_config(_write_parquet(tmp_path / "list.parquet", [("file:///x", "")]), tmp_path / "out"))
+    assert live.read_bytes() == b"half"
+
+
+def test_of_two_runs_that_claim_a_folder_at_once_one_wins(tmp_path: Path) -> None:
+    """Each says what it wants; all agree on what is there, and only those that want it go on."""
+    manifests = [{"images_per_shard": number} for number in range(8)]
+
+    def outcome(manifest: dict[str, int]) -> bool:
+        try:
+            claim_output(tmp_path / "_ingest.json", manifest)
+        except ValueError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        won = list(threads.map(outcome, manifests))
+    assert won.count(True) == 1
+    assert json.loads((tmp_path / "_ingest.json").read_text()) == manifests[won.index(True)]
 
 
 def test_another_list_needs_another_folder(tmp_path: Path) -> None:

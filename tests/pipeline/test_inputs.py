@@ -2,7 +2,10 @@
 
 import os
 import re
+import shutil
+import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -208,3 +211,91 @@ def test_names_never_lead_out_of_the_output_folder(data: Path) -> None:
     with pytest.raises(ValueError, match="no output name"):
         expand_inputs(["data/part0/./../part1/00000.tar"])
     assert os.path.exists("data/part0/../part1/00000.tar")
+
+
+@pytest.mark.parametrize("name", [".tmp-x.tar", "_failed/x.tar", "_logs/part/x.tar.gz", "a/.tmp-b/x.tar"])
+def test_names_that_the_output_folder_would_hide_are_refused(data: Path, name: str) -> None:
+    path = data / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"kept for files of our own.*rename it"):
+        expand_inputs([f"data/./{name}"])
+
+
+EVERYTHING = ["data", "data/", "data/*", "data/**", "data/**/*.tar", "data/*/*.tar", "file://{data}"]
+
+
+@pytest.mark.parametrize("pattern", EVERYTHING)
+def test_links_to_folders_are_followed_and_loops_are_not(
+    data: Path, pattern: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    elsewhere = data.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "7.tar").write_bytes(b"12345")
+    (data / "part2").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(data)
+    (data / "part0" / "here").symlink_to(data / "part0")
+    (data / "nowhere").symlink_to(data / "gone")
+    found = names(pattern.format(data=data))
+    assert "part2/7" in found
+    assert len(found) == len(set(found))
+    assert not any("back" in name or "here" in name for name in found), found
+    assert names("data/part2/back/part1") == ["00000"], "named outright"
+    if pattern != "data/*/*.tar":
+        assert "leads back" in caplog.text
+
+
+def test_a_glob_with_any_depth_in_the_middle(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (data / "x" / "y" / "z").mkdir(parents=True)
+    (data / "x" / "y" / "z" / "1.tar").write_bytes(b"")
+    (data / "x" / "1.tar").write_bytes(b"")
+    assert names("data/x/**/z/*.tar") == ["y/z/1"]
+    assert names("data/**/**/1.tar") == ["x/1", "x/y/z/1"]
+    monkeypatch.chdir(data)
+    assert names("**/1.tar") == ["x/1", "x/y/z/1"]
+    assert [shard.url for shard in expand_inputs(["x/**"])] == ["x/1.tar", "x/y/z/1.tar"]
+
+
+@pytest.fixture
+def locked() -> Iterator[Path]:
+    """A folder with a subfolder that the user who runs may not read; root steps down to be such a user."""
+    root = Path(tempfile.mkdtemp())
+    root.chmod(0o755)
+    for name in ("a/sub/0.tar", "b/sub/1.tar"):
+        (root / name).parent.mkdir(parents=True)
+        (root / name).write_bytes(b"")
+    was_root = os.geteuid() == 0
+    if was_root:
+        os.seteuid(65534)
+    try:
+        yield root
+    finally:
+        if was_root:
+            os.seteuid(0)
+        (root / "b").chmod(0o755)
+        shutil.rmtree(root)
+
+
+def lock(root: Path, mode: int) -> None:
+    user = os.geteuid()
+    if os.getuid() == 0:
+        os.seteuid(0)
+    (root / "b").chmod(mode)
+    os.seteuid(user)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o444])
+@pytest.mark.parametrize(
+    "pattern", ["", "/*", "/**", "/**/*.tar", "/*/*/*.tar", "/*/sub/*.tar", "/*/sub/1.tar"]
+)
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_folder_that_cannot_be_read_is_an_error(locked: Path, mode: int, pattern: str, scheme: str) -> None:
+    lock(locked, mode)
+    with pytest.raises(ValueError, match=r"/b.*: this folder cannot be read \(Permission denied\)"):
+        expand_inputs([f"{scheme}{locked}{pattern}"])
+
+
+def test_a_folder_that_may_be_left_out_is_not_looked_into(locked: Path) -> None:
+    lock(locked, 0)
+    assert names(f"{locked}/a/*/*.tar") == ["sub/0"]
+    assert names(f"{locked}/[a]*/*/*.tar") == ["a/sub/0"]

@@ -1,5 +1,6 @@
 """`seed-shards` tells what is there, and finds every kind of fault that is put in."""
 
+import hashlib
 import io
 import json
 import os
@@ -15,12 +16,12 @@ import pytest
 
 from pipeline.inspect_shards import main
 from pipeline.null_encoder import NullEncoder
-from pipeline.shard_task import ShardFailure
+from pipeline.shard_task import ShardFailure, ledger_name
 from pipeline.storage import LocalFolder
 from pipeline.token_dataset import DatasetManifest, TokenDataset
 from schemas.fingerprint import Fingerprint
 from schemas.token_shard import FOOTER_KEY, SCHEMA
-from tests.pipeline.tiny_shards import open_encoder, task_for, write_shards
+from tests.pipeline.tiny_shards import ledger_of, open_encoder, run_job, task_for, write_shards, write_tar
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,20 @@ def lose_samples(footer: dict) -> None:
     footer["counts"]["samples_read"] += 1
 
 
+def rename_ledger_source(out: Path) -> None:
+    """A ledger of another source, with the hash that fits."""
+    ledger = ledger_of(out / "00000.parquet")
+    lines = [json.loads(line) | {"source": "b.tar"} for line in ledger.read_text().splitlines()]
+    ledger.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    digest = hashlib.sha256(ledger.read_bytes()).hexdigest()
+    ledger.rename(out / ledger_name("00000", digest))
+    rewrite_footer(out / "00000.parquet", lambda footer: footer["quarantine"].update(sha256=digest))
+
+
+def miscount_ledger(footer: dict) -> None:
+    footer["quarantine"]["num_records"] += 1
+
+
 def no_ledger(footer: dict) -> None:
     footer["quarantine"] = None
 
@@ -120,18 +135,20 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
         "kind chats, the folder holds pairs",
     ),
     "balance": (lambda out: rewrite_footer(out / "00000.parquet", lose_samples), "15 samples read, but 12"),
-    "ledger missing": (lambda out: (out / "00001.quarantine.jsonl").unlink(), "00001.*jsonl: missing"),
+    "ledger missing": (lambda out: ledger_of(out / "00001.parquet").unlink(), "00001.*jsonl: missing"),
     "ledger changed": (
-        lambda out: (out / "00001.quarantine.jsonl").write_bytes(b"{}\n"), "is not what its token shard was"
+        lambda out: ledger_of(out / "00001.parquet").write_bytes(b"{}\n"), "is not what its token shard was"
     ),
-    "ledger of nobody": (
-        lambda out: rewrite_footer(out / "00000.parquet", no_ledger), "its token shard names no ledger"
+    "ledger of another source": (rename_ledger_source, r"names b\.tar as source, its token shard .*0\.tar"),
+    "ledger miscounted": (
+        lambda out: rewrite_footer(out / "00000.parquet", miscount_ledger), "holds 2 records, counted 3"
     ),
-    "orphan": (lambda out: (out / "00002.parquet").unlink(), "a ledger without token shard"),
+    "no ledger": (
+        lambda out: rewrite_footer(out / "00000.parquet", no_ledger), "2 samples quarantined, but no ledger"
+    ),
     "twice": (
         lambda out: [
-            shutil.copy(out / f"00000{suffix}", out / f"copy{suffix}")
-            for suffix in (".parquet", ".quarantine.jsonl")
+            shutil.copy(path, out / path.name.replace("00000", "copy", 1)) for path in out.glob("00000*")
         ],
         "tokenized twice, as 00000 and copy",
     ),
@@ -158,7 +175,49 @@ def test_clean_removes_old_unfinished_files_only(root: Path) -> None:
     assert young.exists()
 
 
+def test_a_ledger_that_no_token_shard_names_is_no_fault_and_clean_removes_it(root: Path) -> None:
+    out = root / "out"
+    orphan = ledger_of(out / "00002.parquet")
+    (out / "00002.parquet").unlink()
+    replaced = out / "00000.quarantine-01234567.jsonl"
+    replaced.write_bytes(b"")
+    status, text = seed_shards("validate", str(out))
+    assert status == 0, text
+    assert f"note: {orphan.name}: no token shard names this ledger" in text
+    assert f"note: {replaced.name}: " in text
+    seed_shards("clean", str(out))
+    assert orphan.exists(), "a run may be about to commit the token shard"
+    os.utime(orphan, (time.time() - 1e6,) * 2)
+    seed_shards("clean", str(out))
+    assert not orphan.exists()
+    assert seed_shards("clean", str(out), "--older-than-hours", "0")[0] == 0
+    assert not replaced.exists()
+    assert ledger_of(out / "00000.parquet").exists()
+    assert seed_shards("validate", str(out)) == (0, "2 token shards checked, 0 faults\n")
+
+
 @pytest.mark.parametrize("command", ["info", "status", "validate", "show"])
 def test_a_folder_that_is_none(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert seed_shards(command, str(tmp_path / "nowhere"))[0] == 2
     assert f"{tmp_path / 'nowhere'}: no folder of token shards" in capsys.readouterr().err
+
+
+def test_a_shard_whose_name_begins_with_an_underscore_is_one_like_any_other(tmp_path: Path) -> None:
+    source = write_shards(tmp_path / "in", 1, 14) / "00000.tar"
+    source.rename(source.with_name("_a.tar"))
+    for expected in ("1 token shards written", "0 token shards written"):
+        result = run_job("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
+        assert (result.returncode, expected in result.stdout) == (0, True), result.stdout + result.stderr
+    assert seed_shards("validate", str(tmp_path / "out")) == (0, "1 token shards checked, 0 faults\n")
+
+
+@pytest.mark.parametrize("name", ["_logs/a", "_failed/part/a", ".tmp-a"])
+def test_a_shard_that_nobody_would_find_again_is_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "in" / f"{name}.tar"
+    path.parent.mkdir(parents=True)
+    write_tar(path, [])
+    pattern = f"{tmp_path}/in/./{name}.tar"
+    result = run_job("--input", pattern, "--output", str(tmp_path / "out"))
+    assert result.returncode != 0
+    assert f"the name '{name}' is kept for files of our own" in result.stderr, result.stderr
+    assert not (tmp_path / "out").exists()

@@ -114,14 +114,16 @@ def test_an_error_that_passes_is_tried_again_after_a_pause() -> None:
     assert pool.now_s == 0.5 + 3 * 1 + 2 + 4, "the start, three attempts, pauses of 2 s and 4 s"
 
 
-def test_losing_nodes_is_nobodys_fault_within_reason() -> None:
-    notes, _, _ = simulate(6, lambda task, attempt: Fate(1.0, "node" if attempt <= 8 else "done"))
+@pytest.mark.parametrize("kind", ["node", "model"])
+def test_losing_nodes_is_nobodys_fault_within_reason(kind: str) -> None:
+    notes, _, _ = simulate(6, lambda task, attempt: Fate(1.0, kind if attempt <= 8 else "done"))
     assert notes.set_aside == []
 
 
-def test_a_shard_that_takes_every_node_down_is_set_aside_in_the_end() -> None:
+@pytest.mark.parametrize("kind", ["node", "model"])
+def test_a_shard_that_takes_every_node_down_is_set_aside_in_the_end(kind: str) -> None:
     def fate(task: ShardTask, attempt: int) -> Fate:
-        return Fate(1.0, "node" if task.name == "000002" else "done")
+        return Fate(1.0, kind if task.name == "000002" else "done")
 
     notes, pool, _ = simulate(6, fate)
     assert notes.set_aside == ["000002"]
@@ -149,6 +151,35 @@ def test_a_suspect_gets_its_turn_while_there_is_other_work() -> None:
     notes, _, _ = simulate(400, fate, num_workers=2, capacity=2)
     assert notes.set_aside == []
     assert len(order) - 1 - order[::-1].index("000000") < 40, "the suspect waited for the end of the run"
+
+
+def two_workers_and_a_suspect() -> ShardSchedule:
+    """``busy`` has a shard in hand, ``idle`` none, and 000000 waits to be repeated alone."""
+    schedule = ShardSchedule(tasks_named(2), retry_delay_s=0.0)
+    for worker_id in ("busy", "dead"):
+        schedule.add_worker(worker_id, 2)
+    assert schedule.next_for("dead", 0.0) == tasks_named(2)[0]
+    assert schedule.next_for("busy", 0.0) == tasks_named(2)[1]
+    schedule.worker_lost("dead", Loss.CRASHED, "signal 11", 0.0)
+    return schedule
+
+
+def test_a_suspect_does_not_wait_for_a_busy_worker_while_another_is_idle() -> None:
+    schedule = two_workers_and_a_suspect()
+    schedule.add_worker("idle", 2)
+    assert schedule.next_for("busy", 1.0) is None
+    assert schedule.next_for("idle", 1.0) == tasks_named(2)[0]
+
+
+def test_an_idle_worker_takes_over_a_suspect_that_waits_for_a_busy_one() -> None:
+    schedule = two_workers_and_a_suspect()
+    assert schedule.next_for("busy", 1.0) is None
+    schedule.add_worker("idle", 2)
+    assert schedule.next_for("idle", 1.0) == tasks_named(2)[0]
+    schedule.succeeded("busy", "000001")
+    assert schedule.next_for("busy", 1.0) is None, "a shard in two hands"
+    schedule.succeeded("idle", "000000")
+    assert schedule.is_finished
 
 
 def test_an_empty_schedule_is_finished() -> None:

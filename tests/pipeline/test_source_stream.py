@@ -118,6 +118,26 @@ def test_a_source_that_changes_is_refused(tmp_path: Path) -> None:
         stream.read()
 
 
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize("num_read", [10, 90_000, 97_000])
+@pytest.mark.parametrize("change", [-5000, 1, 50_000])
+def test_a_file_that_grows_or_shrinks_is_refused(
+    tmp_path: Path, scheme: str, num_read: int, change: int
+) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(DATA)
+    config = SourceStreamConfig(block_bytes=1000, num_blocks_ahead=1, max_retries=1, retry_delay_s=0)
+    with open_source(f"{scheme}{path}", config) as stream:
+        reader = stream.raw  # unbuffered: it does not run to the end by itself
+        while num_read > 0:
+            num_read -= len(reader.read(min(num_read, 500)))
+        with path.open("r+b") as file:
+            file.truncate(len(DATA) + change)
+        with pytest.raises(ValueError, match=rf"x\.tar: the source changed while it was read: {len(DATA)} "):
+            while reader.read(500):
+                pass
+
+
 def test_missing_file_and_directory_are_told_at_once(tmp_path: Path) -> None:
     with (
         open_source(str(tmp_path / "none.tar")) as stream,

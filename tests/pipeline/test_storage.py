@@ -1,21 +1,33 @@
 """Files appear whole or not at all, on a disk and in an object store that speaks S3."""
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.encode_shard import check_written
 from pipeline.fault_points import VARIABLE
 from pipeline.inspect_shards import main as seed_shards
-from pipeline.storage import Folder, open_folder
+from pipeline.local_workers import fatal_message, is_fatal
+from pipeline.shard_task import ledger_name
+from pipeline.storage import Folder, OutputDeniedError, open_folder
 from schemas.token_shard import check_token_shard
-from tests.pipeline.tiny_shards import open_encoder, run_job, task_for, token_files, write_shards
+from tests.pipeline.tiny_shards import (
+    job_command,
+    job_environment,
+    open_encoder,
+    run_job,
+    task_for,
+    token_files,
+    write_shards,
+)
 
 S3_PORT = 25_555
 ENDPOINT = f"http://127.0.0.1:{S3_PORT}"
@@ -116,7 +128,8 @@ def test_a_shard_is_committed_and_read_back(folder: Folder, tmp_path: Path) -> N
         report = encoder.encode(task_for(source))
     footer = check_token_shard(**folder.parquet_source("00000.parquet"))
     assert footer.counts == report.counts
-    assert folder.names().keys() == {"00000.parquet", "00000.quarantine.jsonl"}
+    assert footer.quarantine is not None
+    assert folder.names().keys() == {"00000.parquet", ledger_name("00000", footer.quarantine.sha256)}
 
 
 def test_old_temporaries_are_found_and_young_ones_are_left(tmp_path: Path) -> None:
@@ -177,3 +190,92 @@ def test_the_check_before_commit_reads_the_file(tmp_path: Path) -> None:
     check_written(tmp_path / "00000.parquet", footer)
     with pytest.raises(OSError, match="differs from the one written"):
         check_written(tmp_path / "00001.parquet", footer)
+
+
+def test_a_full_disk_at_the_first_file_names_the_folder_and_the_remedy(tmp_path: Path) -> None:
+    """`ulimit -f 0` would be a signal; a file system of its own needs rights: the error is put in place."""
+    shards = write_shards(tmp_path / "in", 1, 3)
+    code = (
+        "import errno, os, sys, pathlib\n"
+        "def full(self, data): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
+        "pathlib.Path.write_bytes = full\n"
+        "sys.argv = sys.argv[1:]\n"
+        "import runpy; runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    command = job_command("--input", str(shards), "--output", str(tmp_path / "out"))
+    command[1:1] = ["-c", code]
+    result = subprocess.run(command, env=job_environment(), capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert f"error: output {tmp_path / 'out'}: the disk is full" in result.stderr, result.stderr
+    assert "free space and run the same command again" in result.stderr
+
+
+def refuse(code: str, status: int, message: str, times: int = 10**9) -> Callable[..., Any]:
+    """`put_object` as a store answers it that refuses, so many times, and works then."""
+    import s3fs
+    from botocore.exceptions import ClientError
+    from s3fs.errors import translate_boto_error
+
+    works = s3fs.S3FileSystem._call_s3
+    left = itertools.count(times, -1)
+
+    async def call(self: Any, method: str, *arguments: Any, **options: Any) -> Any:
+        if method == "put_object" and next(left) > 0:
+            response = {
+                "Error": {"Code": code, "Message": message},
+                "ResponseMetadata": {"HTTPStatusCode": status},
+            }
+            raise translate_boto_error(ClientError(response, "PutObject"))
+        return await works(self, method, *arguments, **options)
+
+    return call
+
+
+class TestStoreThatRefuses:
+    """The client is real; only the answers to PUT are put in its way, which the test server cannot give."""
+
+    def test_a_bucket_that_may_not_be_written_ends_the_run(
+        self, s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import s3fs
+
+        source = write_shards(tmp_path / "in", 1, 3) / "00000.tar"
+        folder = open_folder(f"{s3_server}/{tmp_path.name}")
+        monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", refuse("AccessDenied", 403, "Access Denied"))
+        with open_encoder(folder) as encoder, pytest.raises(OutputDeniedError) as caught:
+            encoder.encode(task_for(source))
+        assert is_fatal(caught.value)
+        assert "Access Denied" in fatal_message(caught.value, folder.url)
+        with pytest.raises(OutputDeniedError, match=rf"{tmp_path.name}/_dataset\.json.*Access Denied"):
+            folder.create("_dataset.json", b"")
+
+    @pytest.mark.parametrize("is_there", [False, True])
+    def test_a_conflict_of_two_creators_is_decided(
+        self, is_there: bool, s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """S3 may answer 409 to both; the one that asks again finds the file of the other, or makes it."""
+        import s3fs
+
+        folder = open_folder(f"{s3_server}/{tmp_path.name}")
+        if is_there:
+            folder.write("_dataset.json", b"other")
+        conflict = refuse("ConditionalRequestConflict", 409, "a conflicting operation occurred", times=2)
+        monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", conflict)
+        assert folder.create("_dataset.json", b"mine") is not is_there
+        assert folder.read("_dataset.json") == (b"other" if is_there else b"mine")
+
+
+def test_temporaries_of_killed_uploaders_are_removed_when_they_are_old(
+    s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = open_folder(f"{s3_server}/{tmp_path.name}")
+    left, young = (folder.stage("a.parquet").path for _ in range(2))
+    foreign = tmp_path / "foreign"
+    foreign.touch()
+    for path in (left, foreign):
+        os.utime(path, (time.time() - 1e6,) * 2)
+    open_folder(folder.url).stage("b.parquet")
+    assert not left.exists()
+    assert young.exists()
+    assert foreign.exists()

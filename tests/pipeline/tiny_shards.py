@@ -19,11 +19,12 @@ from pipeline.decode import DecodedFrames, DecodeTask
 from pipeline.decode_pool import DecodePool, DecodePoolConfig
 from pipeline.encode_shard import ShardEncoder, ShardSettings
 from pipeline.null_encoder import NullEncoder
-from pipeline.shard_task import ShardTask
+from pipeline.shard_task import ShardTask, ledger_name
 from pipeline.sources.pairs import PairsConfig, read_pairs
 from pipeline.sources.records import RawImage
 from pipeline.sources.tar_source import TarSource
 from pipeline.storage import Folder, LocalFolder
+from schemas.token_shard import read_footer
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = [sys.executable, str(ROOT / "jobs" / "tokenize_pairs.py")]
@@ -131,6 +132,13 @@ def token_files(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.relative_to(folder).parts[0][0] not in "_."
     }
+
+
+def ledger_of(shard: Path) -> Path:
+    """The ledger that a token shard names."""
+    footer = read_footer(shard)
+    assert footer.quarantine is not None, f"{shard.name} names no ledger"
+    return shard.with_name(ledger_name(shard.stem, footer.quarantine.sha256))
 
 
 def leftovers(folder: Path) -> list[str]:

@@ -38,6 +38,14 @@ def test_ids_never_overlap_and_fit_their_type(base_size: int) -> None:
     assert not layout.is_image_id(np.arange(min(base_size, 100))).any()
 
 
+@pytest.mark.parametrize("code", [8192, 65_535, -1])
+def test_a_code_that_no_codebook_holds_becomes_no_marker(code: int) -> None:
+    codes = np.zeros(32, np.int32)
+    codes[31] = code
+    with pytest.raises(ValueError, match=r"codes are 0\.\.8191"):
+        VocabularyLayout().image_span(codes)
+
+
 def test_a_fingerprint_depends_on_values_not_on_their_order() -> None:
     one = Fingerprint({"weights": "a", "preprocess": {"filter": "bicubic", "color": "clean"}})
     same = Fingerprint({"preprocess": {"color": "clean", "filter": "bicubic"}, "weights": "a"})

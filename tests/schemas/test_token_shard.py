@@ -1,6 +1,7 @@
 """A token shard gives back what was written, in any reader, in 52 bytes an image; its counts are true."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,15 @@ def test_long_texts_end_a_row_group_early(tmp_path: Path) -> None:
     assert list(read_documents(path)) == documents
 
 
+@pytest.mark.parametrize("part", ["key", "text", "metadata"])
+def test_a_row_group_is_bounded_in_bytes_not_in_characters(tmp_path: Path, part: str) -> None:
+    long = "鍵" * (6 << 20)  # 18 MiB in UTF-8
+    fields = {"key": "k", "text": "t", "metadata": "{}"} | {part: long}
+    document = Document(fields["key"], (TextSegment(fields["text"]),), fields["metadata"])
+    path = write_shard(tmp_path / "a.parquet", [document] * 3)
+    assert pq.read_metadata(path).num_row_groups == 2
+
+
 def test_uniform_codes_take_at_most_53_bytes_an_image(tmp_path: Path) -> None:
     documents = [Document("", (image(index),)) for index in range(10_000)]
     path = write_shard(tmp_path / "a.parquet", documents)
@@ -162,6 +172,42 @@ class TestOtherReaders:
         self.check(pandas.read_parquet(path).to_dict("records"), documents)
 
 
+@pytest.fixture(scope="module")
+def small_shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shard(tmp_path_factory.mktemp("small") / "a.parquet", [pair(index) for index in range(4)])
+
+
+def flip_bit(path: Path, data: bytes, bit: int) -> None:
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(changed)
+
+
+class TestBitDamage:
+    """Pages carry checksums, and readers verify them."""
+
+    def test_a_flipped_bit_in_the_codes_is_refused(self, small_shard: Path, tmp_path: Path) -> None:
+        column = pq.read_metadata(small_shard).row_group(0).column(3)
+        end = column.data_page_offset + column.total_compressed_size
+        for bit in range(8 * (end - 4 * 52), 8 * end, 13):  # page data: no page header is that far behind
+            flip_bit(tmp_path / "b.parquet", small_shard.read_bytes(), bit)
+            with pytest.raises(TokenShardError, match=r"b\.parquet: "):
+                check_token_shard(tmp_path / "b.parquet")
+
+    @settings(deadline=None, max_examples=400)
+    @given(data=st.data())
+    def test_a_flipped_bit_anywhere_before_the_footer_never_changes_a_document(
+        self, data: st.DataObject, small_shard: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        group = pq.read_metadata(small_shard).row_group(0)
+        columns = [group.column(index) for index in range(group.num_columns)]
+        end = max(column.data_page_offset + column.total_compressed_size for column in columns)
+        path = tmp_path_factory.mktemp("flip") / "b.parquet"
+        flip_bit(path, small_shard.read_bytes(), data.draw(st.integers(0, 8 * end - 1)))
+        with suppress(TokenShardError):  # a bit of a page header may decide nothing
+            assert list(read_documents(path)) == [pair(index) for index in range(4)]
+
+
 class TestRefusals:
     """A file that breaks the contract is named, with what is wrong."""
 
@@ -207,6 +253,52 @@ class TestRefusals:
         table = pq.read_table(path)
         rewrite(path, table.set_column(2, "texts", pa.array([[]], table.schema.field("texts").type)))
         with pytest.raises(TokenShardError, match="document '000000000': texts, codes, roles and times"):
+            check_token_shard(path)
+
+    @pytest.mark.parametrize("name", ["roles", "times_s"])
+    def test_empty_lists_where_null_is_meant(self, tmp_path: Path, name: str) -> None:
+        path = write_shard(tmp_path / "a.parquet", [pair(0)])
+        table = pq.read_table(path)
+        index = table.schema.get_field_index(name)
+        rewrite(path, table.set_column(index, name, pa.array([[]], table.schema.field(name).type)))
+        with pytest.raises(TokenShardError, match="document '000000000': roles and times_s are null"):
+            check_token_shard(path)
+
+    def test_an_unknown_role(self, tmp_path: Path) -> None:
+        path = write_shard(tmp_path / "a.parquet", [Document("k", (TextSegment("a", Role.USER),))])
+        table = pq.read_table(path)
+        rewrite(path, table.set_column(4, "roles", pa.array([[3]], table.schema.field("roles").type)))
+        with pytest.raises(TokenShardError, match=r"document 'k': unknown role in \[3\]"):
+            check_token_shard(path)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"kind": "nonsense"}, "kind 'nonsense' is none of pairs, videos"),
+            ({"kind": None}, "'kind' is None, not str"),
+            ({"source": 5}, "'source' is 5, not str"),
+            ({"source_bytes": "5"}, "'source_bytes' is '5', not int or null"),
+            ({"source_complete": "no"}, "'source_complete' is 'no', not bool"),
+            ({"counts": []}, "'counts' is"),
+            ({"counts": {"samples_read": True}}, "'samples_read' is True, not int"),
+            ({"counts": {"samples_read": -1}}, "whole numbers"),
+            ({"counts": {"notes": {"tar_empty": "1"}}}, "whole numbers"),
+            ({"quarantine": []}, "'quarantine' is"),
+            ({"quarantine": {"num_records": "1", "sha256": ""}}, "'num_records' is '1', not int"),
+            ({"fingerprint_components": "abc"}, "'fingerprint_components' is"),
+            ({"surprise": 1}, "surprise"),
+        ],
+    )
+    def test_a_footer_that_is_something_else(self, changes: dict[str, Any], message: str) -> None:
+        text = json.dumps(json.loads(footer_for([]).to_json()) | changes)
+        with pytest.raises(ValueError, match=message):
+            TokenShardFooter.from_json(text)
+
+    @pytest.mark.parametrize("text", ["[1]", "null", "3", '"a"'])
+    def test_a_footer_that_is_no_object(self, tmp_path: Path, text: str) -> None:
+        path = tmp_path / "a.parquet"
+        pq.write_table(SCHEMA.empty_table().replace_schema_metadata({FOOTER_KEY: text}), path)
+        with pytest.raises(TokenShardError, match=r"a\.parquet: footer is a JSON \w+, not an object"):
             check_token_shard(path)
 
     @pytest.mark.parametrize(

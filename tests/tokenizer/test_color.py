@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from tokenizer.color import clean_pixels, reference_pixels, upright
-from tokenizer.image_file import open_image
+from tokenizer.image_file import FORMATS, open_image
 from tokenizer.resize import Pixels
 
 MAX_PIXELS = 10**6
@@ -157,11 +157,33 @@ def test_invalid_orientation_counts_as_1(value: int) -> None:
     np.testing.assert_array_equal(reference, clean)
 
 
-def test_orientation_of_a_png() -> None:
+LOSSLESS: dict[str, dict[str, object]] = {
+    "PNG": {},
+    "WEBP": {"lossless": True},
+    "AVIF": {"quality": 100, "subsampling": "4:4:4"},
+    "TIFF": {},
+    "TIFF, LZW": {"compression": "tiff_lzw"},
+}
+
+
+@pytest.mark.parametrize("value", range(1, 9))
+@pytest.mark.parametrize("kind", LOSSLESS)
+def test_orientation_by_format(kind: str, value: int) -> None:
+    """`clean` is upright in all; `reference` is as stored in all but TIFF, which Pillow turns by itself."""
+    image_format = kind.partition(",")[0]
+    if image_format not in FORMATS:
+        pytest.skip(f"this Pillow reads no {image_format}")
     exif = Image.Exif()
-    exif[0x0112] = 6
-    reference, clean = both(encode(gradient(), "PNG", exif=exif))
-    np.testing.assert_array_equal(clean, np.rot90(reference, -1))
+    exif[0x0112] = value
+    reference, clean = both(encode(gradient(), image_format, exif=exif, **LOSSLESS[kind]))
+    stored = np.asarray(gradient())
+    np.testing.assert_allclose(clean, upright(stored, value), atol=8 if image_format == "AVIF" else 0)
+    np.testing.assert_array_equal(reference, clean if image_format == "TIFF" else upright_back(clean, value))
+
+
+def upright_back(pixels: Pixels, exif_orientation: int) -> Pixels:
+    """The inverse of `upright`: quarter turns 6 and 8 undo each other, the others undo themselves."""
+    return upright(pixels, {6: 8, 8: 6}.get(exif_orientation, exif_orientation))
 
 
 def test_broken_exif_is_ignored() -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from tests.tokenizer.conftest import GOLDEN_DIRECTORY, Golden
 from tokenizer.__main__ import main
 from tokenizer.checkpoint import load_model
+from tokenizer.weights_file import read_tensors
 
 
 @pytest.fixture
@@ -50,7 +51,10 @@ def test_info_prints_configuration_parameters_and_hash(capsys: pytest.CaptureFix
     printed = json.loads(capsys.readouterr().out)
     model, digest = load_model(directory)
     assert printed["weights_sha256"] == digest
-    assert printed["num_parameters"] == sum(p.numel() for p in model.parameters())
+    stored = read_tensors(directory / "model.safetensors")
+    num_stored = sum(tensor.numel() for tensor in stored.values() if tensor.is_floating_point())
+    assert printed["num_parameters"] == num_stored == sum(printed["num_parameters_of"].values())
+    assert printed["num_parameters_of"].keys() == dict(model.named_children()).keys()
     assert printed["config"] == model.config.to_dict()
 
 

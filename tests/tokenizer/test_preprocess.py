@@ -3,9 +3,11 @@
 import hashlib
 import io
 import json
+import struct
 import subprocess
 import sys
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,6 +118,54 @@ def test_hostile_pictures(case: dict[str, str], config: PreprocessConfig) -> Non
 @pytest.mark.parametrize("config", [REFERENCE, CLEAN], ids=lambda config: config.color)
 def test_all_hostile_pictures(case: dict[str, str], config: PreprocessConfig) -> None:
     check_expectation(case, outcome((SHARED / "data" / "hostile" / case["loose"]).read_bytes(), config))
+
+
+def black_png(width: int, height: int) -> bytes:
+    """Grey, 8 bits; a thousandth of its pixels in bytes."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    rows = zlib.compress(bytes((width + 1) * height), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(1, 50_000_000), (50_000_000, 1), (1, 399_458)], ids=str)
+def test_a_side_that_no_picture_has_is_refused_from_the_header(size: tuple[int, int]) -> None:
+    """Within `max_pixels`, but squashed in one direction it would have 11 thousand million of them."""
+    with pytest.raises(ImageError, match="the limit is 399457 a side") as refused:
+        load_image(black_png(*size), REFERENCE)
+    assert refused.value.reason == Reason.IMAGE_TOO_LARGE
+
+
+def test_the_longest_side_is_read() -> None:
+    for size in ((1, 399_457), (399_457, 1)):
+        assert outcome(black_png(*size)) is None
+
+
+@pytest.mark.parametrize("spare_mib", [4, 60, 100, 180, 260])
+def test_whatever_step_lacks_memory_the_picture_is_too_large(spare_mib: int) -> None:
+    """36 megapixels: 36 MiB to inflate, 144 more for RGB, 108 for the array."""
+    program = f"""
+import resource
+from pathlib import Path
+from tests.tokenizer.test_preprocess import REFERENCE, black_png
+from tokenizer.preprocess import ImageError, load_image
+load_image(black_png(4, 4), REFERENCE)
+data = black_png(6000, 6000)
+status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+used = int(status["VmData"].split()[0]) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (used + {spare_mib} * 2**20, -1))
+try:
+    load_image(data, REFERENCE)
+except ImageError as error:
+    print(error)
+"""
+    finished = subprocess.run(
+        [sys.executable, "-c", program], check=True, cwd=ROOT, capture_output=True, text=True
+    )
+    assert finished.stdout.startswith("image_too_large: not enough memory")
 
 
 def check_expectation(case: dict[str, str], refused: Reason | None) -> None:

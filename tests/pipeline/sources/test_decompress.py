@@ -3,6 +3,7 @@
 import gzip
 import io
 import random
+import struct
 import tracemalloc
 from collections.abc import Callable
 
@@ -75,6 +76,20 @@ def test_a_compressed_tar_reads_like_the_plain_one(pack: Callable[[bytes], bytes
     assert report.num_bytes == len(TAR)
 
 
+@pytest.mark.parametrize("nibble", [0, 15])
+def test_zstd_frames_between_skippable_ones_as_pzstd_writes_them(nibble: int) -> None:
+    half = len(TAR) // 2
+    packed = b""
+    for part in (TAR[:half], TAR[half:]):
+        frame = pack_zstd(part)
+        packed += bytes([0x50 + nibble]) + b"\x2a\x4d\x18" + struct.pack("<II", 4, len(frame)) + frame
+    assert compression_of(packed) == "zstd"
+    samples, records, report = read(packed)
+    assert len(samples) == NUM_SAMPLES
+    assert not records
+    assert report.is_complete
+
+
 @PACKERS
 def test_a_cut_stream_keeps_what_is_whole(pack: Callable[[bytes], bytes]) -> None:
     packed, whole = pack(TAR), read(TAR)[0]
@@ -96,6 +111,15 @@ def test_wrong_gzip_checksum_or_length_loses_no_sample_but_is_reported(position:
     assert len(samples) == NUM_SAMPLES
     assert [(record.unit, record.reason) for record in records] == [(Unit.SHARD, Reason.TAR_CORRUPT)]
     assert "checksum" in records[0].detail
+    assert not report.is_complete
+
+
+@pytest.mark.parametrize("cut", range(1, 8))
+def test_a_gzip_stream_cut_in_its_trailer_loses_no_sample(cut: int) -> None:
+    members = [("a.jpg", b"1"), ("a.json", b"{}"), ("a.txt", b"a"), ("b.jpg", b"2"), ("b.txt", b"b")]
+    samples, records, report = read(pack_gzip(tar_bytes(members))[:-cut])
+    assert [sample.key for sample in samples] == ["a", "b"]
+    assert [(record.unit, record.reason) for record in records] == [(Unit.SHARD, Reason.TAR_TRUNCATED)]
     assert not report.is_complete
 
 
@@ -130,7 +154,7 @@ def test_a_bomb_stays_within_memory_and_limit(pack: Callable[[bytes], bytes]) ->
 @PACKERS
 def test_compressed_data_under_a_plain_name_is_read_and_noted(pack: Callable[[bytes], bytes]) -> None:
     report = ShardReadReport()
-    items = list(read_samples(io.BytesIO(pack(TAR)), "00000", url="s3://b/00000.TAR", report=report))
+    items = list(read_samples(io.BytesIO(pack(TAR)), "s3://b/00000.TAR", report=report))
     assert isinstance(items[0], QuarantineRecord)
     assert (items[0].unit, items[0].reason) == (Unit.SHARD, Reason.TAR_GZIP_MISLABELLED)
     assert report.is_complete

@@ -3,6 +3,7 @@
 A sample is followed to the end: read by its source, its clip or images decoded as the pipeline decodes them.
 """
 
+import base64
 import gzip
 import io
 import json
@@ -14,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.sources.interleaved import read_interleaved
+from pipeline.sources.interleaved import InterleavedConfig, read_interleaved
 from pipeline.sources.records import RawDocument, RawImage, RawVideo
-from pipeline.sources.tar_reader import read_samples
+from pipeline.sources.tar_reader import TarSample, read_samples
 from pipeline.sources.videos import read_videos
 from pipeline.video_container import VideoError
 from pipeline.video_frames import FrameSampling, sample_frames
@@ -181,6 +182,24 @@ def test_two_pictures_of_one_sentence_keep_their_order() -> None:
     segments = _segments("mmc4_two_same_sentence", "mmc4.tar")
     assert [getattr(segment, "text", "image") for segment in segments] == ["a", "image", "image", "b"]
     assert len(names) == 2
+
+
+def test_metadata_has_no_list_that_may_not_fit_the_pictures_left() -> None:
+    """One of three pictures was not downloaded; another may yet not decode."""
+    pictures: list[dict[str, Any]] = [
+        {"image_name": f"{number}.png", "matched_text_index": 0, "matched_sim": number / 10}
+        for number in range(3)
+    ]
+    for number in (0, 2):
+        pictures[number]["image_base64"] = base64.b64encode(b"picture").decode()
+    value = {"url": "http://page/", "text_list": ["a"], "image_info": pictures}
+    sample = TarSample("k", {"json": json.dumps(value).encode()}, 0)
+    config = InterleavedConfig(metadata_fields=("*",))
+    *records, document = read_interleaved([sample], "x", config)
+    assert isinstance(document, RawDocument)
+    assert [type(segment) for segment in document.segments] == [RawImage, RawImage, TextSegment]
+    assert [record.reason for record in records] == [Reason.DOC_IMAGE_MISSING]
+    assert json.loads(document.metadata) == {"url": "http://page/"}
 
 
 def test_a_single_frame_is_repeated_and_says_so_in_its_times() -> None:

@@ -25,7 +25,8 @@ COMPLETE_TARS = {"tar_empty", "tar_gzip_named", "tar_concatenated"}
 """Shard-level cases after which nothing is hidden: the shard is reported, and complete."""
 REFUSED_SAMPLES = {
     "tar_truncated_mid_member": {"t2": Reason.TAR_TRUNCATED},
-    "tar_links_and_devices": dict.fromkeys(["sym", "sym2", "hard"], Reason.IMAGE_MISSING),
+    "tar_links_and_devices": dict.fromkeys(["sym", "sym2", "hard"], Reason.IMAGE_MISSING)
+    | dict.fromkeys(["dev", "fifo"], Reason.NON_REGULAR_MEMBER),
     "tar_duplicate_keys": {"dup": Reason.DUPLICATE_KEY, "same": Reason.DUPLICATE_MEMBER},
     "tar_captions_only": dict.fromkeys(["c0", "c1", "c2", "c3", "c4"], Reason.IMAGE_MISSING),
     "tar_images_only": dict.fromkeys(["i0", "i1", "i2"], Reason.CAPTION_MISSING),

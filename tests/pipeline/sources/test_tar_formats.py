@@ -56,6 +56,8 @@ def read(data: bytes) -> tuple[dict[str, dict[str, bytes]], list[tuple[Unit, Rea
 
 GOOD = member(b"good.txt", b"good")
 CORRUPT = (Unit.SHARD, Reason.TAR_CORRUPT)
+NOT_REGULAR = [(Unit.MEMBER, Reason.NON_REGULAR_MEMBER), (Unit.SAMPLE, Reason.NON_REGULAR_MEMBER)]
+"""A member that is no regular file, and its sample, which has no other."""
 TRUNCATED = (Unit.SHARD, Reason.TAR_TRUNCATED)
 
 
@@ -77,14 +79,14 @@ def test_prefix_belongs_to_posix_headers_only() -> None:
 def test_members_without_data_have_none_whatever_their_size_says(kind: bytes) -> None:
     samples, records = read(header(b"link.jpg", 5000, kind) + GOOD + END)
     assert samples == {"good": {"txt": b"good"}}
-    assert records == ([] if kind == b"5" else [(Unit.MEMBER, Reason.NON_REGULAR_MEMBER)])
+    assert records == ([] if kind == b"5" else NOT_REGULAR)
 
 
 @pytest.mark.parametrize("kind", [b"V", b"M", b"D", b"Z"])
 def test_unknown_types_are_refused_with_their_data(kind: bytes) -> None:
     samples, records = read(header(b"x.jpg", 700, kind) + bytes(1024) + GOOD + END)
     assert samples == {"good": {"txt": b"good"}}
-    assert records == [(Unit.MEMBER, Reason.NON_REGULAR_MEMBER)]
+    assert records == NOT_REGULAR
 
 
 def test_sparse_files_are_refused_and_passed_over() -> None:
@@ -96,7 +98,7 @@ def test_sparse_files_are_refused_and_passed_over() -> None:
     for sparse in (old, new):
         samples, records = read(sparse + GOOD + END)
         assert samples == {"good": {"txt": b"good"}}
-        assert records == [(Unit.MEMBER, Reason.NON_REGULAR_MEMBER)]
+        assert records == NOT_REGULAR
 
 
 def test_pax_over_gnu_over_header() -> None:

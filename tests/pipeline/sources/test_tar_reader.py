@@ -231,8 +231,74 @@ def test_zero_blocks_in_the_middle_do_not_hide_what_follows() -> None:
     second = tar_bytes([("z.jpg", b"z"), ("z.txt", b"z")])
     samples, records, report = read(first + bytes(51200) + second)
     assert [key for key, _ in samples] == ["000", "001", "z"]
-    assert shard_reasons(records) == [Reason.TAR_CONCATENATED]
-    assert report.is_complete
+    assert shard_reasons(records) == [Reason.TAR_CORRUPT]
+    assert not report.is_complete, "the zeros may have been samples"
+
+
+def test_every_hole_that_takes_a_header_is_reported(
+    pairs: tuple[bytes, Samples, list[tuple[int, int]]],
+) -> None:
+    """Every run of blocks, overwritten by zeros as a disk or a sparse copy does."""
+    data, _, spans = pairs
+    headers = {offset // 512 for offset, _ in spans}
+    num_blocks = -(-spans[-1][1] // 512)
+    for first in range(num_blocks):
+        for end in range(first + 1, num_blocks + 1):
+            changed = data[: first * 512] + bytes((end - first) * 512) + data[end * 512 :]
+            found, records, report = read(changed)
+            if not headers.isdisjoint(range(first, end)):
+                if end == 20:  # zeros up to the end of a record: just what `cat a.tar b.tar` looks like
+                    assert shard_reasons(records), (first, end)
+                    continue
+                if end < num_blocks:  # at the very end they lengthen the end marker
+                    assert Reason.TAR_CORRUPT in shard_reasons(records), (first, end)
+                    assert not report.is_complete, (first, end)
+            found_keys = [key for key, _ in found]
+            assert found_keys == sorted(set(found_keys)), (first, end)
+
+
+def test_a_hole_may_have_taken_members_of_the_sample_before_it() -> None:
+    members = pair_members(3)
+    data = bytearray(tar_bytes(members, tarfile.USTAR_FORMAT))
+    second_txt = 512 * (3 + 2 + 2) + 512 * (3 + 2)
+    assert data[second_txt:].startswith(b"001.txt")
+    data[second_txt : second_txt + 1024] = bytes(1024)
+    samples, records, report = read(bytes(data))
+    assert [key for key, _ in samples] == ["000", "002"]
+    assert [(record.key, record.reason) for record in records] == [
+        ("001", Reason.TAR_CORRUPT),
+        ("", Reason.TAR_CORRUPT),
+    ]
+    assert not report.is_complete
+
+
+def test_members_behind_a_hole_are_not_taken_for_their_sample() -> None:
+    members = [("a.jpg", b"A"), ("a.json", b"{}"), ("a.txt", b"a"), ("b.jpg", b"B")]
+    data = bytearray(tar_bytes(members, tarfile.USTAR_FORMAT))
+    data[1024:2048] = bytes(1024)
+    samples, records, _ = read(bytes(data))
+    assert samples == [("b", {"jpg": b"B"})]
+    assert [(record.key, record.reason) for record in records if record.key] == [
+        ("a", Reason.TAR_CORRUPT),
+        ("a", Reason.DUPLICATE_KEY),
+    ]
+
+
+@pytest.mark.parametrize("num_zeros", [10_240 + 512, 1 << 20])
+def test_zeros_alone_are_no_tar(num_zeros: int) -> None:
+    samples, records, report = read(bytes(num_zeros))
+    assert samples == []
+    assert shard_reasons(records) == [Reason.TAR_CORRUPT]
+    assert not report.is_complete
+
+
+def test_space_that_was_never_written_is_no_end_marker() -> None:
+    """A download into a preallocated file, broken off between two samples."""
+    data = tar_bytes(pair_members(3), tarfile.USTAR_FORMAT)
+    third = data.index(b"002.jpg")
+    _, records, report = read(data[:third] + bytes(100_000))
+    assert shard_reasons(records) == [Reason.TAR_CORRUPT]
+    assert not report.is_complete
 
 
 def test_a_sample_does_not_reach_across_an_end_marker() -> None:
@@ -249,6 +315,31 @@ def test_garbage_behind_the_end_marker_is_reported() -> None:
     assert len(samples) == 2
     assert shard_reasons(records) == [Reason.TAR_CORRUPT]
     assert not report.is_complete
+
+
+UNEQUAL = [("a.jpg", b"1"), ("a.json", b"{}"), ("a.txt", b"a"), ("b.jpg", b"2"), ("b.txt", b"b")]
+"""The last sample has fewer members than the one before it."""
+
+
+@pytest.mark.parametrize("members", [UNEQUAL, UNEQUAL[:3]], ids=["fewer", "alone"])
+@pytest.mark.parametrize("junk", [b"\n", b"garbage!" * 100, b"x" * 512], ids=["byte", "garbage", "block"])
+@pytest.mark.parametrize("num_zeros", [1024, 10_240])
+def test_the_last_sample_is_whole_behind_an_end_marker(
+    members: list[tuple[str, bytes]], junk: bytes, num_zeros: int
+) -> None:
+    data = tar_bytes(members, tarfile.USTAR_FORMAT)
+    end = 1024 * len(members)
+    samples, records, report = read(data[: end + num_zeros] + junk)
+    assert len(samples) == len({name[0] for name, _ in members})
+    assert [(record.unit, record.reason) for record in records] == [(Unit.SHARD, Reason.TAR_CORRUPT)]
+    assert not report.is_complete
+
+
+def test_behind_a_lone_zero_block_nothing_vouches_for_the_last_sample() -> None:
+    data = tar_bytes(UNEQUAL, tarfile.USTAR_FORMAT)[: 1024 * len(UNEQUAL) + 512]
+    samples, records, _ = read(data + b"x" * 512)
+    assert [key for key, _ in samples] == ["a"]
+    assert [record.key for record in records] == ["b", ""]
 
 
 def test_interleaved_members_are_never_paired() -> None:
@@ -281,6 +372,18 @@ def test_oversized_member_is_passed_over_and_named() -> None:
         ("b.jpg", Unit.MEMBER, Reason.MEMBER_TOO_LARGE, 5000)
     ]
     assert report.is_complete
+
+
+def test_a_sample_of_refused_members_alone_is_a_sample_that_was_refused() -> None:
+    members = [("a.jpg", b"1"), ("b.jpg", bytes(5000)), ("c.jpg", b"1"), ("b.txt", b"late")]
+    samples, records, report = read(tar_bytes(members), TarReaderConfig(max_member_bytes=4999))
+    assert [key for key, _ in samples] == ["a", "c"]
+    assert [(record.key, record.unit, record.reason) for record in records] == [
+        ("b.jpg", Unit.MEMBER, Reason.MEMBER_TOO_LARGE),
+        ("b", Unit.SAMPLE, Reason.MEMBER_TOO_LARGE),
+        ("b", Unit.SAMPLE, Reason.DUPLICATE_KEY),
+    ]
+    assert report.num_samples == 4
 
 
 def test_oversized_sample_is_refused() -> None:
