@@ -5,17 +5,23 @@ own checkpoints. Ray's are not used: after a kill just behind ``report`` it was 
 nothing.
 """
 
+import json
 import logging
 import os
+import uuid
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from schemas.atomic_write import write_atomically
 from trainer.run_config import TrainConfig
-from trainer.train import TrainResult, train
+from trainer.train import NonFiniteError, TrainResult, train
 
 logger = logging.getLogger(__name__)
 LOCAL_OBJECT_STORE_BYTES = 128 << 20
 """Batches do not go through Ray: the store of a private cluster may be small."""
+LASTING_ERRORS = (NonFiniteError, FileNotFoundError, ValueError)
+"""What another try would meet again: not finite, wrong settings, wrong data."""
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -32,6 +38,7 @@ def train_on_ray(
         max_failures: restarts of the group of workers before the run is given up.
 
     Raises:
+        NonFiniteError, ValueError, FileNotFoundError: of a worker, which another try would meet again.
         RuntimeError: when the run was given up; the cause is the last worker's error.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -41,10 +48,11 @@ def train_on_ray(
 
     if not ray.is_initialized():
         _connect()
+    verdict = Path(config.output).absolute() / "ray" / f"verdict-{uuid.uuid4().hex}.json"
     resources = {"CPU": cpus_per_worker} | ({"GPU": 1} if uses_gpu else {})
     trainer = TorchTrainer(
         _train_here,
-        train_loop_config={"config": config},
+        train_loop_config={"config": config, "verdict": verdict},
         scaling_config=ScalingConfig(
             num_workers=num_workers, use_gpu=uses_gpu, resources_per_worker=resources
         ),
@@ -55,7 +63,12 @@ def train_on_ray(
         ),
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if uses_gpu else "gloo"),
     )
-    result = trainer.fit()
+    try:
+        result = trainer.fit()
+    except Exception:
+        _raise_verdict(verdict)
+        raise
+    _raise_verdict(verdict)
     assert isinstance(result.return_value, dict)
     return TrainResult(**result.return_value)
 
@@ -79,7 +92,29 @@ def _connect() -> None:
     )
 
 
-def _train_here(settings: dict[str, TrainConfig]) -> dict[str, object]:
-    """Body of one worker; Ray has joined the processes already."""
+def _train_here(settings: dict[str, Any]) -> dict[str, object]:
+    """Body of one worker; Ray has joined the processes already.
+
+    An error that would come again is written down before it is raised: Ray ends the other workers and starts
+    the group once more, and then none of them trains.
+    """
+    verdict: Path = settings["verdict"]
+    if verdict.exists():
+        return {}
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    return asdict(train(settings["config"]))
+    try:
+        return asdict(train(settings["config"]))
+    except LASTING_ERRORS as error:
+        kind = next(kind.__name__ for kind in LASTING_ERRORS if isinstance(error, kind))
+        content = json.dumps({"kind": kind, "message": str(error)})
+        write_atomically(verdict, content.encode())
+        raise
+
+
+def _raise_verdict(verdict: Path) -> None:
+    """Raise again what a worker wrote down, if one did."""
+    if verdict.exists():
+        fields = json.loads(verdict.read_bytes())
+        verdict.unlink()
+        kinds = {kind.__name__: kind for kind in LASTING_ERRORS}
+        raise kinds[fields["kind"]](fields["message"])

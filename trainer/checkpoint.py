@@ -66,6 +66,8 @@ class Progress:
     seed: int = 0
     num_rows: int = 0
     """Rows of the packed set, to notice another set on resume."""
+    mixture: str = ""
+    """Identity of the packed set's build; empty in checkpoints of older releases."""
 
 
 class TrainingState:
@@ -171,10 +173,11 @@ class CheckpointStore:
         self._pending = None
         future.result()
         if dist.get_rank() == 0:
-            _sync_folder(partial)
+            for path in (*filter(Path.is_file, partial.rglob("*")), partial):
+                _sync(path)
             complete = self.folder / partial.name.removeprefix(".").removesuffix(".partial")
             os.rename(partial, complete)
-            _sync_folder(self.folder)
+            _sync(self.folder)
             logger.info("checkpoint=%s", complete)
             self._prune()
 
@@ -233,8 +236,9 @@ def load_full_model(checkpoint: Path, weights: dict[str, Tensor]) -> None:
         dcp.load({"model": weights}, checkpoint_id=checkpoint, no_dist=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Make a file or folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

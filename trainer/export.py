@@ -24,13 +24,18 @@ from trainer.weights import WeightSource, fill_parameters, random_weights
 
 
 def first_weights(
-    init_from: str, adapter: str, seed: int, shape: LlamaConfig, layout: VocabularyLayout
+    init_from: str,
+    adapter: str,
+    seed: int,
+    shape: LlamaConfig,
+    layout: VocabularyLayout,
+    lora: LoraConfig | None = None,
 ) -> WeightSource:
     """Weights that a run starts from: drawn, or of a Hugging Face folder, or of an adapter on top of it."""
     source: WeightSource = random_weights(shape, seed)
     if init_from:
         source = HuggingFaceWeights(Path(init_from), layout, seed)
-    loaded = read_adapter(Path(adapter), layout) if adapter else {}
+    loaded = read_adapter(Path(adapter), layout, lora or LoraConfig()) if adapter else {}
     return adapter_weights(source, loaded, seed)
 
 

@@ -168,15 +168,17 @@ def save_adapter(
     (folder / "adapter_config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
-def read_adapter(folder: Path, layout: VocabularyLayout) -> dict[str, Tensor]:
+def read_adapter(folder: Path, layout: VocabularyLayout, config: LoraConfig) -> dict[str, Tensor]:
     """Tensors of an adapter folder under our names, tables padded again.
 
     Raises:
         FileNotFoundError: if ``folder`` is no adapter folder.
+        ValueError: if its products are scaled otherwise than ``config`` says; names the settings.
     """
     path = folder / "adapter_model.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; expected an adapter folder as peft writes it")
+    _check_scale(folder / "adapter_config.json", config)
     weights: dict[str, Tensor] = {}
     for wrapped_name, value in load_file(path).items():
         name = wrapped_name.removeprefix(_PEFT_PREFIX).removeprefix("model.")
@@ -184,3 +186,15 @@ def read_adapter(folder: Path, layout: VocabularyLayout) -> dict[str, Tensor]:
         padding = layout.padded_size - len(value) if name in TABLES else 0
         weights[name] = F.pad(value, (0, 0, 0, padding)) if padding else value
     return weights
+
+
+def _check_scale(path: Path, config: LoraConfig) -> None:
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    if (fields["r"], float(fields["lora_alpha"])) != (config.rank, float(config.alpha)):
+        raise ValueError(
+            f"{path}: r {fields['r']} and lora_alpha {fields['lora_alpha']}, the run has"
+            f" lora.rank {config.rank} and lora.alpha {config.alpha}; set them as in the file"
+        )
+    for name in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern"):
+        if fields.get(name):
+            raise ValueError(f"{path}: {name} is set; only plain LoRA of one rank is implemented")

@@ -149,6 +149,16 @@ def read_step(folder: PackedFolder, seed: int, shape: BatchShape, consumed: int)
     return StepData(batches, consumed + shape.global_sequences)
 
 
+def read_validation(folder: PackedFolder, shape: BatchShape, consumed: int, num_rows: int) -> StepData:
+    """This rank's share of the first ``num_rows`` rows; rows beyond fill the last batch and count nothing."""
+    step = read_step(folder, 0, shape, consumed)
+    for place, position in enumerate(shape.positions(consumed)):
+        if position >= num_rows:
+            batch, row = divmod(place, shape.micro_sequences)
+            step.micro_batches[batch].labels_BT[row] = IGNORED_LABEL
+    return step
+
+
 class PackedLoader:
     """Endless steps of one rank, read ahead by a thread."""
 

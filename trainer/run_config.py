@@ -88,5 +88,10 @@ class TrainConfig:
             raise ValueError(f"device must be auto, cpu or cuda, got {self.device!r}")
         if self.model.adapter and not self.lora.rank:
             raise ValueError("model.adapter needs lora.rank, the rank of that adapter")
+        if self.lora.rank and self.parallel.is_fp8:
+            raise ValueError(
+                "lora does not run with parallel.is_fp8, which replaces the matrices that adapters stand on;"
+                " set parallel.is_fp8 to false"
+            )
         if self.lora.rank and self.parallel.tensor > 1:
             raise ValueError("lora does not run with parallel.tensor > 1; use parallel.shard instead")

@@ -10,7 +10,8 @@ import math
 import signal
 import threading
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -27,12 +28,14 @@ from trainer.huggingface_tokenizer import export_tokenizer
 from trainer.metrics import LossTable, MetricsWriter, SpeedMeter
 from trainer.model_parts import ModelParts
 from trainer.optimizer import build_optimizers, clip_gradients, rate_fraction, set_learning_rate
-from trainer.packed_data import PackedBatch, PackedLoader, StepData, describe_rows, read_step
+from trainer.packed_data import PackedBatch, PackedLoader, StepData, describe_rows, read_validation
 from trainer.parallelize import Meshes
 from trainer.processes import choose_device, process_group
 from trainer.run_config import TrainConfig
 
 logger = logging.getLogger(__name__)
+_EXPORT_TIMEOUT = timedelta(hours=12)
+"""How long other ranks wait while the first writes the export; the usual minutes are too few for 14B."""
 
 
 class NonFiniteError(RuntimeError):
@@ -124,13 +127,15 @@ class Trainer:
         return folder
 
     def _resume(self) -> Progress:
-        fresh = Progress(seed=self.config.seed, num_rows=len(self._folder))
+        fresh = Progress(
+            seed=self.config.seed, num_rows=len(self._folder), mixture=self._folder.footer.mixture
+        )
         newest = self._store.newest()
         if newest is None:
             return fresh
         saved = read_progress(newest)
-        for name in ("seed", "num_rows"):
-            if getattr(saved, name) != getattr(fresh, name):
+        for name in ("seed", "num_rows", "mixture"):
+            if getattr(saved, name) not in (getattr(fresh, name), ""):
                 raise ValueError(
                     f"{newest}: {name} was {getattr(saved, name)}, this run has {getattr(fresh, name)}; "
                     "resume with the same data and seed, or choose another output folder"
@@ -164,11 +169,12 @@ class Trainer:
     def _export(self) -> None:
         newest = self._store.newest()
         assert newest is not None
+        group = dist.new_group(backend="gloo", timeout=_EXPORT_TIMEOUT)
         if dist.get_rank() == 0:
             export_checkpoint(newest, self._output / "model")
             if self.config.text_tokenizer:
                 export_tokenizer(Path(self.config.text_tokenizer), self._output / "model", self._layout)
-        dist.barrier()
+        dist.barrier(group=group)
 
     def _loop(self, loader: PackedLoader, writer: MetricsWriter | None) -> bool:
         """Steps until the end; True when a signal ended them earlier."""
@@ -214,12 +220,11 @@ class Trainer:
         return record, is_stopped
 
     def _advance(self, data: StepData, table: LossTable) -> None:
-        self.progress = Progress(
+        self.progress = replace(
+            self.progress,
             step=self.progress.step + 1,
             consumed_sequences=data.consumed_sequences,
             learned_ids=self.progress.learned_ids + table.num_learned,
-            seed=self.progress.seed,
-            num_rows=self.progress.num_rows,
         )
         self._speed.add(data)
 
@@ -268,16 +273,21 @@ class Trainer:
         return f"step {step} was not taken: {what}\n{describe_rows(self._folder, rows)}"
 
     def _validate(self, folder: PackedFolder) -> dict[str, float]:
-        """Losses on the first rows of the held-out set, in stored order."""
+        """Mean losses on the held-out set."""
+        means = self._validation_losses(folder).means()
+        return {f"validation/{name}": value for name, value in means.items()}
+
+    def _validation_losses(self, folder: PackedFolder) -> LossTable:
+        """Losses on ``validation_sequences`` rows of a set, or on all it has; each row once."""
         total = LossTable(folder.source_names, self._layout, self.device)
         shape = self._parts.shape
-        num_sequences = min(self.config.data.validation_sequences, len(folder))
-        for consumed in range(0, max(1, num_sequences - shape.global_sequences + 1), shape.global_sequences):
-            data = read_step(folder, 0, shape, consumed)
+        num_rows = min(self.config.data.validation_sequences, len(folder))
+        for consumed in range(0, num_rows, shape.global_sequences):
+            data = read_validation(folder, shape, consumed, num_rows)
             batches = [batch.to(self.device) for batch in data.micro_batches]
             table, _ = self._reduce(self._parts.evaluate(batches), batches, folder)
             total.values += table.values
-        return {f"validation/{name}": value for name, value in total.means().items()}
+        return total
 
     def _profiler(self) -> AbstractContextManager[Any]:
         """Traces the step asked for into ``trace-STEP.json`` (Perfetto, chrome://tracing); else nothing."""

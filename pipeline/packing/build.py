@@ -13,7 +13,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,7 @@ class Build:
         report: dict[str, Any] = json.loads(path.read_bytes())
         if report["mixture"] != self.identity:
             raise BuildError(_differences(self.output, report["components"], self.mixture.components()))
+        shutil.rmtree(self.work, ignore_errors=True)  # of a build that was killed while it cleaned up
         logger.info("output=%s is complete, nothing to do", self.output)
         return report
 
@@ -160,9 +161,9 @@ class Build:
         """
         left = [item for item in wanted if not (self._folder(*item) / COUNTS_NAME).exists()]
         renders = {item: self._render_tasks(*item) for item in left}
-        shuffles = {item: self._shuffle_tasks(*item, renders[item]) for item in left}
         worker = partial(_make_render_worker, self.mixture)
         self.executor.run("render", worker, [task for tasks in renders.values() for task in tasks])
+        shuffles = {item: self._shuffle_tasks(*item, renders[item]) for item in left}
         self.executor.run("shuffle", _FileWorker, [task for tasks in shuffles.values() for task in tasks])
         for item, tasks in renders.items():
             counts = read_counts([task.output for task in tasks])
@@ -180,9 +181,16 @@ class Build:
     def _shuffle_tasks(
         self, source: int, segment: Segment, renders: Sequence[RenderTask]
     ) -> list[ShuffleTask]:
-        rendered = tuple(task.output for task in renders)
-        paths = self._shuffled_paths(source, segment)
-        return [ShuffleTask(bucket, rendered, Path(path)) for bucket, path in enumerate(paths)]
+        """Buckets of the size that the mixture asks for, now that the ids are counted."""
+        rendered, folder = tuple(task.output for task in renders), self._folder(source, segment)
+        num_ids = read_counts(rendered)["ids"]
+        bucket_ids = self.mixture.config.packing.bucket_ids * segment.num_buckets
+        splits = max(1, round(num_ids / bucket_ids))
+        fine = replace(segment, num_buckets=segment.num_buckets * splits)
+        return [
+            ShuffleTask(bucket, rendered, folder / f"shuffled-{bucket:06d}.arrow", fine, splits)
+            for bucket in range(fine.num_buckets)
+        ]
 
     def _counts(self, source: int, segments: Sequence[Segment]) -> Counter[str]:
         """What became of the documents of rendered segments."""
@@ -192,8 +200,8 @@ class Build:
         return total
 
     def _shuffled_paths(self, source: int, segment: Segment) -> list[str]:
-        folder = self._folder(source, segment)
-        return [str(folder / f"shuffled-{bucket:06d}.arrow") for bucket in range(segment.num_buckets)]
+        """Complete once the segment's counts are written."""
+        return sorted(map(str, self._folder(source, segment).glob("shuffled-*.arrow")))
 
     def _find_duplicates(self) -> Path:
         folder = self.work / "duplicates"

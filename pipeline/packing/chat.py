@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pipeline.packing.render import END_OF_ANSWER, Piece
-from schemas.document import Codes, ImageSegment, Role, Segment
+from schemas.document import Codes, ImageSegment, Role, Segment, TextSegment
 
 
 class ChatStyle(StrEnum):
@@ -22,6 +22,11 @@ class Turn:
 
     role: Role
     segments: list[Segment]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds nothing but whitespace."""
+        return all(isinstance(part, TextSegment) and not part.text.strip() for part in self.segments)
 
 
 @dataclass(frozen=True, slots=True)

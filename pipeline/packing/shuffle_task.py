@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.packing.render_task import Segment
 from pipeline.packing.rendered import Items, ItemsFile, items_schema, write_items
 
 ITEMS_PER_BATCH = 4096
@@ -16,11 +17,16 @@ ITEMS_PER_BATCH = 4096
 
 @dataclass(frozen=True)
 class ShuffleTask:
-    """One bucket, from all the files that rendering wrote for a source and epoch."""
+    """One bucket, or a part of one, from all the files that rendering wrote for a source and epoch."""
 
     bucket: int
+    """Among those of ``segment``."""
     rendered: tuple[Path, ...]
     output: Path
+    segment: Segment
+    """What was rendered, with as many buckets as are shuffled: ``splits`` for each that was rendered."""
+    splits: int
+    """1 where the estimate before rendering was right; more keep what a task holds small all the same."""
 
 
 def shuffle_bucket(task: ShuffleTask) -> None:
@@ -28,7 +34,10 @@ def shuffle_bucket(task: ShuffleTask) -> None:
     groups = []
     for path in task.rendered:
         file = ItemsFile(path)
-        groups.append(file[task.bucket])
+        items = file[task.bucket // task.splits]
+        if task.splits > 1:
+            items = items.take(np.flatnonzero(task.segment.buckets(items.keys) == task.bucket))
+        groups.append(items)
     items = Items.concatenate(groups)
     order = np.lexsort((items.parts, items.rows, items.files, items.keys))
     items = items.take(order)

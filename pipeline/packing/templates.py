@@ -187,6 +187,8 @@ def speak(turns: list[Turn], settings: ChatSettings, system: str | None = None) 
         turns.pop()  # a question without an answer teaches nothing
     if len(turns) < 2 or turns[0].role != Role.USER:
         raise DocumentRefusedError(Refusal.NO_ANSWER)
+    if any(turn.role == Role.ASSISTANT and turn.is_empty for turn in turns):
+        raise DocumentRefusedError(Refusal.NO_ANSWER)
     message = settings.system_message if system is None else system
     return chat_pieces(
         turns, settings.style, message, settings.question_suffix, eos_after_answers=settings.eos_after_answers

@@ -20,6 +20,7 @@ from pipeline.packing.build import Build, BuildError
 from pipeline.packing.draws import DocumentDraws, row_keys, stable_hash
 from pipeline.packing.mixture_file import Mixture, load_mixture, template_settings
 from pipeline.packing.render import render
+from pipeline.packing.rendered import ItemsFile
 from pipeline.packing.run_tasks import Executor, TaskFailedError
 from pipeline.packing.templates import TEMPLATES
 from schemas.fingerprint import Fingerprint
@@ -393,6 +394,39 @@ class TestErrors:
         (tmp_path / "prose.jsonl").write_text("\n".join(lines))
         with pytest.raises(TaskFailedError, match=r"prose\.jsonl: line 301 is no JSON object"):
             Build(write_mixture(tmp_path, "m"), tmp_path / "out").run()
+
+
+def test_what_a_killed_cleanup_left_is_removed(built: tuple[Mixture, Path, dict[str, Any]]) -> None:
+    mixture, output, report = built
+    (output / ".build").mkdir()
+    (output / ".build" / "counts.json").write_text("{}")
+    assert Build(mixture, output).run() == report
+    assert not (output / ".build").exists()
+
+
+def test_buckets_keep_their_size_when_the_first_documents_mislead(tmp_path: Path) -> None:
+    """Sampled documents are a word each, others hundreds of ids: buckets keep to the size asked for."""
+
+    class Recording(Executor):
+        sizes: list[int]
+
+        def run(self, name: str, make_worker: Any, tasks: Any) -> None:
+            super().run(name, make_worker, tasks)
+            if name == "shuffle":
+                self.sizes = [ItemsFile(task.output).counts["ids"] for task in tasks]
+
+    texts = [f"word {index}" for index in range(64)] + [f"{index} " * 200 for index in range(336)]
+    (tmp_path / "prose.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    sources = "\n  - {name: prose, paths: [prose.jsonl], format: jsonl, epochs: 1, template: text}"
+    outputs = []
+    for bucket_ids in (20_000, 10_000_000):
+        packing = f"{{window_documents: 300, windows_per_shard: 2, bucket_ids: {bucket_ids}, task_rows: 400}}"
+        mixture = write_mixture(tmp_path, "m", sources=sources, output="", packing=packing)
+        executor = Recording()
+        Build(mixture, tmp_path / str(bucket_ids), executor).run()
+        assert max(executor.sizes) < 2 * bucket_ids
+        outputs.append([places[1:] for places in places_of(PackedFolder(tmp_path / str(bucket_ids)))])
+    assert outputs[0] == outputs[1], "the order is that of the keys"
 
 
 def test_text_in_parquet_is_filtered_as_in_json_lines(tmp_path: Path) -> None:

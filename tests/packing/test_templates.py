@@ -207,6 +207,7 @@ class TestByHand:
         ("chat", document("no roles"), Refusal.NO_ROLES),
         ("chat", dialogue((U, "Anyone?")), Refusal.NO_ANSWER),
         ("chat", dialogue((A, "Hello.")), Refusal.NO_ANSWER),
+        ("chat", dialogue((U, "Anyone?"), (A, " \n")), Refusal.NO_ANSWER),
         ("edit", document(FIRST, "no target"), Refusal.WRONG_SHAPE),
         ("blend", document(FIRST, SECOND), Refusal.WRONG_SHAPE),
         ("compose", document(FIRST, "a", "b", SECOND), Refusal.WRONG_SHAPE),

@@ -152,6 +152,13 @@ def test_training_goes_on_from_an_adapter_of_peft(run: TrainConfig, tmp_path: Pa
     assert losses_of(on_adapter) == pytest.approx(losses_of(on_merged), abs=1e-5)
 
 
+def test_an_adapter_of_another_scale_is_refused(run: TrainConfig, tmp_path: Path) -> None:
+    model = replace(run.model, adapter=str(Path(run.output) / "model" / "adapter"))
+    config = replace(run, output=str(tmp_path), model=model, lora=replace(LORA, alpha=16.0), num_steps=1)
+    with pytest.raises(ValueError, match=r"lora_alpha 8\.0, the run has lora.rank 4 and lora\.alpha 16"):
+        run_alone(config)
+
+
 def test_full_fine_tuning_on_the_merged_model(run: TrainConfig, tmp_path: Path) -> None:
     model = ModelConfig(init_from=str(Path(run.output) / "model"))
     config = replace(run, output=str(tmp_path), model=model, lora=LoraConfig(rank=0), num_steps=2)
@@ -171,6 +178,8 @@ def test_adapters_start_without_effect() -> None:
 def test_settings_that_cannot_work_are_refused() -> None:
     with pytest.raises(ValueError, match=r"lora does not run with parallel\.tensor"):
         TrainConfig(lora=LORA, parallel=ParallelConfig(tensor=2))
+    with pytest.raises(ValueError, match=r"lora does not run with parallel\.is_fp8"):
+        TrainConfig(lora=LORA, parallel=ParallelConfig(is_fp8=True))
     with pytest.raises(ValueError, match=r"model\.adapter needs lora\.rank"):
         TrainConfig(model=ModelConfig(adapter="somewhere"))
     with pytest.raises(ValueError, match=r"dropout be in \[0, 1\)"):

@@ -37,6 +37,23 @@ def train_workers() -> list[Any]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_wrong_data_end_the_job_with_its_exit_status(tmp_path: Path) -> None:
+    """No traceback and no ten tries: what is wrong would be wrong again."""
+    command = [
+        sys.executable, str(ROOT / "jobs" / "pretrain.py"),
+        *arguments(tmp_path / "nowhere", tmp_path / "run"),
+        "--launcher", "ray", "--ray.num-workers", "2", "--ray.no-uses-gpu",
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 2, run.stderr
+    last = run.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "nowhere: no packed-" in last
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_killed_worker_is_replaced_and_the_run_is_the_same(tmp_path: Path) -> None:
     packed = packed_folder(tmp_path / "packed")
     command = [sys.executable, str(ROOT / "jobs" / "pretrain.py")]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -166,6 +167,55 @@ def test_another_data_set_is_refused_on_resume(packed: Path, tmp_path: Path) -> 
     other = replace(config, num_steps=2, data=DataConfig(packed=str(packed_folder(tmp_path / "other", 10))))
     with pytest.raises(ValueError, match=r"num_rows was 24, this run has 10"):
         run_alone(other)
+
+
+def test_a_checkpoint_is_synced_before_it_has_its_name(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events, fsync, rename = list[str](), os.fsync, os.rename
+
+    def note_fsync(descriptor: int) -> None:
+        events.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def note_rename(old: Path, new: Path) -> None:
+        events.append(f"rename {Path(new).name}")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "rename", note_rename)
+    run_alone(run_config(packed, tmp_path / "run", num_steps=1))
+    named = events.index("rename step-00000001")
+    assert {"progress.json", "__0_0.distcp", ".step-00000001.partial"} <= set(events[:named])
+
+
+def test_another_build_of_as_many_rows_is_refused_on_resume(packed: Path, tmp_path: Path) -> None:
+    config = run_config(packed, tmp_path / "run", num_steps=1)
+    run_alone(config)
+    (tmp_path / "other").mkdir()
+    rows = make_sequences(24, 5, LAYOUT)
+    write_packed(tmp_path / "other" / "packed-00000.parquet", rows, vocabulary=LAYOUT, mixture="other")
+    with pytest.raises(ValueError, match=r"mixture was (cd)+, this run has other"):
+        run_alone(replace(config, num_steps=2, data=DataConfig(packed=str(tmp_path / "other"))))
+
+
+def test_validation_counts_every_row_once(packed: Path, tmp_path: Path) -> None:
+    """Of 10 held-out rows 6 or all, in global batches of 8: not 8, and none twice."""
+    held_out = packed_folder(tmp_path / "held_out", 10, seed=9)
+    for asked, expected in ((6, 6), (64, 10)):
+        data = DataConfig(
+            packed=str(packed), global_batch=8, micro_batch=2, validation=str(held_out),
+            validation_sequences=asked,
+        )  # fmt: skip
+        config = run_config(packed, tmp_path / f"run{asked}", data=data)
+        stop = StopSignal()
+        with process_group(torch.device("cpu")):
+            trainer = Trainer(config, torch.device("cpu"), stop)
+            folder, counted = PackedFolder(held_out), 0
+            table = trainer._validation_losses(folder)
+            for row in range(expected):
+                counted += int((folder[stored_index(row, 10, 0)].labels >= 0).sum())
+        assert table.num_learned == counted
 
 
 def test_validation_profile_and_export(packed: Path, tmp_path: Path) -> None:
