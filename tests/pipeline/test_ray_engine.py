@@ -191,16 +191,17 @@ def test_a_node_that_joins_is_used_and_a_node_that_dies_costs_no_attempt(
     assert token_files(folder) == token_files(other)
 
 
+@pytest.mark.slow  # the run must be long enough for the helper to start and be used before it dies
 def test_a_node_that_only_decodes_helps_and_its_death_costs_nothing(
     cluster, shards: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     outcomes: list[RunOutcome] = []
     slow = {"num_actors": 1, "decode_workers": 1, "batch_size": 64}
-    many = write_shards(tmp_path / "in", 40, 60)
+    many = write_shards(tmp_path / "in", 300, 60)
     node = cluster.add_node(num_cpus=2, resources={"seed_decode": 1}, object_store_memory=100 << 20)
     with fault("none:none:none"):
         thread = in_background(lambda: outcomes.append(run(many, tmp_path / "out", **slow)))
-        assert wait_until(lambda: len(token_files(tmp_path / "out")) > 30)
+        assert wait_until(lambda: len(token_files(tmp_path / "out")) > 400)
         cluster.remove_node(node, allow_graceful=False)
         thread.join(timeout=240)
     (outcome,) = outcomes
