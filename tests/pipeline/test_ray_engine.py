@@ -197,11 +197,11 @@ def test_a_node_that_only_decodes_helps_and_its_death_costs_nothing(
 ) -> None:
     outcomes: list[RunOutcome] = []
     slow = {"num_actors": 1, "decode_workers": 1, "batch_size": 64}
-    many = write_shards(tmp_path / "in", 300, 60)
+    many = write_shards(tmp_path / "in", 120, 60)
     node = cluster.add_node(num_cpus=2, resources={"seed_decode": 1}, object_store_memory=100 << 20)
     with fault("none:none:none"):
         thread = in_background(lambda: outcomes.append(run(many, tmp_path / "out", **slow)))
-        assert wait_until(lambda: len(token_files(tmp_path / "out")) > 400)
+        assert wait_until(lambda: len(token_files(tmp_path / "out")) > 150)
         cluster.remove_node(node, allow_graceful=False)
         thread.join(timeout=240)
     (outcome,) = outcomes
