@@ -21,7 +21,7 @@ class TokenizeConfig:
     """Folder for the token shards: a local path or a URL (s3://bucket/folder)."""
 
     tokenizer: str = "sample"
-    """seed-2 is the released model; a path or hub id; sample: small, untrained; null: only hashes."""
+    """seed-2 is the released model; a path or hub id; sample: small, of emoji; null: only hashes."""
     precision: str = "fp32"
     """fp32, bf16 or fp16, of the image encoder and the Q-Former."""
     filter: Filter = "bicubic"
