@@ -1,10 +1,11 @@
 """Kill the job at random, again and again, and compare the rows with an undisturbed run, byte for byte.
 
-    python -m benchmarks.kills [--kills 200] [--seed 0] [--shards 12]
+    python -m benchmarks.kills [--kills 200] [--seed 0] [--shards 12] [--ray]
 
 Each kill is SIGKILL or SIGTERM to the process of the job at a random moment, or SIGKILL by itself at a chosen
-point of the commit. After each, what is visible must be whole; when a run ends by itself, everything must be
-equal to the undisturbed run, and the folder is begun anew.
+point of the commit; with --ray it is SIGKILL to an actor, a node or the driver of a real cluster. After each,
+what is visible must be whole; when a run ends by itself, everything must be equal to the undisturbed run, and
+the folder is begun anew.
 """
 
 import argparse
@@ -16,8 +17,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+from benchmarks import ray_kills
 from pipeline.fault_points import VARIABLE
 from pipeline.storage import LocalFolder
 from pipeline.token_dataset import TokenDataset
@@ -49,14 +53,32 @@ def run_and_kill(flags: list[str], rng: random.Random, num_shards: int, whole_ru
     return f"{number.name} at random" if status else "ended"
 
 
+def runs_of_the_job(
+    options: argparse.Namespace, flags: list[str], rng: random.Random, whole_run_s: float
+) -> Iterator[tuple[Counter[str], bool]]:
+    """Without end: what was killed in one run after the other, and whether it came to its end."""
+    if not options.ray:
+        while True:
+            how = run_and_kill(flags, rng, options.shards, whole_run_s)
+            yield Counter() if how == "ended" else Counter([how]), how == "ended"
+    cluster = ray_kills.KillableCluster(rng)
+    try:
+        while True:
+            yield ray_kills.run_and_kill(cluster, flags, rng, options.kills)
+    finally:
+        cluster.close()
+
+
 def main() -> int:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--kills", type=int, help="at least so many; default 200, with --ray 24")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shards", type=int, default=12)
     parser.add_argument("--samples", type=int, default=40)
+    parser.add_argument("--ray", action="store_true", help="actors, nodes and drivers of a Ray cluster")
     options = parser.parse_args()
+    options.kills = options.kills or (24 if options.ray else 200)
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
@@ -68,21 +90,25 @@ def main() -> int:
         folder = root / "out"
         flags = ["--input", str(shards), "--output", str(folder)]
         kinds: Counter[str] = Counter()
-        num_kills = num_complete = num_different = 0
-        while num_kills < options.kills:
-            how = run_and_kill(flags, rng, options.shards, whole_run_s)
-            kinds[how] += 1
-            if sum(kinds.values()) % 20 == 0:
-                print(f"{num_kills} kills so far, {num_different} differ", flush=True)
-            num_kills += how != "ended"
-            files = token_files(folder)
-            num_different += any(data != undisturbed[name] for name, data in files.items())
-            if how == "ended" or files == undisturbed:
-                faults = list(find_faults(TokenDataset.open(LocalFolder(folder))))
-                num_different += files != undisturbed or bool(faults)
-                num_complete += 1
-                shutil.rmtree(folder)
-    print(f"{num_kills} kills, {num_complete} runs ended, {num_different} differ from the undisturbed run")
+        num_complete = num_different = 0
+        with closing(runs_of_the_job(options, flags, rng, whole_run_s)) as runs:
+            for killed, has_ended in runs:
+                kinds += killed
+                files = token_files(folder)
+                num_different += any(data != undisturbed[name] for name, data in files.items())
+                if has_ended or files == undisturbed:
+                    faults = list(find_faults(TokenDataset.open(LocalFolder(folder))))
+                    num_different += files != undisturbed or bool(faults)
+                    num_complete += 1
+                    shutil.rmtree(folder)
+                print(
+                    f"{kinds.total()} kills so far, {num_complete} ended, {num_different} differ", flush=True
+                )
+                if kinds.total() >= options.kills and has_ended:
+                    break
+    print(
+        f"{kinds.total()} kills, {num_complete} runs ended, {num_different} differ from the undisturbed run"
+    )
     for how, number in sorted(kinds.items()):
         print(f"  {number:4}  {how}")
     return int(num_different > 0)

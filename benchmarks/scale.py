@@ -60,14 +60,10 @@ def simulate(num_shards: int, num_workers: int) -> dict[str, float]:
 
 def ray_calls(num_calls: int = 4000, num_actors: int = 2) -> dict[str, float]:
     """Driver time of one call to a real actor that returns a real report, in the way of `ray_engine`."""
-    from pipeline.ray_token import settle_authentication
-
-    settle_authentication()
-    import ray
-
     from pipeline.ray_cluster import connect
 
     connect()
+    import ray
 
     @ray.remote(num_cpus=0.1, max_concurrency=2)
     class Idle:

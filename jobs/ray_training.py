@@ -13,16 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.ray_cluster import ROOT, connect
 from schemas.atomic_write import write_atomically
 from trainer.run_config import TrainConfig
 from trainer.train import NonFiniteError, TrainResult, train
 
 logger = logging.getLogger(__name__)
-LOCAL_OBJECT_STORE_BYTES = 128 << 20
-"""Batches do not go through Ray: the store of a private cluster may be small."""
 LASTING_ERRORS = (NonFiniteError, FileNotFoundError, ValueError)
 """What another try would meet again: not finite, wrong settings, wrong data."""
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def train_on_ray(
@@ -47,7 +45,8 @@ def train_on_ray(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     if not ray.is_initialized():
-        _connect()
+        # Workers import this repository; under `ray job submit --working-dir` they have it in their folder.
+        connect({"env_vars": {"PYTHONPATH": str(ROOT)}})
     verdict = Path(config.output).absolute() / "ray" / f"verdict-{uuid.uuid4().hex}.json"
     resources = {"CPU": cpus_per_worker} | ({"GPU": 1} if uses_gpu else {})
     trainer = TorchTrainer(
@@ -71,25 +70,6 @@ def train_on_ray(
     _raise_verdict(verdict)
     assert isinstance(result.return_value, dict)
     return TrainResult(**result.return_value)
-
-
-def _connect() -> None:
-    """``ray.init`` for the cluster that RAY_ADDRESS names, or for a private one on this machine."""
-    import ray
-
-    # Workers import this repository; under `ray job submit --working-dir` they have it in their own folder.
-    environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(runtime_env=environment, logging_level=logging.WARNING)
-        return
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-        runtime_env=environment,
-        logging_level=logging.WARNING,
-        _node_ip_address="127.0.0.1",
-    )
 
 
 def _train_here(settings: dict[str, Any]) -> dict[str, object]:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -161,13 +161,13 @@ class BatchingEncoder:
         finally:
             with self._changed:
                 self._num_open -= 1
-                self._changed.notify_all()
+                self._wake_if_due()
 
     def close(self) -> None:
         """Run what has arrived and end the thread; what is still in decoding stays without codes."""
         with self._changed:
             self._is_closed = True
-            self._changed.notify_all()
+            self._changed.notify()
         self._thread.join()
 
     def _submit(self, decoded: "Future[Frames]") -> "Future[EncodedFrames]":
@@ -178,31 +178,43 @@ class BatchingEncoder:
         return encoded
 
     def _arrived(self, decoded: "Future[Frames]", encoded: "Future[EncodedFrames]") -> None:
-        error = DecodingCancelledError() if decoded.cancelled() else decoded.exception()
+        slots: list[_Slot] = []
+        try:
+            frames, error = decoded.result(), None
+            collector = _Collector(frames, encoded)
+            slots = [(image, collector, index) for index, image in enumerate(frames.pixels)]
+        except CancelledError:
+            error = DecodingCancelledError()
+        except Exception as refusal:
+            error = refusal
         with self._changed:
             self._num_decoding -= 1
             error = error or self._error
             if error is None:
-                frames = decoded.result()
-                collector = _Collector(frames, encoded)
-                self._ready.extend((image, collector, index) for index, image in enumerate(frames.pixels))
+                self._ready += slots
                 self._last_arrival = time.monotonic()
-            self._changed.notify_all()
+            self._wake_if_due()
         if error is not None:
             encoded.set_exception(error)
-        elif not len(decoded.result().pixels):
+        elif not slots:
             encoded.set_result(EncodedFrames(np.empty((0, CODES_PER_IMAGE), np.uint16), ()))
 
     @contextmanager
     def _blocked(self) -> Iterator[None]:
         with self._changed:
             self._num_blocked += 1
-            self._changed.notify_all()
+            self._wake_if_due()
         try:
             yield
         finally:
             with self._changed:
                 self._num_blocked -= 1
+
+    def _wake_if_due(self) -> None:
+        """Wake the model thread when there is a batch to run, not for every image: a wake-up takes the
+        processor from a decoder."""
+        if self._can_run():
+            self._changed.notify()
 
     def _run(self) -> None:
         started: deque[tuple[list[_Slot], FinishBatch]] = deque()
@@ -240,7 +252,8 @@ class BatchingEncoder:
                 if not may_wait or self._is_closed:
                     return []
                 begin = time.monotonic()
-                self._changed.wait(timeout=self._flush_after_s if self._ready else None)
+                until_flush_s = self._last_arrival + self._flush_after_s - begin if self._ready else 0.0
+                self._changed.wait(until_flush_s if until_flush_s > 0 else self._flush_after_s)
                 if self._num_open:
                     self.statistics.starved_s += time.monotonic() - begin
             size = min(self.batch_size, len(self._ready))
@@ -252,8 +265,7 @@ class BatchingEncoder:
         if not self._ready:
             return False
         nobody_adds = self._num_decoding == 0 and self._num_blocked >= self._num_open
-        is_late = time.monotonic() - self._last_arrival >= self._flush_after_s
-        return nobody_adds or is_late
+        return nobody_adds or time.monotonic() - self._last_arrival >= self._flush_after_s
 
     def _fail(self, error: Exception, slots: list[_Slot]) -> None:
         """Give every image that waits an error, now and later."""

@@ -12,8 +12,8 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.quarantine import Reason
-from tokenizer.preprocess import ImageError, PreprocessConfig, check_shape, load_image
+from schemas.quarantine import Reason, RefusedError
+from tokenizer.preprocess import PreprocessConfig, check_shape, load_image
 from tokenizer.resize import squash
 
 
@@ -48,45 +48,21 @@ class DecodedFrames:
     """Videos only: what decoded it, with its version."""
 
 
-class DecodeError(ValueError):
-    """A task that was refused.
-
-    Attributes:
-        reason: why, from the closed list of the quarantine ledger.
-        detail: one line for a human.
-    """
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}"
-
-
 Decoder = Callable[[DecodeTask, PreprocessConfig], DecodedFrames]
 
 
 def decode_image(task: DecodeTask, config: PreprocessConfig) -> DecodedFrames:
     """One picture; of an animation the first."""
-    try:
-        return DecodedFrames(load_image(task.data, config)[None])
-    except ImageError as error:
-        raise DecodeError(error.reason, error.detail) from error
+    return DecodedFrames(load_image(task.data, config)[None])
 
 
 def decode_video(task: DecodeTask, config: PreprocessConfig) -> DecodedFrames:
     """The sampled frames of one clip, each squashed like a picture."""
-    from pipeline.video_container import VideoError  # FFmpeg is loaded where there are videos only
-    from pipeline.video_frames import FrameSampling, sample_frames
+    from pipeline.video_frames import FrameSampling, sample_frames  # FFmpeg is loaded for videos only
 
-    try:
-        clip = sample_frames(task.data, FrameSampling(**json.loads(task.options or "{}")))
-        height, width = clip.frames[0].shape[:2]
-        check_shape(width, height, config)
-    except (VideoError, ImageError) as error:
-        raise DecodeError(error.reason, error.detail) from error
+    clip = sample_frames(task.data, FrameSampling(**json.loads(task.options or "{}")))
+    height, width = clip.frames[0].shape[:2]
+    check_shape(width, height, config)
     squashed = {id(frame): squash(frame, config.filter) for frame in clip.frames}  # repeated frames once
     pixels = np.stack([squashed[id(frame)] for frame in clip.frames])
     return DecodedFrames(pixels, clip.times_s, clip.decoder)
@@ -96,18 +72,18 @@ DECODERS: Mapping[TaskKind, Decoder] = {TaskKind.IMAGE: decode_image, TaskKind.V
 
 
 def decode_task(task: DecodeTask, config: PreprocessConfig) -> DecodedFrames:
-    """Decode by kind. Raises DecodeError."""
+    """Decode by kind. Raises RefusedError."""
     return DECODERS[task.kind](task, config)
 
 
 def run_decoder(decoder: Decoder, task: DecodeTask, config: PreprocessConfig) -> DecodedFrames:
-    """Call a decoder; whatever else it raises than DecodeError becomes the refusal of this one task."""
+    """Call a decoder; whatever else it raises than RefusedError becomes the refusal of this one task."""
     try:
         return decoder(task, config)
-    except DecodeError:
+    except RefusedError:
         raise
     except Exception as error:  # a fault of the decoder on these bytes: recorded under its own reason
-        raise DecodeError(Reason.DECODER_CRASHED, f"{type(error).__name__}: {error}") from error
+        raise RefusedError(Reason.DECODER_CRASHED, f"{type(error).__name__}: {error}") from error
 
 
 def load_decoder(name: str) -> Decoder:

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from pipeline.decode import DecodedFrames, DecodeError, DecodeTask, load_decoder, run_decoder
+from pipeline.decode import DecodedFrames, DecodeTask, load_decoder, run_decoder
 from pipeline.decode_process import DecodeProcess, WorkerGone
-from schemas.quarantine import Reason
+from schemas.quarantine import Reason, RefusedError
 from tokenizer.preprocess import PreprocessConfig
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class DecodePoolConfig:
     """Processes; 0 decodes in the calling thread (tests, debugging: no isolation, no time limit)."""
     max_in_flight: int = 64
     """Tasks submitted and not finished; `submit` waits beyond that. Give at least 4 a worker."""
-    tasks_per_worker: int = 8
+    tasks_per_worker: int = 16
     """Most tasks in one worker's hands: its work while the owner's interpreter is busy elsewhere."""
     timeout_s: float = 30.0
     """Wall time of one task, after which its worker is killed; the second time the task is refused."""
@@ -85,7 +85,7 @@ class PendingTask:
 class DecodePool:
     """Decodes tasks in supervised processes; thread-safe; a context manager.
 
-    A refused task (bad image, crashed decoder, time limit) is a future that raises DecodeError.
+    A refused task (bad image, crashed decoder, time limit) is a future that raises RefusedError.
     """
 
     def __init__(self, config: DecodePoolConfig) -> None:
@@ -113,8 +113,14 @@ class DecodePool:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, task: DecodeTask) -> "Future[DecodedFrames]":
+    def submit(
+        self, task: DecodeTask, future: "Future[DecodedFrames] | None" = None
+    ) -> "Future[DecodedFrames]":
         """Queue one task; waits while `max_in_flight` tasks are unfinished.
+
+        Args:
+            task: what to decode.
+            future: the promise to keep, where the caller has given one already; otherwise a new one.
 
         Raises:
             RuntimeError: if the pool is closed.
@@ -123,7 +129,7 @@ class DecodePool:
         if task.num_frames > self.config.frames_per_task:
             limit = self.config.frames_per_task
             raise ValueError(f"{task.num_frames} frames asked for, decode.frames_per_task is {limit}")
-        pending = PendingTask(task, Future())
+        pending = PendingTask(task, future or Future())
         if self.config.num_workers == 0:
             self._decode_here(pending)
             return pending.future
@@ -160,7 +166,7 @@ class DecodePool:
             raise RuntimeError("the decode pool is closed")
         try:
             pending.future.set_result(run_decoder(self._decoder, pending.task, self.config.preprocess))
-        except DecodeError as error:
+        except RefusedError as error:
             pending.future.set_exception(error)
 
     def _cancel_waiting(self) -> None:
@@ -329,10 +335,10 @@ def pause_s(num_useless_starts: int) -> float:
     return min(FIRST_PAUSE_S * 2.0 ** min(num_useless_starts - 1, 10), LONGEST_PAUSE_S)
 
 
-def cause_of_death(status: int, timeout_s: float) -> DecodeError:
+def cause_of_death(status: int, timeout_s: float) -> RefusedError:
     """The refusal of the task during which a worker ended with this status."""
     if status == -signal.SIGALRM:
-        return DecodeError(Reason.DECODE_TIMEOUT, f"not decoded within {timeout_s:g} s")
+        return RefusedError(Reason.DECODE_TIMEOUT, f"not decoded within {timeout_s:g} s")
     if status < 0:
-        return DecodeError(Reason.DECODER_CRASHED, f"the decoder died of {signal.Signals(-status).name}")
-    return DecodeError(Reason.DECODER_CRASHED, f"the decoder exited with status {status}")
+        return RefusedError(Reason.DECODER_CRASHED, f"the decoder died of {signal.Signals(-status).name}")
+    return RefusedError(Reason.DECODER_CRASHED, f"the decoder exited with status {status}")

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.decode import DecodedFrames, DecodeError, DecodeTask
+from pipeline.decode import DecodedFrames, DecodeTask
 from pipeline.decode_worker import (
     FRAME_BYTES,
     FRAME_SHAPE,
@@ -23,7 +23,7 @@ from pipeline.decode_worker import (
     unpack_reply,
 )
 from pipeline.frame_buffers import FrameBuffers
-from schemas.quarantine import Reason
+from schemas.quarantine import Reason, RefusedError
 from tokenizer.preprocess import PreprocessConfig
 
 logger = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class DecodeProcess:
                 self.outbox.appendleft(message[num_written:])
                 return
 
-    def receive(self) -> list[DecodedFrames | DecodeError]:
+    def receive(self) -> list[DecodedFrames | RefusedError]:
         """Wait for the oldest task in its hands; returns its outcome and those that arrived with it.
 
         One wait for several replies: under a busy interpreter each wait costs up to 5 ms to get the GIL.
@@ -131,7 +131,7 @@ class DecodeProcess:
         Raises:
             WorkerGone: if it died, did not answer in time (and was killed), or wrote nonsense.
         """
-        outcomes: list[DecodedFrames | DecodeError] = []
+        outcomes: list[DecodedFrames | RefusedError] = []
         try:
             while not outcomes:
                 self.unread += self._arriving_bytes()
@@ -164,13 +164,15 @@ class DecodeProcess:
             else:
                 raise WorkerGone
 
-    def _outcome(self, num_frames: int, body: Any) -> DecodedFrames | DecodeError:
+    def _outcome(self, num_frames: int, body: Any) -> DecodedFrames | RefusedError:
         """What a reply says; pixels are copied, so that the slot is free at once."""
         slot = self.memory.frames[self.num_replied % self.num_slots]
         self.num_replied += 1
         if num_frames == 0:
-            return DecodeError(Reason(body["reason"]), body["detail"])
+            return RefusedError(Reason(body["reason"]), body["detail"])
         pixels = self.buffers.copy(slot[: num_frames * FRAME_BYTES]).reshape(num_frames, *FRAME_SHAPE)
+        if not body:
+            return DecodedFrames(pixels)
         return DecodedFrames(pixels, tuple(body["times_s"]), body["decoder"])
 
     @property

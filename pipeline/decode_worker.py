@@ -27,14 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.decode import (
-    DecodeError,
-    Decoder,
-    DecodeTask,
-    TaskKind,
-    load_decoder,
-    run_decoder,
-)
+from pipeline.decode import Decoder, DecodeTask, TaskKind, load_decoder, run_decoder
+from schemas.quarantine import RefusedError
 from tokenizer.preprocess import PreprocessConfig
 from tokenizer.resize import IMAGE_SIZE, squash
 
@@ -43,6 +37,8 @@ FRAME_BYTES = IMAGE_SIZE * IMAGE_SIZE * 3
 COUNTER_BYTES = 4096  # one page
 INPUT_BYTES = 2**19  # larger files go through the socket; web pictures are 20 to 400 kB
 
+KINDS = list(TaskKind)
+KIND_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 TASK_HEADER = struct.Struct("<BHIQ")  # index of the kind, frames wanted, bytes of options, bytes of data
 REPLY_HEADER = struct.Struct("<HI")  # frames in the slot (0: refused), bytes of JSON that follow
 READY = b"ready"
@@ -102,8 +98,7 @@ class SlotMemory:
 def pack_task(task: DecodeTask, slot_input: memoryview) -> bytes:
     """Put the task's bytes into its slot; returns the message, which carries bytes that do not fit there."""
     num_bytes, options = len(task.data), task.options.encode()
-    kind = list(TaskKind).index(task.kind)
-    header = TASK_HEADER.pack(kind, task.num_frames, len(options), num_bytes) + options
+    header = TASK_HEADER.pack(KIND_NUMBERS[task.kind], task.num_frames, len(options), num_bytes) + options
     if num_bytes > INPUT_BYTES:
         return header + task.data
     slot_input[:num_bytes] = task.data
@@ -116,12 +111,12 @@ def unpack_task(stream: BufferedReader, slot_input: memoryview) -> DecodeTask:
     kind, num_frames, options_bytes, num_bytes = header
     options = read_exactly(stream, options_bytes).decode()
     data = read_exactly(stream, num_bytes) if num_bytes > INPUT_BYTES else bytes(slot_input[:num_bytes])
-    return DecodeTask(data, list(TaskKind)[kind], num_frames, options)
+    return DecodeTask(data, KINDS[kind], num_frames, options)
 
 
 def pack_reply(num_frames: int, body: object) -> bytes:
-    """The message of `num_frames` frames in the slot (with times and decoder), or of a refusal (none)."""
-    text = json.dumps(body).encode()
+    """The message of `num_frames` frames in the slot (none: a refusal); a picture has no body."""
+    text = json.dumps(body).encode() if body else b""
     return REPLY_HEADER.pack(num_frames, len(text)) + text
 
 
@@ -133,7 +128,7 @@ def unpack_reply(data: bytearray) -> tuple[int, Any] | None:
     end = REPLY_HEADER.size + num_bytes
     if len(data) < end:
         return None
-    body = json.loads(data[REPLY_HEADER.size : end])
+    body = json.loads(data[REPLY_HEADER.size : end]) if num_bytes else {}
     del data[:end]
     return num_frames, body
 
@@ -172,10 +167,12 @@ def decode_into(slot: memoryview, task: DecodeTask, decoder: Decoder, config: Pr
     """Decode one task into its slot; returns the reply."""
     try:
         frames = run_decoder(decoder, task, config)
-    except DecodeError as error:
+    except RefusedError as error:
         return pack_reply(0, {"reason": error.reason, "detail": error.detail})
     pixels = np.ascontiguousarray(frames.pixels)
     slot[: pixels.nbytes] = pixels.data.cast("B")
+    if not frames.times_s and not frames.decoder:  # a picture
+        return pack_reply(len(pixels), {})
     return pack_reply(len(pixels), {"times_s": frames.times_s, "decoder": frames.decoder})
 
 

@@ -7,14 +7,13 @@ apart, what came in when it came and what went out when it went, so that the che
 import json
 from collections import Counter
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.batching_encoder import EncodedFrames
 from pipeline.sources.metadata import ALL_FIELDS, dump_fields
 from pipeline.sources.records import RawDocument
 from schemas.document import Document, ImageSegment, TextSegment
-from schemas.quarantine import QuarantineRecord, Reason, Unit
+from schemas.quarantine import QuarantineRecord, Reason, RefusedError, Unit
 from schemas.token_shard import ShardCounts
 
 OnBadImage = Literal["drop-document", "drop-image"]
@@ -23,15 +22,8 @@ DAMAGE = frozenset({Reason.TAR_TRUNCATED, Reason.TAR_CORRUPT, Reason.TAR_ZERO_LE
 """Reasons for which a part of the source shard is not among the documents."""
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """An image or video that was not decoded."""
-
-    reason: Reason
-    detail: str
-
-
-Outcome = EncodedFrames | Refusal
+Outcome = EncodedFrames | RefusedError
+"""What became of an image or video."""
 
 
 def outcome(future: "Future[EncodedFrames]") -> Outcome:
@@ -39,10 +31,9 @@ def outcome(future: "Future[EncodedFrames]") -> Outcome:
     error = future.exception()
     if error is None:
         return future.result()
-    reason = getattr(error, "reason", None)
-    if not isinstance(reason, Reason):
+    if not isinstance(error, RefusedError):
         raise error
-    return Refusal(reason, getattr(error, "detail", str(error)))
+    return error
 
 
 def finish_document(
@@ -56,7 +47,7 @@ def finish_document(
         source: the shard as named on input, for the records.
         on_bad_image: what one bad image costs. A document that had images and keeps none is dropped anyhow.
     """
-    refused = [(place, item) for place, item in enumerate(outcomes) if isinstance(item, Refusal)]
+    refused = [(place, item) for place, item in enumerate(outcomes) if isinstance(item, RefusedError)]
     if refused and (on_bad_image == "drop-document" or len(refused) == len(outcomes)):
         return None, [_drop(raw, *refused[0], len(outcomes), source)]
     segments: list[TextSegment | ImageSegment] = []
@@ -67,7 +58,7 @@ def finish_document(
             segments.append(segment)
             continue
         item = next(remaining)
-        if isinstance(item, Refusal):
+        if isinstance(item, RefusedError):
             detail = f"segment {position}: {item.detail}"
             size = len(segment.data)
             records.append(QuarantineRecord(source, raw.key, Unit.IMAGE, item.reason, detail, size))
@@ -88,7 +79,9 @@ def _metadata(raw: RawDocument, outcomes: list[Outcome]) -> str | None:
     return dump_fields(json.loads(raw.metadata or "{}") | {"decoder": ", ".join(decoders)}, [ALL_FIELDS])
 
 
-def _drop(raw: RawDocument, place: int, refusal: Refusal, num_images: int, source: str) -> QuarantineRecord:
+def _drop(
+    raw: RawDocument, place: int, refusal: RefusedError, num_images: int, source: str
+) -> QuarantineRecord:
     detail = refusal.detail if num_images == 1 else f"image {place} of {num_images}: {refusal.detail}"
     return QuarantineRecord(source, raw.key, Unit.SAMPLE, refusal.reason, detail, raw.num_bytes)
 
@@ -119,7 +112,7 @@ class ShardCounter:
         self, outcomes: list[Outcome], document: Document | None, records: list[QuarantineRecord]
     ) -> None:
         num_sound = sum(len(item.codes) for item in outcomes if isinstance(item, EncodedFrames))
-        reasons = [item.reason for item in outcomes if isinstance(item, Refusal)]
+        reasons = [item.reason for item in outcomes if isinstance(item, RefusedError)]
         self._read["samples"] += 1
         self._read["images"] += num_sound + len(reasons)
         self._dropped.update(reasons)

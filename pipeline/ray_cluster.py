@@ -1,34 +1,93 @@
-"""Connects to the Ray cluster of RAY_ADDRESS, or starts a quiet private one."""
+"""Joins the Ray cluster of RAY_ADDRESS, or starts a quiet private one.
+
+Ray is imported when it is needed, because it reads from the environment only once how to authenticate. A
+private cluster gets a token that only this process and its children know: Ray's own default would leave a
+token in the home folder, which makes later clusters of the user demand it from clients that do not send it.
+Where RAY_ADDRESS or RAY_AUTH_MODE is set, the cluster's rule is not ours to change.
+"""
 
 import logging
 import os
+import secrets
 import signal
+import sys
 import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import ray
-from ray.exceptions import RayError
 
 from pipeline.shard_driver import PoolError
 
 SUBMITTED_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in drivers that came by `ray job submit`."""
 LOCAL_OBJECT_STORE_BYTES = 100 << 20
-"""Only shard names and reports go through Ray."""
+"""Only names and reports go through Ray."""
+ROOT = Path(__file__).resolve().parents[1]
 
 
-def connect() -> None:
-    """``ray.init`` for the cluster that RAY_ADDRESS names, or for a quiet private one.
+@contextmanager
+def connected() -> Iterator[None]:
+    """A connection for the length of the block, unless there is one already."""
+    settle_authentication()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    connect()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def settle_authentication() -> None:
+    """Make a token for a private cluster, unless the user chose otherwise or Ray is imported already."""
+    if "ray" in sys.modules or {"RAY_ADDRESS", "RAY_AUTH_MODE"} & os.environ.keys():
+        return
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def connect(runtime_env: Mapping[str, Any] | None = None) -> None:
+    """``ray.init``; signals keep the handlers that they had.
+
+    Args:
+        runtime_env: of the workers; left out: on a cluster, what brings our packages to every node.
 
     Raises:
-        PoolError: if that cluster does not answer.
+        PoolError: if the cluster of RAY_ADDRESS does not answer.
     """
+    settle_authentication()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    _initialize()
+    _initialize(runtime_env)
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():  # Ray puts its own in their place
             signal.signal(number, handler)
+
+
+def _initialize(runtime_env: Mapping[str, Any] | None) -> None:
+    import ray
+    from ray.exceptions import RayError
+
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "runtime_env": runtime_env}
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+            **options,
+        )
+        return
+    if runtime_env is None:
+        options["runtime_env"] = _own_code()
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, RayError, ValueError) as error:
+        raise PoolError(f"the Ray cluster at {address} (RAY_ADDRESS) cannot be reached: {error}") from error
 
 
 def _own_code() -> dict[str, Any]:
@@ -37,28 +96,7 @@ def _own_code() -> dict[str, Any]:
     Empty for a submitted job, which brings its working directory, and for an installed copy, which is taken
     to be installed on all nodes.
     """
-    root = Path(__file__).resolve().parent.parent
-    if SUBMITTED_JOB_VARIABLE in os.environ or not (root / "pyproject.toml").exists():
+    if SUBMITTED_JOB_VARIABLE in os.environ or not (ROOT / "pyproject.toml").exists():
         return {}
-    packages = [root / name for name in ("schemas", "tokenizer", "pipeline", "jobs")]
+    packages = [ROOT / name for name in ("schemas", "tokenizer", "pipeline", "jobs")]
     return {"py_modules": [str(package) for package in packages], "excludes": ["__pycache__"]}
-
-
-def _initialize() -> None:
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        try:
-            ray.init(address=address, logging_level=logging.WARNING, runtime_env=_own_code())
-        except (ConnectionError, RayError, ValueError) as error:
-            raise PoolError(
-                f"the Ray cluster at {address} (RAY_ADDRESS) cannot be reached: {error}"
-            ) from error
-        return
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        logging_level=logging.WARNING,
-        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-        _node_ip_address="127.0.0.1",
-    )

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 import math
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,7 @@ from pipeline.batching_encoder import EncoderError
 from pipeline.decode import DecodeTask
 from pipeline.encode_shard import ShardCancelledError
 from pipeline.local_workers import ShardMoves, fatal_message, is_fatal, one_line, worker_status
-from pipeline.ray_cluster import connect
+from pipeline.ray_cluster import connected
 from pipeline.ray_helpers import RayHelpers
 from pipeline.shard_driver import (
     ShardDone,
@@ -379,13 +380,11 @@ def open_ray_workers(
     config: TokenizeConfig, setup_for: Callable[[str, int], WorkerSetup]
 ) -> Iterator[RayWorkers]:
     """Connect to the cluster of RAY_ADDRESS, or start one on this machine; the actors end with the block."""
-    was_connected = ray.is_initialized()
-    if not was_connected:
-        connect()
-    pool = RayWorkers(config, setup_for)
-    try:
-        yield pool
-    finally:
-        pool.close()
-        if not was_connected:
-            ray.shutdown()
+    # Actors that claim no GPU keep the devices that they see.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    with connected():
+        pool = RayWorkers(config, setup_for)
+        try:
+            yield pool
+        finally:
+            pool.close()

@@ -4,10 +4,7 @@ What the tasks share is put into the object store once, and every worker process
 once. A lost node costs the tasks it had in hand: they are started again elsewhere.
 """
 
-import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -15,8 +12,6 @@ from ray.exceptions import RayTaskError
 
 from pipeline.packing.run_tasks import Task, TaskFailedError, Worker
 
-LOCAL_OBJECT_STORE_BYTES = 100 << 20
-"""Only names of files go through Ray."""
 MAX_RETRIES = 3
 """Of a task whose process or node died; an exception of the task itself is not retried."""
 
@@ -58,25 +53,3 @@ def _run_task(factory: Callable[[], Worker], key: bytes, task: Task) -> None:
         _workers.clear()
         _workers[key] = factory()
     _workers[key].run(task)
-
-
-@contextmanager
-def connected() -> Iterator[None]:
-    """The cluster of RAY_ADDRESS, or a private one on this machine; it is left when the block ends."""
-    if ray.is_initialized():
-        yield
-        return
-    if address := os.environ.get("RAY_ADDRESS"):
-        ray.init(address=address, logging_level=logging.WARNING)
-    else:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            logging_level=logging.WARNING,
-            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-            _node_ip_address="127.0.0.1",
-        )
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -1,7 +1,7 @@
 """The SEED tokenizer as the engine runs it: batches go up and codes come down while the model computes.
 
 On CUDA two batches are under way. Each has its own pinned host buffer; upload, model and download are queued
-on one stream without waiting, so that the next batch is filled and queued while this one is computed. On a
+on one stream without waiting, so that the next is filled and queued while this one is computed. On a
 CPU a batch is computed when it is started.
 """
 
@@ -56,8 +56,10 @@ class SeedEncoder:
         codes = self._tokenizer.launch(on_device)
         on_host = torch.empty(codes.shape, dtype=codes.dtype, pin_memory=True)
         on_host.copy_(codes, non_blocking=True)
-        done = torch.cuda.Event()
-        done.record()
+        # Blocking: a wait that spins takes a core from decoding. The stream is that of the tokenizer's
+        # device, which need not be the current one of this thread.
+        done = torch.cuda.Event(blocking=True)
+        done.record(torch.cuda.current_stream(self._tokenizer.device))
 
         def finish() -> np.ndarray:
             done.synchronize()

@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from pipeline.decode import DecodedFrames, DecodeError, DecodeTask
+from pipeline.decode import DecodedFrames, DecodeTask
 from pipeline.decode_pool import DecodePool
+from schemas.quarantine import RefusedError
 
 logger = logging.getLogger(__name__)
 
-Decoded = DecodedFrames | DecodeError
+Decoded = DecodedFrames | RefusedError
 DecodeMany = Callable[[Sequence[DecodeTask]], "Future[list[Decoded]]"]
 """A helper: decodes several tasks, in order; its future fails if the helper is gone."""
 
@@ -63,9 +64,10 @@ class SharedDecoder:
         # The pool frees the place of a task only after its callbacks, in which we submit the next one: with
         # all places in use, every thread of the pool could wait there for another to free one.
         num_workers = max(1, pool.config.num_workers)
-        self._local_capacity = pool.config.max_in_flight - num_workers
-        if self._local_capacity < 1:
+        self._places = pool.config.max_in_flight - num_workers
+        if self._places < 1:
             raise ValueError(f"decode.max_in_flight must be above {num_workers}, the number of workers")
+        self._in_hand = min(self._places, num_workers * pool.config.slots_per_worker)
         self._lock = threading.Lock()
         self._waiting: deque[_Waiting] = deque()
         self._num_local = 0
@@ -80,33 +82,43 @@ class SharedDecoder:
                 self._helpers.setdefault(name, _Helper(decode))
         self._dispatch()
 
+    @property
+    def _local_capacity(self) -> int:
+        """Pictures that the pool gets at a time: where there are helpers, what its processes hold in hand."""
+        return self._in_hand if self._helpers else self._places
+
     def submit(self, task: DecodeTask) -> "Future[DecodedFrames]":
-        """Decode one task somewhere; a refused one fails with DecodeError."""
-        future: Future[DecodedFrames] = Future()
+        """Decode one task somewhere; a refused one fails with RefusedError."""
+        waiting = _Waiting(task, Future())
         with self._lock:
-            self._waiting.append(_Waiting(task, future))
-        self._dispatch()
-        return future
+            is_local = not self._waiting and self._num_local < self._local_capacity
+            if is_local:
+                self._num_local += 1
+            else:
+                self._waiting.append(waiting)
+        if is_local:
+            self._decode_here(waiting)
+        else:
+            self._dispatch()
+        return waiting.future
 
     def _dispatch(self) -> None:
         """Send out what can be sent."""
-        while True:
+        with self._lock:
+            num_places = min(self._local_capacity - self._num_local, len(self._waiting))
+            here = [self._waiting.popleft() for _ in range(num_places)]
+            self._num_local += num_places
+        for waiting in here:
+            self._decode_here(waiting)
+        while self._helpers:
             with self._lock:
-                local = self._waiting and self._num_local < self._local_capacity
-                name = None if local else self._free_helper()
-                if local:
-                    self._num_local += 1
-                    group = [self._waiting.popleft()]
-                elif name is not None:
-                    helper = self._helpers[name]
-                    helper.num_groups += 1
-                    group = [self._waiting.popleft() for _ in range(GROUP_SIZE)]
-                else:
+                name = self._free_helper()
+                if name is None:
                     return
-            if name is None:
-                self._decode_here(group[0])
-            else:
-                self._decode_there(name, helper, group)
+                helper = self._helpers[name]
+                helper.num_groups += 1
+                group = [self._waiting.popleft() for _ in range(GROUP_SIZE)]
+            self._decode_there(name, helper, group)
 
     def _free_helper(self) -> str | None:
         """The least busy helper, if there is a whole group for it."""
@@ -116,19 +128,20 @@ class SharedDecoder:
         return name if self._helpers[name].num_groups < GROUPS_PER_HELPER else None
 
     def _decode_here(self, waiting: _Waiting) -> None:
-        def done(decoded: "Future[DecodedFrames]") -> None:
-            with self._lock:
-                self._num_local -= 1
-                self.counts.local += 1
-            _pass_on(decoded, waiting.future)
-            self._dispatch()
-
         try:
-            decoded = self._pool.submit(waiting.task)
+            self._pool.submit(waiting.task, waiting.future)
         except RuntimeError:  # the pool was closed: the run is over
             waiting.future.cancel()
         else:
-            decoded.add_done_callback(done)
+            waiting.future.add_done_callback(self._decoded_here)
+
+    def _decoded_here(self, _: "Future[DecodedFrames]") -> None:
+        with self._lock:
+            self._num_local -= 1
+            self.counts.local += 1
+            is_more = bool(self._waiting)
+        if is_more:
+            self._dispatch()
 
     def _decode_there(self, name: str, helper: _Helper, group: list[_Waiting]) -> None:
         def done(decoded: "Future[list[Decoded]]") -> None:
@@ -144,7 +157,7 @@ class SharedDecoder:
                 logger.warning("decode helper %s is gone (%s); its pictures are decoded here", name, error)
             else:
                 for waiting, result in zip(group, decoded.result(), strict=True):
-                    if isinstance(result, DecodeError):
+                    if isinstance(result, RefusedError):
                         waiting.future.set_exception(result)
                     else:
                         waiting.future.set_result(result)
@@ -153,22 +166,13 @@ class SharedDecoder:
         helper.decode([waiting.task for waiting in group]).add_done_callback(done)
 
 
-def _pass_on(source: "Future[DecodedFrames]", target: "Future[DecodedFrames]") -> None:
-    if source.cancelled():
-        target.cancel()
-    elif (error := source.exception()) is not None:
-        target.set_exception(error)
-    else:
-        target.set_result(source.result())
-
-
 def decode_many(pool: DecodePool, tasks: Sequence[DecodeTask]) -> list[Decoded]:
     """What a helper does: decode several tasks, in order; refusals come back as values."""
     futures = [pool.submit(task) for task in tasks]
     results: list[Decoded] = []
     for future in futures:
         error = future.exception()
-        if error is not None and not isinstance(error, DecodeError):
+        if error is not None and not isinstance(error, RefusedError):
             raise error
-        results.append(error if isinstance(error, DecodeError) else future.result())
+        results.append(error if isinstance(error, RefusedError) else future.result())
     return results

@@ -15,7 +15,7 @@ from pipeline.encode_shard import ReadDocuments, ShardSettings
 from pipeline.inputs import expand_inputs
 from pipeline.local_workers import LocalWorkers, fatal_message, is_fatal
 from pipeline.progress import ProgressDisplay, RunProgress
-from pipeline.ray_token import settle_authentication
+from pipeline.ray_cluster import settle_authentication
 from pipeline.run_log import RunLog
 from pipeline.shard_driver import FatalShardError, RunListener, ShardDriver, WorkerPool
 from pipeline.shard_schedule import ShardSchedule

@@ -8,7 +8,7 @@ from guessing: a "clip" that is really an HLS or concat playlist would make it o
 import struct
 from collections.abc import Iterator
 
-from schemas.quarantine import Reason
+from schemas.quarantine import Reason, RefusedError
 
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _MP4_FIRST_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp"})
@@ -24,16 +24,8 @@ _TS_PACKET_BYTES = 188
 _TKHD_MATRIX, _MVHD_MATRIX = (40, 52), (36, 48)
 
 
-class VideoError(Exception):
-    """A clip from which no frames can be had; ``reason`` goes to quarantine."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(f"{reason.value}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-    def __reduce__(self) -> tuple[type["VideoError"], tuple[Reason, str]]:
-        return VideoError, (self.reason, self.detail)  # crosses process borders
+class VideoError(RefusedError):
+    """A clip from which no frames can be had."""
 
 
 def container_format(data: bytes) -> str:

@@ -18,8 +18,8 @@ from schemas.fingerprint import Fingerprint
 from tokenizer.preprocess import PreprocessConfig
 
 NULL_TOKENIZER = "null"
-PLACES_PER_PROCESS = 4
-"""Of the decode pool: one picture in work, two at hand, one whose result is being handed over."""
+PLACES_PER_PROCESS = 64
+"""Of the decode pool: two batches, so that pictures wait in its own queue and not before it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,6 +82,23 @@ class Reason(StrEnum):
     TAR_GZIP_MISLABELLED = "tar_gzip_mislabelled"
 
 
+class RefusedError(ValueError):
+    """A picture, a clip or another part of a sample that cannot be used.
+
+    Attributes:
+        reason: why, from the closed list.
+        detail: one line for a human.
+    """
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
 @dataclass(frozen=True, slots=True)
 class QuarantineRecord:
     """One line of the ledger."""

@@ -14,7 +14,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from schemas.quarantine import Reason
+from schemas.quarantine import Reason, RefusedError
 from tokenizer.resize import IMAGE_SIZE, Pixels
 
 PILLOW_PIXEL_LIMIT = 89_478_485
@@ -52,21 +52,8 @@ FAST_SAMPLINGS = {"444", "422", "420"}
 """Chroma samplings for which both libjpeg-turbo paths were measured equal on real pictures."""
 
 
-class ImageError(ValueError):
-    """An image that was refused.
-
-    Attributes:
-        reason: why, from the closed list of the quarantine ledger.
-        detail: one line for a human.
-    """
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}"
+class ImageError(RefusedError):
+    """An image that was refused."""
 
 
 def read_bytes(source: bytes | Path, max_bytes: int) -> bytes:

@@ -55,7 +55,7 @@ class Executor:
         if not self.use_ray:
             yield
             return
-        from pipeline.ray_tasks import connected
+        from pipeline.ray_cluster import connected
 
         with connected():
             yield

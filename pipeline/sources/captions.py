@@ -6,8 +6,7 @@ CR LF stays. Only a UTF-8 byte order mark and the surrounding white space are ta
 
 from typing import Literal
 
-from pipeline.sources.records import RefusedError
-from schemas.quarantine import Reason
+from schemas.quarantine import Reason, RefusedError
 
 OnBadEncoding = Literal["quarantine", "replace"]
 _UTF8_BOM = b"\xef\xbb\xbf"

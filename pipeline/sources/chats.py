@@ -21,10 +21,10 @@ from typing import Any
 from pipeline.sources.captions import OnBadEncoding
 from pipeline.sources.document_text import clean_text
 from pipeline.sources.metadata import dump_fields, parse_metadata
-from pipeline.sources.records import RawDocument, RawImage, RawSegment, RefusedError, SourceItems
+from pipeline.sources.records import RawDocument, RawImage, RawSegment, SourceItems
 from pipeline.sources.tar_reader import TarSample
 from schemas.document import Role, TextSegment
-from schemas.quarantine import QuarantineRecord, Reason, Unit
+from schemas.quarantine import QuarantineRecord, Reason, RefusedError, Unit
 
 FindImage = Callable[[str], RawImage]
 """The image that a chat names; raises RefusedError."""

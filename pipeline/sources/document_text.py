@@ -4,8 +4,7 @@ import re
 from typing import Literal
 
 from pipeline.sources.captions import OnBadEncoding
-from pipeline.sources.records import RefusedError
-from schemas.quarantine import Reason
+from schemas.quarantine import Reason, RefusedError
 
 END_MARKER = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"
 """What OBELICS left where its extractor saw one text of a page end and the next begin."""

@@ -14,10 +14,10 @@ from pipeline.sources.captions import OnBadEncoding
 from pipeline.sources.document_text import OnEndMarker, clean_text, split_at_end_marker
 from pipeline.sources.metadata import dump_fields, parse_metadata
 from pipeline.sources.mmc4 import is_mmc4, read_mmc4_nodes
-from pipeline.sources.records import RawDocument, RawImage, RawSegment, RefusedError, SourceItems
+from pipeline.sources.records import RawDocument, RawImage, RawSegment, SourceItems
 from pipeline.sources.tar_reader import TarSample
 from schemas.document import TextSegment
-from schemas.quarantine import QuarantineRecord, Reason, Unit
+from schemas.quarantine import QuarantineRecord, Reason, RefusedError, Unit
 
 OnBadImage = Literal["drop-document", "drop-image"]
 ERRORS_FIELD = "image_errors"

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.sources.records import RawImage, RefusedError
+from pipeline.sources.records import RawImage
 from pipeline.sources.tar_reader import TarSample
-from schemas.quarantine import QuarantineRecord, Reason, Unit
+from schemas.quarantine import QuarantineRecord, Reason, RefusedError, Unit
 
 JSON_LINES_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson")
 _DATA_URI = "data:"

@@ -8,8 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.sources.records import RefusedError
-from schemas.quarantine import Reason
+from schemas.quarantine import Reason, RefusedError
 
 ALL_FIELDS = "*"
 

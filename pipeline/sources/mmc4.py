@@ -11,8 +11,8 @@ import binascii
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.sources.records import RawImage, RefusedError
-from schemas.quarantine import Reason
+from pipeline.sources.records import RawImage
+from schemas.quarantine import Reason, RefusedError
 
 
 def is_mmc4(value: Mapping[str, Any]) -> bool:

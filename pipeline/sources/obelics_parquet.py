@@ -19,9 +19,9 @@ from pipeline.sources.interleaved import (
     read_nodes,
 )
 from pipeline.sources.parquet_rows import read_parquet_rows
-from pipeline.sources.records import RawImage, RefusedError, SourceItems
+from pipeline.sources.records import RawImage, SourceItems
 from pipeline.url_images import UrlImages
-from schemas.quarantine import QuarantineRecord, Reason, Unit
+from schemas.quarantine import QuarantineRecord, Reason, RefusedError, Unit
 
 COLUMNS = ("images", "texts", "general_metadata")
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from pipeline.sources.captions import OnBadEncoding, decode_caption
 from pipeline.sources.metadata import dump_fields, parse_metadata
-from pipeline.sources.records import RawDocument, RawImage, RefusedError, SourceItems
+from pipeline.sources.records import RawDocument, RawImage, SourceItems
 from pipeline.sources.tar_reader import TarSample
 from schemas.document import TextSegment
-from schemas.quarantine import QuarantineRecord, Reason, Unit
+from schemas.quarantine import QuarantineRecord, Reason, RefusedError, Unit
 
 IMAGE_EXTENSIONS = frozenset(
     {"jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif"}

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from schemas.document import Role, TextSegment
-from schemas.quarantine import QuarantineRecord, Reason
+from schemas.quarantine import QuarantineRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +51,6 @@ class RawDocument:
     @property
     def images(self) -> list[RawImage]:
         return [segment for segment in self.segments if isinstance(segment, RawImage)]
-
-
-class RefusedError(Exception):
-    """Something of a sample cannot be used; the source turns it into a record."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
 
 
 SourceItems = Iterator[RawDocument | QuarantineRecord]

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline.sources.pairs import PairsConfig, find_caption, read_metadata
-from pipeline.sources.records import RawDocument, RawVideo, RefusedError, SourceItems
+from pipeline.sources.records import RawDocument, RawVideo, SourceItems
 from pipeline.sources.tar_reader import TarSample
 from schemas.document import TextSegment
-from schemas.quarantine import QuarantineRecord, Reason, Unit
+from schemas.quarantine import QuarantineRecord, Reason, RefusedError, Unit
 
 VIDEO_EXTENSIONS = frozenset(
     {"mp4", "m4v", "mov", "qt", "3gp", "mkv", "webm", "avi", "ts", "m2ts", "mts", "mpg", "mpeg"}

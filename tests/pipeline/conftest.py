@@ -1,5 +1,5 @@
-"""Before any test imports Ray: its private clusters get a token of their own (`pipeline.ray_token`)."""
+"""Before any test imports Ray: its private clusters get a token of their own (`pipeline.ray_cluster`)."""
 
-from pipeline.ray_token import settle_authentication
+from pipeline.ray_cluster import settle_authentication
 
 settle_authentication()

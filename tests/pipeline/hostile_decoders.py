@@ -9,8 +9,8 @@ import time
 
 import numpy as np
 
-from pipeline.decode import DecodedFrames, DecodeError, DecodeTask
-from schemas.quarantine import Reason
+from pipeline.decode import DecodedFrames, DecodeTask
+from schemas.quarantine import Reason, RefusedError
 from tokenizer.preprocess import PreprocessConfig
 
 
@@ -57,7 +57,7 @@ def decode(task: DecodeTask, config: PreprocessConfig) -> DecodedFrames:
     if task.data.strip() in MISDEEDS:
         MISDEEDS[task.data.strip()]()
     if task.data == b"refuse":
-        raise DecodeError(Reason.IMAGE_TRUNCATED, "as asked")
+        raise RefusedError(Reason.IMAGE_TRUNCATED, "as asked")
     if task.data.startswith(b"sleep "):
         time.sleep(float(task.data[6:]))
         return DecodedFrames(np.zeros((1, 224, 224, 3), np.uint8))

@@ -22,7 +22,7 @@ class Frames:
 
 
 def pictures(seed: int, count: int = 1) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, 2, 2, 3), dtype=np.uint8)
+    return np.random.default_rng(seed).integers(0, 256, (count, 32, 8, 3), dtype=np.uint8)
 
 
 def decoded(pixels: np.ndarray) -> "Future[Frames]":

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from pipeline import decode_pool, decode_process
-from pipeline.decode import DecodedFrames, DecodeError, DecodeTask
+from pipeline.decode import DecodedFrames, DecodeTask
 from pipeline.decode_pool import DecodePool, DecodePoolConfig
 from pipeline.decode_worker import WorkerSettings
-from schemas.quarantine import Reason
+from schemas.quarantine import Reason, RefusedError
 from tests.pipeline.hostile_decoders import MISDEEDS
 from tokenizer.preprocess import PreprocessConfig, load_image
 
@@ -48,7 +48,7 @@ def hostile_pool(num_workers: int = 2, **options: object) -> DecodePool:
 
 
 def reason_of(future: "Future[DecodedFrames]") -> Reason:
-    with pytest.raises(DecodeError) as refused:
+    with pytest.raises(RefusedError) as refused:
         future.result(PATIENCE_S)
     return refused.value.reason
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.decode import DecodedFrames, DecodeError, DecodeTask, TaskKind, decode_task
+from pipeline.decode import DecodedFrames, DecodeTask, TaskKind, decode_task
 from pipeline.decode_pool import DecodePool, DecodePoolConfig
 from pipeline.video_frames import FrameSampling
-from schemas.quarantine import Reason
+from schemas.quarantine import Reason, RefusedError
 from tokenizer.preprocess import PreprocessConfig
 
 ROOT = Path(__file__).parents[2]
@@ -49,12 +49,12 @@ def test_processes_give_the_same_frames_times_and_decoder() -> None:
 def _outcome(decode: Callable[[], DecodedFrames]) -> DecodedFrames | Reason:
     try:
         return decode()
-    except DecodeError as error:
+    except RefusedError as error:
         return error.reason
 
 
 def test_limits_of_pictures_hold_for_frames() -> None:
     hostile = _clips(gzip.decompress((ROOT / "tests/data/hostile/tars/videos.tar.gz").read_bytes()))
-    with pytest.raises(DecodeError) as caught:
+    with pytest.raises(RefusedError) as caught:
         decode_task(_task(hostile["vid_size_2x2"], FrameSampling()), PreprocessConfig(min_side=8))
     assert caught.value.reason is Reason.IMAGE_TOO_SMALL

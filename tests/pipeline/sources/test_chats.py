@@ -16,10 +16,10 @@ from pipeline.shard_task import ShardTask
 from pipeline.sources.chat_source import ChatSource
 from pipeline.sources.chats import ChatsConfig, read_chats
 from pipeline.sources.json_lines import LineImages, read_json_lines
-from pipeline.sources.records import RawDocument, RawImage, RefusedError
+from pipeline.sources.records import RawDocument, RawImage
 from pipeline.sources.tar_reader import TarSample
 from schemas.document import Role, TextSegment
-from schemas.quarantine import QuarantineRecord, Reason, Unit
+from schemas.quarantine import QuarantineRecord, Reason, RefusedError, Unit
 
 USER, ASSISTANT = {"role": "user", "content": "a?"}, {"role": "assistant", "content": "b."}
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.sources.document_text import clean_text
-from pipeline.sources.records import RefusedError
+from schemas.quarantine import RefusedError
 
 ANY_CHARACTER = st.characters(exclude_categories=())
 

@@ -14,10 +14,10 @@ from pipeline.read_shard import read_shard
 from pipeline.sources.captions import decode_caption
 from pipeline.sources.metadata import dump_fields, parse_metadata
 from pipeline.sources.pairs import PairsConfig, read_pairs
-from pipeline.sources.records import RawDocument, RawImage, RefusedError
+from pipeline.sources.records import RawDocument, RawImage
 from pipeline.sources.tar_reader import TarSample
 from schemas.document import TextSegment
-from schemas.quarantine import QuarantineRecord, Reason, Unit
+from schemas.quarantine import QuarantineRecord, Reason, RefusedError, Unit
 
 
 def read_one(members: dict[str, bytes], **settings: Any) -> list[RawDocument | QuarantineRecord]:
