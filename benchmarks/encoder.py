@@ -2,20 +2,23 @@
 """Encoder speed: ours against the same arithmetic written naively, and against the device's matrix products.
 
     python benchmarks/encoder.py                  # sample, tiny and mid size, on whatever device is there
-    python benchmarks/encoder.py --full --precision bf16 --batch-size 64 --json encoder.json
+    python benchmarks/encoder.py --sizes full --precision bf16 --batch-size 64 --compiled --end-to-end 20000
 
 Naive, ours and matrix products take turns, and medians are shown, so that another load on the machine hits
 all three. The ceiling is the matrix-product work of one picture over the fastest large product measured here
-in the same precision.
+in the same precision. With --end-to-end the engine then makes token shards of that many pictures of
+`samples/pairs` in four tars, with the same weights, and is held against our encoder alone and the ceiling.
 """
 
 import argparse
 import json
+import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,12 +27,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.naive_encoder import NaiveEncoder
-from tokenizer.checkpoint import official_tensors
+from pipeline.worker_tools import EncoderConfig, open_tools
+from tokenizer.checkpoint import official_tensors, save_model
 from tokenizer.config import SeedTokenizerConfig
 from tokenizer.packed_linear import PackedLinear, can_pack
 from tokenizer.seed import PRECISIONS, SeedModel, SeedTokenizer
 from tokenizer.untrained import SAMPLE_CONFIG
 
+ROOT = Path(__file__).resolve().parents[1]
 SIZES = {
     "sample": SAMPLE_CONFIG,
     "tiny": SeedTokenizerConfig(
@@ -61,6 +66,8 @@ class Result:
     ceiling_images_per_s: float
     ceiling_fraction: float
     codes_equal_fraction: float
+    end_to_end_images_per_s: float | None = None
+    """From tars of JPEGs to committed token shards."""
 
 
 def measure(size: str, options: argparse.Namespace) -> Result:
@@ -70,7 +77,12 @@ def measure(size: str, options: argparse.Namespace) -> Result:
     model = drawn_model(config)
     naive = naive_encoder(model, device, dtype)
     ours = SeedTokenizer(
-        model, weights_sha256="", precision=options.precision, batch_size=batch_size, device=device
+        model,
+        weights_sha256="",
+        precision=options.precision,
+        batch_size=batch_size,
+        device=device,
+        compiled=options.compiled,
     )
     generator = torch.Generator().manual_seed(0)
     shape = (batch_size, config.img_size, config.img_size, 3)
@@ -80,7 +92,7 @@ def measure(size: str, options: argparse.Namespace) -> Result:
     clock = time.process_time if options.cpu_time else time.perf_counter
     naive_s, ours_s, *product_s = medians(calls, options.repetitions, device, clock)
     ceiling = 2 * PRODUCT_SIDE[device.type] ** 3 / min(product_s) / flop_per_image
-    return Result(
+    result = Result(
         size=size,
         device=device_name(device),
         precision=options.precision,
@@ -93,6 +105,32 @@ def measure(size: str, options: argparse.Namespace) -> Result:
         ceiling_fraction=batch_size / ours_s / ceiling,
         codes_equal_fraction=float((naive.encode(images) == ours.launch(images)).float().mean()),
     )
+    if options.end_to_end:
+        del model, naive, ours, calls  # their memory is the engine's now
+        result = replace(result, end_to_end_images_per_s=engine_images_per_s(config, options))
+    return result
+
+
+def engine_images_per_s(config: SeedTokenizerConfig, options: argparse.Namespace) -> float:
+    """The whole engine with drawn weights of this size, second run of two."""
+    from benchmarks.tokenization import Corpus, end_to_end, pairs_setup
+
+    corpus = Corpus.read(ROOT / "samples" / "pairs", options.end_to_end)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        save_model(drawn_model(config), folder / "tokenizer")
+        encoder = EncoderConfig(
+            tokenizer=str(folder / "tokenizer"),
+            precision=options.precision,
+            batch_size=options.batch_size,
+            device=options.device,
+            compiled=options.compiled,
+        )
+        tasks = corpus.write(folder / "tars", 4)
+        with open_tools(pairs_setup(encoder, folder / "out", os.cpu_count() or 1)) as tools:
+            end_to_end(tools, tasks[:1], 2)
+            images_per_s, *_ = end_to_end(tools, tasks, 2)
+    return images_per_s
 
 
 def naive_encoder(model: SeedModel, device: torch.device, dtype: torch.dtype) -> NaiveEncoder:
@@ -163,16 +201,26 @@ def table(results: list[Result]) -> str:
     """Results as Markdown."""
     lines = [
         "| size | device | precision | batch | GFLOP/image | naive images/s | ours images/s "
-        "| ours/naive | ceiling images/s | ours/ceiling | codes equal |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| ours/naive | ceiling images/s | ours/ceiling | codes equal "
+        "| end to end images/s | end to end/ours | end to end/ceiling |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
         lines.append(
             f"| {r.size} | {r.device} | {r.precision} | {r.batch_size} | {r.gflop_per_image:.3g} "
             f"| {r.naive_images_per_s:.4g} | {r.images_per_s:.4g} | {r.speedup:.2f} "
-            f"| {r.ceiling_images_per_s:.4g} | {r.ceiling_fraction:.2f} | {r.codes_equal_fraction:.4f} |"
+            f"| {r.ceiling_images_per_s:.4g} | {r.ceiling_fraction:.2f} | {r.codes_equal_fraction:.4f} "
+            f"| {ratios(r)} |"
         )
     return "\n".join(lines)
+
+
+def ratios(result: Result) -> str:
+    """The engine against the encoder alone and the ceiling, three cells."""
+    rate = result.end_to_end_images_per_s
+    if rate is None:
+        return "- | - | -"
+    return f"{rate:.4g} | {rate / result.images_per_s:.2f} | {rate / result.ceiling_images_per_s:.2f}"
 
 
 def main() -> None:
@@ -185,6 +233,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=sorted(PRECISIONS), default="fp32")
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--compiled", action="store_true", help="ours by torch.compile")
+    parser.add_argument("--end-to-end", type=int, default=0, metavar="N", help="pictures for the engine")
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
     parser.add_argument(

@@ -35,7 +35,6 @@ from pipeline.worker_tools import (
     EncoderConfig,
     WorkerSetup,
     WorkerTools,
-    load_encoder,
     open_tools,
     tokenizer_fingerprint,
 )
@@ -193,6 +192,17 @@ def main() -> None:
                 measure_rows(options, corpus, tasks, tokenizer, workers, folder / "out")
 
 
+def pairs_setup(encoder: EncoderConfig, output: Path, num_decode_workers: int) -> WorkerSetup:
+    """A worker that tokenizes pairs."""
+    return WorkerSetup(
+        read=TarSource(documents=read_pairs, config=PairsConfig()),
+        settings=ShardSettings(kind="pairs", fingerprint=tokenizer_fingerprint(encoder)),
+        encoder=encoder,
+        output=str(output),
+        num_decode_workers=num_decode_workers,
+    )
+
+
 def measure_rows(
     options: argparse.Namespace,
     corpus: Corpus,
@@ -203,15 +213,10 @@ def measure_rows(
 ) -> None:
     """One row for each number of shards."""
     encoder = EncoderConfig(tokenizer=tokenizer, batch_size=options.batch_size)
-    setup = WorkerSetup(
-        read=TarSource(documents=read_pairs, config=PairsConfig()),
-        settings=ShardSettings(kind="pairs", fingerprint=tokenizer_fingerprint(encoder)),
-        encoder=encoder,
-        output=str(output),
-        num_decode_workers=workers,
-    )
-    assert load_encoder(encoder)
-    with open_tools(setup) as tools, plain_decoders(corpus, workers) as decode_alone:
+    with (
+        open_tools(pairs_setup(encoder, output, workers)) as tools,
+        plain_decoders(corpus, workers) as decode_alone,
+    ):
         end_to_end(tools, tasks[options.shards[-1]][:2], 2)  # warms everything up
         cells: dict[int, list[tuple[float, ...]]] = {number: [] for number in tasks}
         decode, model = [], []

@@ -25,7 +25,11 @@ class SeedEncoder:
 
     def __init__(self, config: EncoderConfig) -> None:
         self._tokenizer = load_tokenizer(
-            config.tokenizer, precision=config.precision, batch_size=config.batch_size, device=config.device
+            config.tokenizer,
+            precision=config.precision,
+            batch_size=config.batch_size,
+            device=config.device,
+            compiled=config.compiled,
         )
         self.fingerprint = make_fingerprint(self._tokenizer.weights_sha256, self._tokenizer.config, config)
         self._is_cuda = self._tokenizer.device.type == "cuda"
@@ -36,6 +40,8 @@ class SeedEncoder:
             for _ in range(self.batches_in_flight)
         ]
         self._num_started = 0
+        if config.compiled:  # now, and not while the first shards wait
+            self.start([], config.batch_size)()
 
     def start(self, images: list[np.ndarray], batch_size: int) -> FinishBatch:
         """Queue one batch; see ``batching_encoder.ImageEncoder``."""
@@ -94,4 +100,6 @@ def make_fingerprint(
             "SEED tokenizer"
         )
     preprocessing = config.preprocess.fingerprint_components()
-    return codes_fingerprint(weights_sha256, architecture, config.precision, preprocessing)
+    return codes_fingerprint(
+        weights_sha256, architecture, config.precision, preprocessing, compiled=config.compiled
+    )

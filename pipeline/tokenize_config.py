@@ -24,6 +24,8 @@ class TokenizeConfig:
     """seed-2 is the released model; a path or hub id; sample: small, of emoji; null: only hashes."""
     precision: str = "fp32"
     """fp32, bf16 or fp16, of the image encoder and the Q-Former."""
+    compiled: bool = False
+    """Compile the model with torch.compile: minutes at the start of each worker, part of the fingerprint."""
     filter: Filter = "bicubic"
     """How pictures are resized: bicubic as the release's processor, bilinear as its bulk script."""
     color: ColorRule = "reference"
@@ -106,5 +108,6 @@ class TokenizeConfig:
             precision="fp32" if self.tokenizer == NULL_TOKENIZER else self.precision,
             batch_size=self.batch_size,
             device=device,
+            compiled=self.compiled and self.tokenizer != NULL_TOKENIZER,
             preprocess=self.preprocess,
         )

@@ -31,6 +31,8 @@ class EncoderConfig:
     precision: str = "fp32"
     batch_size: int = 32
     device: str = "cpu"
+    compiled: bool = False
+    """By `torch.compile`."""
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
 
 

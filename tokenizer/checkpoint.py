@@ -27,6 +27,7 @@ def load_tokenizer(
     precision: str = "fp32",
     batch_size: int = 32,
     device: torch.device | str = "cpu",
+    compiled: bool = False,
     causal: bool | None = None,
     config: SeedTokenizerConfig | None = None,
     local_files_only: bool = False,
@@ -38,6 +39,7 @@ def load_tokenizer(
         precision: of image encoder and Q-Former: fp32, bf16 or fp16.
         batch_size: images per call of the network.
         device: where it runs.
+        compiled: by ``torch.compile``, see ``SeedTokenizer``.
         causal: False for the bilateral variant; None leaves what the configuration says.
         config: of the weights, where neither a config.json nor the shapes tell it.
         local_files_only: never use the network.
@@ -49,7 +51,12 @@ def load_tokenizer(
     start = time.perf_counter()
     model, digest = load_model(source, causal=causal, config=config, local_files_only=local_files_only)
     tokenizer = SeedTokenizer(
-        model, weights_sha256=digest, precision=precision, batch_size=batch_size, device=device
+        model,
+        weights_sha256=digest,
+        precision=precision,
+        batch_size=batch_size,
+        device=device,
+        compiled=compiled,
     )
     logger.info(
         "tokenizer=%s weights_sha256=%s precision=%s batch_size=%d device=%s load_s=%.1f",

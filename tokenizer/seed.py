@@ -81,6 +81,8 @@ def codes_fingerprint(
     config: SeedTokenizerConfig,
     precision: str,
     preprocessing: Mapping[str, str | int],
+    *,
+    compiled: bool = False,
 ) -> Fingerprint:
     """What decides codes, by name.
 
@@ -94,7 +96,7 @@ def codes_fingerprint(
         {
             "weights": weights_sha256,
             "architecture": config.architecture(),
-            "precision": precision,
+            "precision": precision + " compiled" * compiled,
             "encoder_version": ENCODER_VERSION,
             "preprocessing": dict(preprocessing),
         }
@@ -112,6 +114,7 @@ class SeedTokenizer:
         precision: str = "fp32",
         batch_size: int = 32,
         device: torch.device | str = "cpu",
+        compiled: bool = False,
     ) -> None:
         """Take over ``model``: it is converted in place and cannot be trained or saved any more.
 
@@ -121,6 +124,7 @@ class SeedTokenizer:
             precision: one of ``PRECISIONS``.
             batch_size: images per call of the network, always; smaller inputs are padded.
             device: where it runs.
+            compiled: by ``torch.compile``, at the first batch, which takes minutes then.
 
         Raises:
             ValueError: unknown precision, batch size below 1, a device that is not there, or one that is
@@ -133,6 +137,7 @@ class SeedTokenizer:
         self.config = model.config
         self.weights_sha256 = weights_sha256
         self.precision = precision
+        self.is_compiled = compiled
         self.batch_size = batch_size
         self.device = _usable_device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
@@ -140,8 +145,11 @@ class SeedTokenizer:
         for encoder in (self.model.vit, self.model.qformer):
             if precision != "fp32":
                 cast_linears(encoder, PRECISIONS[precision])
-            elif self.device.type == "cpu" and can_pack():
+            elif self.device.type == "cpu" and can_pack() and not compiled:
                 pack_linears(encoder)
+        self._encode_features = self.model.encode_features
+        if compiled:
+            self._encode_features = torch.compile(self._encode_features, dynamic=False)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -150,7 +158,9 @@ class SeedTokenizer:
 
     def fingerprint(self, preprocessing: Mapping[str, str | int]) -> Fingerprint:
         """Identity of the codes that this tokenizer makes of pictures that were prepared in the given way."""
-        return codes_fingerprint(self.weights_sha256, self.config, self.precision, preprocessing)
+        return codes_fingerprint(
+            self.weights_sha256, self.config, self.precision, preprocessing, compiled=self.is_compiled
+        )
 
     @torch.inference_mode()
     def launch(self, images_B: Tensor) -> Tensor:
@@ -163,7 +173,7 @@ class SeedTokenizer:
             (batch_size, N) int32 codes on ``device``; copying them to the host waits for them.
         """
         assert images_B.shape == (self.batch_size, *self.image_shape)
-        return self.model.encode(images_B).to(torch.int32)
+        return self.model.codebook.nearest(self._encode_features(images_B)).to(torch.int32)
 
     def encode(self, images: npt.NDArray[np.uint8] | Tensor) -> npt.NDArray[np.uint16]:
         """Codes of any number of pictures.
@@ -181,7 +191,7 @@ class SeedTokenizer:
 
     def encode_features(self, images: npt.NDArray[np.uint8] | Tensor) -> Tensor:
         """Vectors before quantisation: (B, img_size, img_size, 3) uint8 -> (B, N, C) fp32 on ``device``."""
-        return self._in_batches(torch.inference_mode()(self.model.encode_features), images)
+        return self._in_batches(torch.inference_mode()(self._encode_features), images)
 
     @torch.inference_mode()
     def generation_embedding(self, codes: npt.NDArray[np.integer] | Tensor) -> Tensor:
