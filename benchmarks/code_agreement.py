@@ -1,6 +1,6 @@
 """How many codes of real pictures change with precision, compilation and the company in a batch.
 
-    python -m benchmarks.code_agreement [PICTURES...] [--tokenizer sample] [--precisions bf16 fp16] [--compiled]
+    python -m benchmarks.code_agreement [PICTURES...] [--tokenizer sample] [--precisions fp16] [--compiled]
 
 Pictures: tars, folders or image files; without them, those of samples/pairs. Every variant is compared with
 fp32, not compiled. Then it does the same pictures in other orders, with other neighbours, positions and

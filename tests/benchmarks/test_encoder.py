@@ -30,8 +30,21 @@ def test_naive_encoder_equals_the_goldens(name: str) -> None:
 
 def test_benchmark_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/encoder.py", "--sizes", "sample", "--batch-size", "2"]
-    command += ["--repetitions", "1", "--threads", "1", "--json", str(tmp_path / "encoder.json")]
+    command += ["--repetitions", "1", "--threads", "1", "--end-to-end", "40"]
+    command += ["--json", str(tmp_path / "encoder.json")]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     (result,) = json.loads((tmp_path / "encoder.json").read_text())
     assert result["codes_equal_fraction"] == 1.0
     assert f"| {result['speedup']:.2f} |" in run.stdout
+    assert result["end_to_end_images_per_s"] > 0
+    assert f"| {result['end_to_end_images_per_s'] / result['images_per_s']:.2f} |" in run.stdout
+
+
+def test_neighbours_change_no_code_of_a_picture() -> None:
+    command = [sys.executable, "-m", "benchmarks.code_agreement", "--precisions", "fp32", "bf16"]
+    run = subprocess.run(
+        [*command, "--limit", "20"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    fp32, bf16 = (line.split() for line in run.stdout.splitlines()[2:])
+    assert fp32[1:4] == ["640", "of", "640"]
+    assert (fp32[-1], bf16[-1]) == ("0", "0"), "codes changed with the neighbours"
