@@ -252,8 +252,8 @@ class BatchingEncoder:
                 if not may_wait or self._is_closed:
                     return []
                 begin = time.monotonic()
-                until_flush_s = self._last_arrival + self._flush_after_s - begin if self._ready else 0.0
-                self._changed.wait(until_flush_s if until_flush_s > 0 else self._flush_after_s)
+                waited_s = begin - self._last_arrival if self._ready else 0.0
+                self._changed.wait(max(0.0, self._flush_after_s - waited_s))
                 if self._num_open:
                     self.statistics.starved_s += time.monotonic() - begin
             size = min(self.batch_size, len(self._ready))

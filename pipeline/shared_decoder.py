@@ -105,9 +105,9 @@ class SharedDecoder:
     def _dispatch(self) -> None:
         """Send out what can be sent."""
         with self._lock:
-            num_places = min(self._local_capacity - self._num_local, len(self._waiting))
-            here = [self._waiting.popleft() for _ in range(num_places)]
-            self._num_local += num_places
+            num_free = max(0, self._local_capacity - self._num_local)  # it shrinks when helpers come
+            here = [self._waiting.popleft() for _ in range(min(num_free, len(self._waiting)))]
+            self._num_local += len(here)
         for waiting in here:
             self._decode_here(waiting)
         while self._helpers:
