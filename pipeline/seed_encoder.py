@@ -81,7 +81,7 @@ class SeedEncoder:
 
 
 def launch_on_cuda(tokenizer: SeedTokenizer) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Upload and ``launch`` of a batch in pinned memory; the result holds until the next call on the stream."""
+    """Upload and ``launch`` of a batch in pinned memory; the next call overwrites the result."""
     try:
         return captured_launch(tokenizer)
     except RuntimeError as error:
