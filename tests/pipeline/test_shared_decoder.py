@@ -23,11 +23,15 @@ class SlowPool(DecodePool):
     def __init__(self, max_in_flight: int) -> None:
         super().__init__(DecodePoolConfig(num_workers=0, max_in_flight=max_in_flight))
         self._threads_of_mine = ThreadPoolExecutor(1)
+        self.in_hand: list[Future[DecodedFrames]] = []
+        self.most_in_hand = 0
 
     def submit(
         self, task: DecodeTask, future: "Future[DecodedFrames] | None" = None
     ) -> "Future[DecodedFrames]":
         promise = future or Future()
+        self.in_hand = [other for other in self.in_hand if not other.done()] + [promise]
+        self.most_in_hand = max(self.most_in_hand, len(self.in_hand))
 
         def work() -> None:
             time.sleep(0.005)
@@ -111,6 +115,19 @@ def test_real_processes_with_few_places_do_not_wait_for_each_other(
         decoder = SharedDecoder(pool)
         decoder.set_helpers({"a": Helper(), "b": Helper(failing_after=2)})
         check(decoder, 200)
+
+
+def test_what_the_pool_had_before_helpers_came_counts_as_its_share() -> None:
+    pool = SlowPool(64)
+    decoder = SharedDecoder(pool)
+    before = [decoder.submit(DecodeTask(png(0))) for _ in range(40)]
+    assert pool.most_in_hand == 40
+    decoder.set_helpers({"a": Helper()})
+    pool.most_in_hand = 0
+    check(decoder, 300)
+    assert all(future.done() for future in before)
+    assert decoder.counts.helped > 100
+    assert pool.most_in_hand <= pool.config.slots_per_worker + 1
 
 
 def test_a_pool_without_a_place_to_spare_is_refused() -> None:
