@@ -24,11 +24,12 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.encode_shard import ShardSettings
-from pipeline.local_workers import LocalWorkers, resident_bytes
+from pipeline.local_workers import LocalWorkers
 from pipeline.progress import RunProgress
 from pipeline.shard_driver import ShardDriver
 from pipeline.shard_schedule import ShardSchedule
 from pipeline.shard_task import ShardTask
+from pipeline.shard_worker import resident_bytes
 from pipeline.sources.pairs import PairsConfig, read_pairs
 from pipeline.sources.tar_source import TarSource
 from pipeline.worker_tools import (

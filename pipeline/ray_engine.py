@@ -24,10 +24,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError,
 
 from pipeline.actor_plan import ActorShape, plan_actors, plan_helpers
 from pipeline.barren_actors import BarrenActors
-from pipeline.batching_encoder import EncoderError
 from pipeline.decode import DecodeTask
-from pipeline.encode_shard import ShardCancelledError
-from pipeline.local_workers import ShardMoves, fatal_message, is_fatal, one_line, worker_status
 from pipeline.ray_cluster import connected
 from pipeline.ray_helpers import RayHelpers
 from pipeline.shard_driver import (
@@ -40,6 +37,7 @@ from pipeline.shard_driver import (
 )
 from pipeline.shard_schedule import Loss
 from pipeline.shard_task import ShardTask
+from pipeline.shard_worker import ShardWorker, one_line
 from pipeline.shared_decoder import Decoded
 from pipeline.tokenize_config import TokenizeConfig
 from pipeline.worker_tools import WorkerSetup, decode_pool_config, open_tools
@@ -68,24 +66,13 @@ class EncodeActor:
         logging.basicConfig(level=logging.WARNING)
         self._stack = ExitStack()
         self._tools = self._stack.enter_context(open_tools(setup))
-        self._moves = ShardMoves()
+        self._worker = ShardWorker(self._tools, f" (on {socket.gethostname()})")
         self._askers = ThreadPoolExecutor(HELPER_CALLS_UNDER_WAY, "helper")
         self._node_id = ray.get_runtime_context().get_node_id()
 
     def encode(self, worker_id: str, task: ShardTask) -> WorkerEvent | None:
-        """Tokenize one shard; None if the actor was told to stop. Errors come back as values."""
-        try:
-            return ShardDone(worker_id, self._tools.shards.encode(task, self._moves.start(task.name)))
-        except ShardCancelledError:
-            return None
-        except EncoderError as error:
-            return WorkerLost(worker_id, Loss.MODEL_FAILED, one_line(error))
-        except Exception as error:
-            fatal = is_fatal(error)
-            message = fatal_message(error, self._tools.shards.folder.url) if fatal else one_line(error)
-            return ShardFailed(worker_id, task.name, f"{message} (on {socket.gethostname()})", fatal)
-        finally:
-            self._moves.end(task.name)
+        """See ``ShardWorker.encode``."""
+        return self._worker.encode(worker_id, task)
 
     @ray.method(concurrency_group="control")
     def node_id(self) -> str:
@@ -94,7 +81,7 @@ class EncodeActor:
 
     @ray.method(concurrency_group="control")
     def status(self, worker_id: str) -> WorkerStatus:
-        return worker_status(worker_id, self._tools, self._moves)
+        return self._worker.status(worker_id)
 
     @ray.method(concurrency_group="control")
     def set_helpers(self, helpers: dict[str, Any]) -> None:
@@ -112,7 +99,7 @@ class EncodeActor:
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
         """Give up the shards in hand at their next sample."""
-        self._tools.shards.is_cancelled.set()
+        self._worker.cancel()
 
 
 @dataclass

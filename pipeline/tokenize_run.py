@@ -13,13 +13,14 @@ from typing import Any
 
 from pipeline.encode_shard import ReadDocuments, ShardSettings
 from pipeline.inputs import expand_inputs
-from pipeline.local_workers import LocalWorkers, fatal_message, is_fatal
+from pipeline.local_workers import LocalWorkers
 from pipeline.progress import ProgressDisplay, RunProgress
 from pipeline.ray_cluster import settle_authentication
 from pipeline.run_log import RunLog
 from pipeline.shard_driver import FatalShardError, RunListener, ShardDriver, WorkerPool
 from pipeline.shard_schedule import ShardSchedule
 from pipeline.shard_task import ShardFailure, ShardTask
+from pipeline.shard_worker import fatal_message, is_fatal
 from pipeline.storage import open_folder
 from pipeline.token_dataset import (
     LOGS_FOLDER,

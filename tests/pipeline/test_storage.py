@@ -15,8 +15,8 @@ import pytest
 from pipeline.encode_shard import check_written
 from pipeline.fault_points import VARIABLE
 from pipeline.inspect_shards import main as seed_shards
-from pipeline.local_workers import fatal_message, is_fatal
 from pipeline.shard_task import ledger_name
+from pipeline.shard_worker import fatal_message, is_fatal
 from pipeline.storage import Folder, OutputDeniedError, open_folder
 from schemas.token_shard import check_token_shard
 from tests.pipeline.tiny_shards import (
