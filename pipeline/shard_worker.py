@@ -1,4 +1,4 @@
-"""What every worker, a thread or an actor, does with a shard: encode it, say how it moves and how it ended."""
+"""What every worker, thread or actor, does with a shard: encode it, say how it moves and how it ended."""
 
 import errno
 
