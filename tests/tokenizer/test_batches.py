@@ -84,3 +84,13 @@ def test_unknown_precision_and_batch_size_are_refused() -> None:
         load_tokenizer(read_golden("tiny512").directory, precision="int8")
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         load_tokenizer(read_golden("tiny512").directory, batch_size=0)
+
+
+def test_compiling_is_part_of_the_fingerprint() -> None:
+    directory = read_golden("tiny").directory
+    plain, compiled = (
+        load_tokenizer(directory, precision="bf16", compiled=is_compiled).fingerprint({})
+        for is_compiled in (False, True)
+    )
+    (difference,) = plain.differences(compiled)
+    assert "bf16 compiled" in difference
