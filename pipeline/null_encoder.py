@@ -12,8 +12,8 @@ from schemas.vocabulary import CODEBOOK_SIZE, CODES_PER_IMAGE
 from tokenizer.resize import IMAGE_SIZE
 
 WORDS_PER_CODE = IMAGE_SIZE * IMAGE_SIZE * 3 // 8 // CODES_PER_IMAGE
-WEIGHTS = np.random.default_rng(0).integers(0, 2**63, WORDS_PER_CODE, np.uint64) * np.uint64(2) + np.uint64(1)
-"""Odd: no change of one word of pixels cancels out."""
+WEIGHTS = np.arange(1, 2 * WORDS_PER_CODE, 2, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+"""Odd, so that a change of one word of pixels changes the sum, and all but once in 8,192 its top bits."""
 NUM_DROPPED_BITS = np.uint64(64 - (CODEBOOK_SIZE - 1).bit_length())
 
 

@@ -51,7 +51,7 @@ def settle_authentication() -> None:
 
 
 def connect(runtime_env: Mapping[str, Any] | None = None) -> None:
-    """``ray.init``; signals keep the handlers that they had.
+    """``ray.init``; signals keep the handlers that the job gave them.
 
     Args:
         runtime_env: of the workers; left out: on a cluster, what brings our packages to every node.
@@ -64,7 +64,8 @@ def connect(runtime_env: Mapping[str, Any] | None = None) -> None:
     _initialize(runtime_env)
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():  # Ray puts its own in their place
-            signal.signal(number, handler)
+            if handler not in (signal.SIG_DFL, signal.default_int_handler):
+                signal.signal(number, handler)
 
 
 def _initialize(runtime_env: Mapping[str, Any] | None) -> None:
