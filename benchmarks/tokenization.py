@@ -95,9 +95,21 @@ def _decode_loop(connection: Connection, images: list[bytes]) -> None:
         connection.send(True)
 
 
+def children_cpu_us() -> float:
+    """Processor time of the child processes that live, all their threads."""
+    nanoseconds = 0
+    for children in Path("/proc/self/task").glob("*/children"):
+        for pid in children.read_text().split():
+            for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+                nanoseconds += int(thread.read_text().split()[0])
+    return nanoseconds / 1e3
+
+
 @contextmanager
-def plain_decoders(corpus: Corpus, num_workers: int) -> Iterator[Callable[[], float]]:
-    """Decoding alone in a plain loop on each of ``num_workers`` cores: images/s."""
+def plain_decoders(corpus: Corpus, num_workers: int) -> Iterator[Callable[[], tuple[float, float]]]:
+    """Decoding alone in a plain loop on each of ``num_workers`` cores: images/s, and microseconds of processor
+    time an image.
+    """
     context = multiprocessing.get_context("spawn")
     data = [data for _, data in corpus.images]
     ends, processes = [], []
@@ -108,13 +120,14 @@ def plain_decoders(corpus: Corpus, num_workers: int) -> Iterator[Callable[[], fl
         ends.append(ours)
         processes.append(process)
 
-    def measure() -> float:
-        begin = time.perf_counter()
+    def measure() -> tuple[float, float]:
+        begin, cpu_us = time.perf_counter(), children_cpu_us()
         for end in ends:
             end.send(True)
         for end in ends:
             end.recv()
-        return len(data) / (time.perf_counter() - begin)
+        seconds = time.perf_counter() - begin
+        return len(data) / seconds, (children_cpu_us() - cpu_us) / len(data)
 
     measure()
     yield measure
@@ -140,7 +153,8 @@ def end_to_end(tools: WorkerTools, tasks: list[ShardTask], in_flight: int) -> tu
 
     Returns:
         images/s, share of the time in which the model waits, largest memory in MB, processor time of this
-        process (everything but decoding: reading, the model, writing) in microseconds an image.
+        process (everything but decoding: reading, the model, writing) and of the decode processes, both in
+        microseconds an image.
     """
     statistics_before = (tools.shards.batching.statistics.busy_s, tools.shards.batching.statistics.starved_s)
     peak = 0
@@ -155,7 +169,7 @@ def end_to_end(tools: WorkerTools, tasks: list[ShardTask], in_flight: int) -> tu
     watcher.start()
     progress = RunProgress(len(tasks))
     pool = LocalWorkers(tools, in_flight)
-    begin, cpu = time.perf_counter(), time.process_time()
+    begin, cpu, decode_us = time.perf_counter(), time.process_time(), children_cpu_us()
     ShardDriver(ShardSchedule(tasks), pool, [progress]).run()
     seconds = time.perf_counter() - begin
     for _ in range(in_flight):
@@ -166,8 +180,9 @@ def end_to_end(tools: WorkerTools, tasks: list[ShardTask], in_flight: int) -> tu
     busy_s = tools.shards.batching.statistics.busy_s - statistics_before[0]
     starved_s = tools.shards.batching.statistics.starved_s - statistics_before[1]
     wait = starved_s / max(busy_s + starved_s, 1e-9)
-    cpu_us = (time.process_time() - cpu) / progress.counts.images_written * 1e6
-    return progress.counts.images_written / seconds, wait, peak / 1e6, cpu_us
+    num_images = progress.counts.images_written
+    cpu_us = (time.process_time() - cpu) / num_images * 1e6
+    return num_images / seconds, wait, peak / 1e6, cpu_us, (children_cpu_us() - decode_us) / num_images
 
 
 def main() -> None:
@@ -183,7 +198,8 @@ def main() -> None:
     options = parser.parse_args()
     corpus = Corpus.read(options.input, options.images)
     print(
-        "tokenizer workers shards  decode/s  model/s  end-to-end/s  ratio  model waits  memory MB  CPU us/img"
+        "tokenizer workers shards  decode/s  model/s  end-to-end/s  ratio  model waits  memory MB  "
+        "CPU us/img: loop  decoders  engine  loop/(decoders+engine)"
     )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -227,12 +243,14 @@ def measure_rows(
             for number, shards in tasks.items():
                 cells[number].append(end_to_end(tools, shards, 2))
         for number, runs in cells.items():
-            rate, wait, memory, cpu_us = (statistics.median(values) for values in zip(*runs, strict=True))
-            bound = min(statistics.median(decode), statistics.median(model))
+            rate, wait, memory, cpu_us, pool_us = map(statistics.median, zip(*runs, strict=True))
+            loop_rate, loop_us = map(statistics.median, zip(*decode, strict=True))
+            bound = min(loop_rate, statistics.median(model))
             print(
-                f"{tokenizer:>9} {workers:>7} {number:>6} {statistics.median(decode):>9.1f} "
+                f"{tokenizer:>9} {workers:>7} {number:>6} {loop_rate:>9.1f} "
                 f"{statistics.median(model):>8.1f} {rate:>13.1f} {rate / bound:>6.2f} {wait:>12.2f} "
-                f"{memory:>10.0f} {cpu_us:>13.0f}",
+                f"{memory:>10.0f} {loop_us:>17.0f} {pool_us:>9.0f} {cpu_us:>7.0f} "
+                f"{loop_us / (pool_us + cpu_us):>23.2f}",
                 flush=True,
             )
 
