@@ -107,8 +107,8 @@ def children_cpu_us() -> float:
 
 @contextmanager
 def plain_decoders(corpus: Corpus, num_workers: int) -> Iterator[Callable[[], tuple[float, float]]]:
-    """Decoding alone in a plain loop on each of ``num_workers`` cores: images/s, and microseconds of processor
-    time an image.
+    """Decoding alone in a plain loop on each of ``num_workers`` cores: images/s, and microseconds of
+    processor time an image.
     """
     context = multiprocessing.get_context("spawn")
     data = [data for _, data in corpus.images]
