@@ -185,6 +185,27 @@ def test_chats_from_tar_and_json_lines(tmp_path: Path) -> None:
     assert documents["000000000"].segments[-1].role is Role.ASSISTANT
 
 
+def test_llava_array_with_a_folder_of_pictures(tmp_path: Path) -> None:
+    (tmp_path / "images/coco").mkdir(parents=True)
+    with tarfile.open(ROOT / "samples/pairs/00000.tar") as tar:
+        name = next(name for name in tar.getnames() if name.endswith(".jpg"))
+        picture = tar.extractfile(name).read()
+    (tmp_path / "images/coco/1.jpg").write_bytes(picture)
+    turns = [{"from": "human", "value": "What?\n<image>"}, {"from": "gpt", "value": "This."}]
+    names = ["coco/1.jpg", "coco/gone.jpg"]
+    values = [{"id": name, "image": name, "conversations": turns} for name in names]
+    (tmp_path / "mix.json").write_text(json.dumps(values))
+    flags = ["--input", str(tmp_path / "mix.json"), "--output", str(tmp_path / "out"), *FAST]
+    assert tokenize_chats.main([*flags, "--image-root", str(tmp_path / "images")]) == 0
+    (document,) = _documents(tmp_path / "out").values()
+    assert [segment.role for segment in document.segments] == [Role.USER, Role.USER, Role.ASSISTANT]
+    assert np.array_equal(document.segments[1].codes, _codes(load_image(picture, PreprocessConfig())))
+    counts = check_token_shard(tmp_path / "out/mix.json.parquet").counts
+    assert (counts.samples_read, dict(counts.samples_quarantined)) == (2, {"doc_image_missing": 1})
+    with pytest.raises(ValueError, match="no such folder"):
+        tokenize_chats.main([*flags, "--images", str(tmp_path / "elsewhere")])
+
+
 def test_a_chat_never_loses_an_image_alone() -> None:
     with pytest.raises(ValueError, match="always dropped whole"):
         tokenize_chats.main(["--input", "x", "--output", "y", *FAST, "--on-bad-image", "drop-image"])
