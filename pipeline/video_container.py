@@ -8,6 +8,8 @@ from guessing: a "clip" that is really an HLS or concat playlist would make it o
 import struct
 from collections.abc import Iterator
 
+import numpy as np
+
 from schemas.quarantine import Reason
 
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
@@ -21,6 +23,7 @@ _STILL_PICTURES = {
     b"MM\0*": "TIFF",
 }
 _TS_PACKET_BYTES = 188
+_AVI_INDEX_ENTRY = np.dtype([("name", "V4"), ("flags", "<u4"), ("offset", "<u4"), ("size", "<u4")])
 _TKHD_MATRIX, _MVHD_MATRIX = (40, 52), (36, 48)
 
 
@@ -154,6 +157,26 @@ def _ebml_element(data: bytes, start: int) -> tuple[bytes, int | None, int]:
     value = int.from_bytes(data[start + 4 : start + 4 + width], "big") & ((1 << 7 * width) - 1)
     is_unknown = value == (1 << 7 * width) - 1
     return identifier, None if is_unknown else value, start + 4 + width
+
+
+def avi_index_fits(data: bytes) -> bool:
+    """Whether every entry of an AVI's index points to a chunk of its name: from the file on, or from its list.
+
+    Files of the OpenDML extension may have their index elsewhere, which is not looked at.
+    """
+    index, chunks = data.rfind(b"idx1"), data.find(b"movi")
+    if index < 0 or chunks < 0:
+        return b"indx" in data
+    size = min(int.from_bytes(data[index + 4 : index + 8], "little"), len(data) - index - 8)
+    entries = np.frombuffer(data, _AVI_INDEX_ENTRY, max(size, 0) // _AVI_INDEX_ENTRY.itemsize, index + 8)
+    names = entries["name"].copy().view(np.uint8).reshape(-1, 4)
+    for base in (chunks, 0):
+        places = entries["offset"].astype(np.int64) + base
+        if places.max(initial=0) + 4 <= len(data):
+            found = np.frombuffer(data, np.uint8)[places[:, None] + np.arange(4)]
+            if np.array_equal(found, names):
+                return True
+    return False
 
 
 def _riff_length(data: bytes) -> int:
