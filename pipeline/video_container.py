@@ -160,23 +160,33 @@ def _ebml_element(data: bytes, start: int) -> tuple[bytes, int | None, int]:
 
 
 def avi_index_fits(data: bytes) -> bool:
-    """Whether every entry of an AVI's index points to a chunk of its name: from the file on, or from its list.
+    """Whether the chunks of an AVI lead to its index, and every entry of that to a chunk of its name.
 
-    Files of the OpenDML extension may have their index elsewhere, which is not looked at.
+    An OpenDML file may have its index elsewhere, which is not looked at.
     """
-    index, chunks = data.rfind(b"idx1"), data.find(b"movi")
-    if index < 0 or chunks < 0:
-        return b"indx" in data
+    chunks = dict(_avi_chunks(data))
+    if b"movi" not in chunks or b"idx1" not in chunks:
+        return b"movi" in chunks and b"indx" in data
+    index = chunks[b"idx1"]
     size = min(int.from_bytes(data[index + 4 : index + 8], "little"), len(data) - index - 8)
-    entries = np.frombuffer(data, _AVI_INDEX_ENTRY, max(size, 0) // _AVI_INDEX_ENTRY.itemsize, index + 8)
+    entries = np.frombuffer(data, _AVI_INDEX_ENTRY, size // _AVI_INDEX_ENTRY.itemsize, index + 8)
     names = entries["name"].copy().view(np.uint8).reshape(-1, 4)
-    for base in (chunks, 0):
+    for base in (chunks[b"movi"], 0):  # offsets count from the list or, in some files, from the beginning
         places = entries["offset"].astype(np.int64) + base
-        if places.max(initial=0) + 4 <= len(data):
+        if places.size and places.max() + 4 <= len(data):
             found = np.frombuffer(data, np.uint8)[places[:, None] + np.arange(4)]
             if np.array_equal(found, names):
                 return True
     return False
+
+
+def _avi_chunks(data: bytes) -> Iterator[tuple[bytes, int]]:
+    """(name, where it stands) of the chunks of the first RIFF; of lists the name of what they list."""
+    place = 12
+    while place + 12 <= len(data):
+        name, size, listed = struct.unpack_from("<4sI4s", data, place)
+        yield (listed, place + 8) if name == b"LIST" else (name, place)
+        place += 8 + size + size % 2
 
 
 def _riff_length(data: bytes) -> int:
