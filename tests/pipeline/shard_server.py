@@ -2,6 +2,7 @@
 
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,4 +93,6 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         self.wfile.write(body[: len(body) // 2] if is_cut else body)
-        self.close_connection |= is_cut
+        if is_cut:
+            time.sleep(0.4)  # a client that hears of the end first throws away what it has not yet read
+            self.close_connection = True

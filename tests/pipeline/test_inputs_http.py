@@ -43,8 +43,8 @@ def test_one_request_gives_the_shard(server: ShardServer) -> None:
 def test_what_may_pass_is_tried_again(server: ShardServer, fault: int | str) -> None:
     server.faults["/00000.tar"] = [fault, fault]
     assert _read(server) == SHARD
-    # a connection that was cut gave bytes: the next request begins behind them
-    assert server.requests["range"] == (2 if fault == "cut" else 0)
+    assert server.requests["GET"] == 3
+    assert (server.requests["range"] > 0) == (fault == "cut")  # the next request begins behind what came
 
 
 def test_a_server_that_never_recovers_is_an_error_without_secrets(
@@ -61,11 +61,8 @@ def test_a_server_that_never_recovers_is_an_error_without_secrets(
 
 
 def test_a_missing_shard_is_not_tried_again(server: ShardServer) -> None:
-    with (
-        pytest.raises(FileNotFoundError, match=r"gone\.tar"),
-        open_source(f"{server.url}/gone.tar") as stream,
-    ):
-        stream.read()
+    with pytest.raises(FileNotFoundError, match=r"gone\.tar"):
+        open_source(f"{server.url}/gone.tar").read()
     assert server.requests["GET"] == 1
 
 
