@@ -39,7 +39,12 @@ class ChatSource:
             if compression := compression_of(stream.peek(4)[:4]):
                 plain = decompressed(stream, compression, b"", TarReaderConfig.max_decompressed_bytes)
             try:
-                read = read_json_array if begins_array(plain.peek(_HEAD_BYTES)) else read_json_lines
+                head = plain.peek(_HEAD_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")
+                if head.startswith((b"{\n", b"{\r")):
+                    raise ValueError(
+                        f"{task.source}: an object over several lines; give one object a line, or an array"
+                    )
+                read = read_json_array if begins_array(head) else read_json_lines
                 samples = read(plain, task.source, self.config.max_document_bytes)
                 yield from read_chats(samples, task.source, self.config, FolderImages(self.images))
             except TarDamageError as damage:

@@ -164,7 +164,8 @@ def _messages(value: Mapping[str, Any], pictures: ChatPictures) -> Iterator[_Tur
             yield Role(role), content
     if num_images < len(images):
         raise RefusedError(
-            Reason.DOC_SCHEMA_ERROR, f"{len(images)} images, but {num_images} parts of type image"
+            Reason.DOC_SCHEMA_ERROR,
+            f"{len(images)} images, but {num_images} parts of type image (in 'messages', <image> is text)",
         )
 
 
@@ -185,7 +186,9 @@ def _part(part: Mapping[str, Any], unnamed: Iterator[Any], pictures: ChatPicture
         name = _first_of(part, _REFERENCE_NAMES)
         name = next(unnamed, None) if name is None else name
         return pictures.find(name)
-    raise RefusedError(Reason.DOC_SCHEMA_ERROR, f"a part of type {str(part.get('type'))[:40]!r}")
+    raise RefusedError(
+        Reason.DOC_SCHEMA_ERROR, f"a part of type {str(part.get('type'))[:40]!r}, not text or image"
+    )
 
 
 def _check_turns(segments: list[RawSegment]) -> None:

@@ -8,7 +8,7 @@ from pipeline.sources.tar_reader import TarSample
 from schemas.quarantine import QuarantineRecord, Reason, Unit
 
 CHUNK_BYTES = 1024**2
-_BEGIN = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*(?:[{\]]|\Z)")
+_BEGIN = re.compile(rb"\[\s*(?:[{\]]|\Z)")
 _INSIDE_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 """Up to the end of the string, that of the chunk, or a backslash that ends the chunk."""
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
@@ -18,7 +18,7 @@ _SIGN_IN_ELEMENT = re.compile(rb'(?:[^"\[\]{}]++|' + _STRING + rb')*+(["\[\]{}])
 
 
 def begins_array(head: bytes) -> bool:
-    """Whether a file that begins like this is an array of objects, and not JSON lines."""
+    """Whether a file that begins like this, white space aside, is an array of objects, and not JSON lines."""
     return _BEGIN.match(head) is not None
 
 

@@ -141,7 +141,9 @@ def find_member(sample: TarSample, extensions: Collection[str], what: str, missi
 
 def members_of(sample: TarSample) -> str:
     """What a sample has, for the detail of a record."""
-    return f"members: .{', .'.join(sample.members)}"[:200]
+    names = f"members: .{', .'.join(sample.members)}"[:200]
+    has_dots = any("." in name for name in sample.members)
+    return f"{names} (all behind the first dot of a name is its extension)" if has_dots else names
 
 
 def _find_image(sample: TarSample, value: dict[str, Any]) -> RawImage:

@@ -191,7 +191,27 @@ def test_what_follows_the_array_is_reported() -> None:
 
 
 def test_arrays_are_told_from_lines_by_content() -> None:
-    for head in (b'[{"a"', b"[", b"  [\n  {", b"\xef\xbb\xbf[ ]", b"\r\n[\n"):
+    for head in (b'[{"a"', b"[", b"[\n  {", b"[ ]", b"[\n"):
         assert begins_array(head)
     for head in (b"", b'{"a": [', b"[1, 2]", b'["a"]', b"x"):
         assert not begins_array(head)
+
+
+@pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b"\r\n "])
+def test_a_mark_or_white_space_before_an_array(tmp_path: Path, before: bytes) -> None:
+    value = {TURNS: [_human("hi"), ANSWER]}
+    (tmp_path / "mix.json").write_bytes(before + json.dumps([value]).encode())
+    (document,) = ChatSource()(ShardTask("t", str(tmp_path / "mix.json")))
+    assert document.key == "000000000"
+
+
+def test_an_object_over_several_lines_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "one.json").write_text(json.dumps({TURNS: [_human("hi"), ANSWER]}, indent=1))
+    with pytest.raises(ValueError, match=r"one\.json: an object over several lines; give one object a line"):
+        list(ChatSource()(ShardTask("t", str(tmp_path / "one.json"))))
+
+
+def test_a_gzip_that_is_none_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "mix.json.gz").write_bytes(b"\x1f\x8b\x08" + b"damage" * 9)
+    (record,) = ChatSource()(ShardTask("t", str(tmp_path / "mix.json.gz")))
+    assert record.unit is Unit.SHARD
