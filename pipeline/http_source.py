@@ -36,6 +36,7 @@ def open_http(filesystem: AbstractFileSystem, url: str, offset: int) -> tuple[Bi
         raise OSError(f"HTTP status {error.status} {error.message}") from None
     has_range = handle.r.status == 206
     if has_range and not handle.r.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+        handle.close()
         raise OSError(f"asked for bytes from {offset} on, got {handle.r.headers.get('Content-Range')}")
     size = _size_of(handle.r.headers, has_range)
     if not has_range:
