@@ -2,12 +2,12 @@
 
     python -m benchmarks.document_limits [--input DIR] [--workers N] [--tokenizer null sample]
 
-All three do the same work in one run, in turns, several times; medians count. Decoding alone, a plain loop of as
-many processes as the engine has for it, and the engine take every picture of the documents; the model alone as
-many pictures of noise, which cost it the same. Everything is started and warmed up before. ``ratio`` is images/s
-end to end over the smaller limit. Where model and decoding have to share the cores, no wall-clock limit holds:
-``processor`` is the processor time of decoding and model alone over that of the engine with its decode
-processes, and holds on a busy machine, too.
+All three do the same work in one run, in turns, several times; medians count. Decoding alone, a plain loop
+of as many processes as the engine has for it, and the engine take every picture of the documents; the model
+alone as many pictures of noise, which cost it the same. Everything is started and warmed up before.
+``ratio`` is images/s end to end over the smaller limit. Where model and decoding have to share the cores,
+no wall-clock limit holds: ``processor`` is the processor time of decoding and model alone over that of the
+engine with its decode processes, and holds on a busy machine, too.
 """
 
 import argparse
