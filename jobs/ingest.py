@@ -5,7 +5,7 @@
     python jobs/ingest.py --documents --input 'obelics/*.parquet' --output data/obelics
 
 A list is a parquet, csv, tsv, jsonl or txt file, or a folder of them. Original bytes are kept. Servers that
-say noai, noimageai, noindex or noimageindex are obeyed; addresses that are not public are refused.
+say noai, noimageai, noindex, noimageindex or none are obeyed; addresses that are not public are refused.
 Needs the extra: pip install 'seed-shards[ingest]'. Run it again to resume.
 """
 
@@ -18,8 +18,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jobs.command_line import EXIT_FAILED, StopSignal, run_job
 from jobs.config_file import parse_config
-from pipeline.guarded_http import HttpLimits
-from pipeline.ingest import IngestConfig, IngestError, IngestReport, IngestStoppedError, ingest
+from pipeline.ingest import (
+    DownloadConfig,
+    IngestConfig,
+    IngestError,
+    IngestReport,
+    IngestStoppedError,
+    ingest,
+)
 from pipeline.ingest_documents import ingest_documents
 from pipeline.inputs import expand_inputs
 from pipeline.sources.file_patterns import literal_files
@@ -28,7 +34,7 @@ NUM_REASONS_SHOWN = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class IngestJobConfig:
+class IngestJobConfig(DownloadConfig):
     """Download pictures into WebDataset shards."""
 
     input: tuple[str, ...]
@@ -38,24 +44,6 @@ class IngestJobConfig:
     documents: bool = False
     """The input is OBELICS as published; the output has documents with their pictures in documents/."""
     documents_per_shard: int = 1000
-    url_column: str = "url"
-    caption_column: str | None = None
-    """Column that becomes key.txt."""
-    kept_columns: tuple[str, ...] = ()
-    """Further columns that go into key.json."""
-    images_per_shard: int = 10_000
-    num_processes: int = 2
-    num_threads: int = 32
-    """Downloads under way in each process."""
-    timeout: float = 10.0
-    """Seconds to wait for the next bytes of an answer."""
-    num_retries: int = 1
-    user_agent_token: str = "seed-shards"
-    """Named in the User-Agent; opt-outs that address it are honoured."""
-    honour_opt_out: bool = True
-    """Leave out pictures whose server opts out (X-Robots-Tag)."""
-    http: HttpLimits = dataclasses.field(default_factory=HttpLimits)
-    """Where downloads may go, and what one answer may cost."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -85,11 +73,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(config: IngestJobConfig, stop: StopSignal) -> IngestReport:
-    names = {field.name for field in dataclasses.fields(IngestConfig)} & set(vars(config))
-    shared = {name: getattr(config, name) for name in names - {"output"}}
-    download = IngestConfig(
-        url_list=Path(config.input[0]), output=Path(config.output), timeout_s=config.timeout, **shared
-    )
+    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(DownloadConfig)}
+    download = IngestConfig(url_list=Path(config.input[0]), output=Path(config.output), **shared)
     if not config.documents:
         return ingest(download, stop.is_set)
     shards = expand_inputs(literal_files(config.input, (".parquet",)))

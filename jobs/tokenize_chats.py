@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Tokenize chats, question-answer sets and image edits: WebDataset shards or JSON lines in, token shards out.
+"""Tokenize chats, question-answer sets and image edits: WebDataset shards or JSON files in, token shards out.
 
     python jobs/tokenize_chats.py --input 'chats/*.tar' --output tokens/chats
-    python jobs/tokenize_chats.py --input 'llava/*.jsonl' --images coco --output tokens/llava
+    python jobs/tokenize_chats.py --input llava_v1_5_mix665k.json --images llava/data --output tokens/llava
 
 Runs on the Ray cluster that RAY_ADDRESS names, or on this machine alone. Run it again to resume.
 """
@@ -11,6 +11,9 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `ray job submit jobs/tokenize_chats.py`
 
@@ -20,7 +23,7 @@ from jobs.tokenization import TOKENIZE_ERRORS, run_tokenize_job
 from pipeline.sources.chat_source import ChatSource
 from pipeline.sources.chats import ChatsConfig
 from pipeline.sources.file_patterns import literal_files
-from pipeline.sources.json_lines import JSON_LINES_SUFFIXES
+from pipeline.sources.json_lines import JSON_SUFFIXES
 from pipeline.sources.tar_reader import SHARD_SUFFIXES
 from pipeline.tokenize_config import TokenizeConfig
 from pipeline.tokenize_run import TokenizeJob
@@ -30,8 +33,8 @@ from pipeline.tokenize_run import TokenizeJob
 class ChatsJobConfig(TokenizeConfig):
     """Tokenize chats, questions and answers, and image edits."""
 
-    images: str | None = None
-    """Folder in which JSON lines find the images that they name; nothing outside it is ever read."""
+    images: Annotated[str | None, tyro.conf.arg(aliases=["--image-root"])] = None
+    """Folder in which JSON files find the images that they name; nothing outside it is ever read."""
     chats: ChatsConfig = dataclasses.field(default_factory=ChatsConfig)
     """How a sample becomes a chat."""
 
@@ -44,10 +47,10 @@ class ChatsJobConfig(TokenizeConfig):
 def main(arguments: Sequence[str]) -> int:
     """Run the job; returns the exit status."""
     config = parse_config(ChatsJobConfig, arguments, __doc__ or "")
-    config = dataclasses.replace(
-        config, input=literal_files(config.input, (*JSON_LINES_SUFFIXES, *SHARD_SUFFIXES))
-    )
+    config = dataclasses.replace(config, input=literal_files(config.input, (*JSON_SUFFIXES, *SHARD_SUFFIXES)))
     images = Path(config.images).absolute() if config.images else None
+    if images and not images.is_dir():
+        raise ValueError(f"--images {config.images}: no such folder on this machine")
     job = TokenizeJob(
         kind="chats",
         read=ChatSource(config=config.chats, images=images),

@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
 from pipeline.guarded_http import HttpLimits, guarded_opener
+from pipeline.opt_out import OptOut
 
 
 @contextmanager
-def download_workers(num_processes: int, limits: HttpLimits) -> Iterator[Executor]:
+def download_workers(num_processes: int, limits: HttpLimits, opt_out: OptOut | None) -> Iterator[Executor]:
     """Where shards are downloaded; every ``urlopen`` there goes through the guard.
 
     If the block raises, the processes end at once and what they were doing is lost.
@@ -27,9 +28,10 @@ def download_workers(num_processes: int, limits: HttpLimits) -> Iterator[Executo
     Args:
         num_processes: 0 for one thread of this process, which ends when its shard does.
         limits: of the guard.
+        opt_out: which servers' wishes are honoured; None for nobody's.
     """
     if not num_processes:
-        with _thread(limits) as thread:
+        with _thread(limits, opt_out) as thread:
             yield thread
         return
     context = multiprocessing.get_context("spawn")  # threads of the caller would not survive a fork
@@ -37,7 +39,7 @@ def download_workers(num_processes: int, limits: HttpLimits) -> Iterator[Executo
     with (
         alive,
         parent_lives,
-        ProcessPoolExecutor(num_processes, context, _start_worker, (limits, alive)) as processes,
+        ProcessPoolExecutor(num_processes, context, _start_worker, (alive, limits, opt_out)) as processes,
     ):
         try:
             yield processes
@@ -48,8 +50,8 @@ def download_workers(num_processes: int, limits: HttpLimits) -> Iterator[Executo
 
 
 @contextmanager
-def _thread(limits: HttpLimits) -> Iterator[Executor]:
-    _install_guard(limits)
+def _thread(limits: HttpLimits, opt_out: OptOut | None) -> Iterator[Executor]:
+    _install_guard(limits, opt_out)
     thread = ThreadPoolExecutor(1)
     try:
         yield thread
@@ -58,10 +60,10 @@ def _thread(limits: HttpLimits) -> Iterator[Executor]:
         urllib.request.install_opener(urllib.request.build_opener())
 
 
-def _start_worker(limits: HttpLimits, alive: Connection) -> None:
+def _start_worker(alive: Connection, limits: HttpLimits, opt_out: OptOut | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
     threading.Thread(target=_end_with_parent, args=(alive,), name="parent-watch", daemon=True).start()
-    _install_guard(limits)
+    _install_guard(limits, opt_out)
 
 
 def _end_with_parent(alive: Connection) -> None:
@@ -69,6 +71,6 @@ def _end_with_parent(alive: Connection) -> None:
     os._exit(1)
 
 
-def _install_guard(limits: HttpLimits) -> None:
+def _install_guard(limits: HttpLimits, opt_out: OptOut | None) -> None:
     """img2dataset calls ``urlopen``; this is how the standard library lets a process say what that uses."""
-    urllib.request.install_opener(guarded_opener(limits))
+    urllib.request.install_opener(guarded_opener(limits, opt_out))

@@ -26,6 +26,8 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from pipeline.opt_out import OptOut, OptOutError
+
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 """All of IPv6 that is given out (IANA); outside lie site-local, IPv4-compatible and local NAT64 addresses."""
@@ -66,8 +68,13 @@ class ForbiddenAddressError(OSError):
     """A name leads to an address that is not public."""
 
 
-def guarded_opener(limits: HttpLimits) -> urllib.request.OpenerDirector:
-    """An opener for http and https URLs within ``limits``."""
+def guarded_opener(limits: HttpLimits, opt_out: OptOut | None = None) -> urllib.request.OpenerDirector:
+    """An opener for http and https URLs within ``limits``.
+
+    Args:
+        limits: where it may go, and what an answer may cost.
+        opt_out: which answers and redirects are refused (`OptOutError`) because their server asks for it.
+    """
     opener = urllib.request.OpenerDirector()
     deadlines = _Deadlines(limits.max_seconds)
     for handler in (
@@ -79,6 +86,8 @@ def guarded_opener(limits: HttpLimits) -> urllib.request.OpenerDirector:
         urllib.request.UnknownHandler(),
     ):
         opener.add_handler(handler)
+    if opt_out is not None:
+        opener.add_handler(_OptOutHandler(opt_out))
     return opener
 
 
@@ -235,6 +244,27 @@ class _RedirectHandler(urllib.request.HTTPRedirectHandler):
         if following is not None:
             self._deadlines.pass_on(req, following)
         return following
+
+
+class _OptOutHandler(urllib.request.BaseHandler):
+    handler_order = 100  # before redirects are followed
+
+    def __init__(self, opt_out: OptOut) -> None:
+        self._opt_out = opt_out
+
+    def http_response(
+        self, _: urllib.request.Request, answer: http.client.HTTPResponse
+    ) -> http.client.HTTPResponse:
+        if answer.status >= 400:  # "noindex" stands on many error pages: the error says more
+            return answer
+        try:
+            self._opt_out.check(answer.headers.get_all("X-Robots-Tag", []))
+        except OptOutError:
+            answer.close()
+            raise
+        return answer
+
+    https_response = http_response
 
 
 class _GuardedHttpHandler(urllib.request.HTTPHandler):

@@ -1,9 +1,9 @@
 """URL lists in, WebDataset shards out: img2dataset with the parts replaced that web data needs otherwise.
 
-img2dataset splits the lists, downloads with threads, retries and honours opt-out headers (``X-Robots-Tag``:
-noai, noimageai, noindex, noimageindex). It takes the parts that do the rest as arguments; ours are:
+img2dataset splits the lists, downloads with threads and retries. It takes the parts that do the rest as
+arguments; ours are:
 
-- `guarded_http`: what its ``urlopen`` uses, installed when a worker process starts;
+- `guarded_http`: what its ``urlopen`` uses, installed when a worker process starts; it asks `opt_out`, too;
 - `OriginalBytes` for its resizer: the bytes as they came, if they are a picture at all;
 - `OriginalsWriter` for its shard writer: samples in the order of the list, with the suffix their content has.
 
@@ -35,6 +35,7 @@ import pyarrow.parquet as pq
 
 from pipeline.download_workers import download_workers
 from pipeline.guarded_http import HttpLimits
+from pipeline.opt_out import OptOut
 from pipeline.original_images import OriginalBytes, OriginalsWriter
 from pipeline.output_claim import claim_output
 from pipeline.storage import STALE_AFTER_S
@@ -43,7 +44,6 @@ from tokenizer.image_file import PILLOW_PIXEL_LIMIT
 
 logger = logging.getLogger(__name__)
 
-OPT_OUT_DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")
 RESERVED_COLUMNS = frozenset(
     {"key", "caption", "url", "width", "height", "original_width", "original_height", "status"}
     | {"error_message", "exif", "sha256"}
@@ -65,33 +65,30 @@ class IngestStoppedError(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IngestConfig:
-    """What to download, and how."""
+class DownloadConfig:
+    """How to download; every field is a flag of ``jobs/ingest.py``."""
 
-    url_list: Path
-    """A parquet, csv, tsv, jsonl or txt file (also .gz), or a folder of files of one of these kinds."""
-    output: Path
-    """Folder for the shards."""
     url_column: str = "url"
     caption_column: str | None = None
-    """Column that becomes ``key.txt``; None for pictures alone."""
+    """Column that becomes key.txt; none for pictures alone."""
     kept_columns: tuple[str, ...] = ()
-    """Further columns that go into ``key.json``."""
+    """Further columns that go into key.json."""
     images_per_shard: int = 10_000
     num_processes: int = 2
     """0 downloads in the calling process, one shard after the other."""
     num_threads: int = 32
     """Downloads under way in each process."""
-    timeout_s: float = 10.0
-    """Longest wait for the next bytes of an answer."""
+    timeout: float = 10.0
+    """Longest wait for the next bytes of an answer, in seconds."""
     num_retries: int = 1
     user_agent_token: str = "seed-shards"
-    """Named in the User-Agent header; opt-outs that address it are honoured."""
+    """Named in the User-Agent; opt-outs that address it are honoured."""
     honour_opt_out: bool = True
-    """Leave out pictures whose answer carries X-Robots-Tag: noai, noimageai, noindex or noimageindex."""
+    """Leave out pictures whose server opts out (X-Robots-Tag)."""
     max_pixels: int = PILLOW_PIXEL_LIMIT
     """Pictures with more pixels are refused from their header."""
     http: HttpLimits = field(default_factory=HttpLimits)
+    """Where downloads may go, and what one answer may cost."""
 
     def __post_init__(self) -> None:
         for name in ("images_per_shard", "num_threads"):
@@ -102,10 +99,20 @@ class IngestConfig:
                 f"ingest.kept_columns: {', '.join(sorted(reserved))} are written by ingestion itself;"
                 " rename them in the list"
             )
-        if self.timeout_s <= 0 or self.num_retries < 0 or self.num_processes < 0:
+        if self.timeout <= 0 or self.num_retries < 0 or self.num_processes < 0:
             raise ValueError(
-                "ingest.timeout_s must be positive, ingest.num_retries and ingest.num_processes not negative"
+                "ingest.timeout must be positive, ingest.num_retries and ingest.num_processes not negative"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestConfig(DownloadConfig):
+    """What to download, and how."""
+
+    url_list: Path
+    """A parquet, csv, tsv, jsonl or txt file (also .gz), or a folder of files of one of these kinds."""
+    output: Path
+    """Folder for the shards."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +232,8 @@ def _download_shards(
 ) -> list[str]:
     """Make the shards that are missing; returns one line for each that failed."""
     failed = []
-    with download_workers(config.num_processes, config.http) as pool:
+    opt_out = OptOut(config.user_agent_token) if config.honour_opt_out else None
+    with download_workers(config.num_processes, config.http, opt_out) as pool:
         tasks = {
             pool.submit(download_shard, config, shard_id, rows, columns, staging): shard_id
             for shard_id, rows, columns in _split_lists(config, files, staging)
@@ -296,7 +304,7 @@ def download_shard(config: IngestConfig, shard_id: int, rows: str, columns: list
         extract_exif=False,
         output_folder=str(folder),
         column_list=columns,
-        timeout=config.timeout_s,
+        timeout=config.timeout,
         number_sample_per_shard=config.images_per_shard,
         oom_shard_count=NUM_DIGITS,
         compute_hash="sha256",
@@ -304,7 +312,7 @@ def download_shard(config: IngestConfig, shard_id: int, rows: str, columns: list
         encode_format="jpg",
         retries=config.num_retries,
         user_agent_token=config.user_agent_token,
-        disallowed_header_directives=list(OPT_OUT_DIRECTIVES) if config.honour_opt_out else None,
+        disallowed_header_directives=None,  # `opt_out` sees to it
     )
     downloader.download_shard((shard_id, rows))
     _check_complete(folder, name)

@@ -78,6 +78,9 @@ def make_parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--sources", type=Path, help="folder of the source shards, if they were moved since"
             )
+            command.add_argument(
+                "--images", type=Path, help="folder of the pictures of Parquet or JSON files, if it was moved"
+            )
         if name == "clean":
             hours = STALE_AFTER_S / 3600
             text = f"leave younger files alone, a live run may own them (default {hours:g})"

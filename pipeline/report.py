@@ -6,6 +6,7 @@ only: memory does not grow with the folder.
 
 import argparse
 import itertools
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,8 +19,8 @@ from numpy.typing import NDArray
 
 from pipeline.report_page import render_page
 from pipeline.shard_task import TOKEN_SHARD_SUFFIX, ledger_name
-from pipeline.source_pictures import find_pictures
-from pipeline.token_dataset import TokenDataset
+from pipeline.source_pictures import PictureFolders, find_pictures
+from pipeline.token_dataset import LOGS_FOLDER, TokenDataset
 from schemas.atomic_write import write_atomically
 from schemas.document import Document
 from schemas.quarantine import QuarantineRecord, Unit, parse_records
@@ -123,13 +124,13 @@ class Report:
         return None if None in sizes or not sizes else sum(size for size in sizes if size is not None)
 
 
-def gather(dataset: TokenDataset, num_documents: int = 12, sources: Path | None = None) -> Report:
+def gather(dataset: TokenDataset, num_documents: int = 12, folders: PictureFolders | None = None) -> Report:
     """Read what the page needs.
 
     Args:
         dataset: the folder.
         num_documents: documents of the gallery, spread over the shards.
-        sources: folder in which source shards are looked for by name if they are not where they were.
+        folders: where pictures are looked for.
 
     Raises:
         TokenShardError: naming a file that is damaged.
@@ -152,7 +153,7 @@ def gather(dataset: TokenDataset, num_documents: int = 12, sources: Path | None 
         counts=counts,
         usage=usage,
         examples=_examples(dataset, shards, files),
-        gallery=list(_gallery(dataset, shards, num_documents, sources)),
+        gallery=list(_gallery(dataset, shards, num_documents, folders or PictureFolders())),
     )
 
 
@@ -178,7 +179,7 @@ def _examples(dataset: TokenDataset, shards: list[ShardLine], files: dict[str, i
 
 
 def _gallery(
-    dataset: TokenDataset, shards: list[ShardLine], num_documents: int, sources: Path | None
+    dataset: TokenDataset, shards: list[ShardLine], num_documents: int, folders: PictureFolders
 ) -> Iterator[ShownDocument]:
     """Documents from evenly spread shards, those with pictures first."""
     full = [shard for shard in shards if shard.footer.counts.documents_written]
@@ -192,15 +193,25 @@ def _gallery(
         documents = list(itertools.islice(read_documents(**source), DOCUMENTS_SEARCHED))
         documents.sort(key=lambda document: not document.images)  # stable: otherwise in order
         documents = documents[: shares[index]]
-        pictures = find_pictures(shard.footer, dataset.manifest, documents, sources)
+        pictures = find_pictures(shard.footer, dataset.manifest, documents, folders)
         for document in documents:
             missing = (None,) * len(document.images)
             yield ShownDocument(shard.name, document, pictures.get(document.key, missing))
 
 
+def images_of_last_run(dataset: TokenDataset) -> Path | None:
+    """The folder that the newest run was given with ``--images``, as its log tells."""
+    configs = [name for name in dataset.folder.names(LOGS_FOLDER) if name.endswith(".config.json")]
+    if not configs:
+        return None
+    config = json.loads(dataset.folder.read(f"{LOGS_FOLDER}/{max(configs)}"))["config"]
+    return Path(config["images"]) if config.get("images") else None
+
+
 def write_report(dataset: TokenDataset, options: argparse.Namespace, output: TextIO) -> int:
     """``seed-shards report``: write the page and say where it is."""
-    report = gather(dataset, options.documents, options.sources)
+    folders = PictureFolders(options.sources, options.images or images_of_last_run(dataset))
+    report = gather(dataset, options.documents, folders)
     if not report.shards:
         raise ValueError(f"{dataset.folder.url}: holds no token shard yet")
     page = render_page(report).encode("utf-8", "backslashreplace")

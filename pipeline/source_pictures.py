@@ -1,12 +1,15 @@
 """Small versions of the pictures of a few documents, from the source shards they were made of.
 
-Token shards hold no pixels. Where the source shard can still be read, its documents are read again the way
-the job did, and each picture is reduced to a thumbnail.
+Token shards hold no pixels. Where the source shard can still be read, and the folder of pictures that Parquet
+and JSON files refer to, its documents are read again the way the job did, and each picture is reduced to a
+thumbnail.
 """
 
 import io
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,9 @@ from PIL import Image
 
 from pipeline.shard_task import ShardTask
 from pipeline.sources.chat_source import ChatSource
+from pipeline.sources.chats import ChatsConfig
 from pipeline.sources.interleaved import InterleavedConfig, read_interleaved
+from pipeline.sources.obelics_parquet import ObelicsParquetSource
 from pipeline.sources.pairs import PairsConfig, read_pairs
 from pipeline.sources.records import RawDocument, RawImage, RawVideo, SourceItems
 from pipeline.sources.tar_source import TarSource
@@ -32,17 +37,27 @@ THUMBNAIL_SIZE = (208, 156)
 Pictures = tuple[bytes | None, ...]
 
 
+@dataclass(frozen=True)
+class PictureFolders:
+    """Where pictures are looked for."""
+
+    sources: Path | None = None
+    """Folder of the source shards, if they are not where they were."""
+    images: Path | None = None
+    """Folder of the pictures that Parquet and JSON files refer to."""
+
+
 def find_pictures(
-    footer: TokenShardFooter, manifest: DatasetManifest, documents: list[Document], sources: Path | None
+    footer: TokenShardFooter, manifest: DatasetManifest, documents: list[Document], folders: PictureFolders
 ) -> dict[str, Pictures]:
     """A JPEG for each image segment of the documents, by key; documents without any are left out."""
-    place = _locate(footer.source, sources)
+    place = _locate(footer.source, folders.sources)
     if place is None or not documents:
         return {}
     wanted = {document.key: document for document in documents}
     found: dict[str, Pictures] = {}
     try:
-        for raw in _read(manifest.kind, ShardTask("", place)):
+        for raw in _read(manifest, ShardTask("", place), folders.images):
             if isinstance(raw, RawDocument) and raw.key in wanted:
                 pictures = _pictures(raw, manifest.settings)
                 if len(pictures) == len(wanted[raw.key].images):
@@ -62,17 +77,21 @@ def _locate(source: str, sources: Path | None) -> str | None:
     return str(moved) if moved and moved.is_file() else None
 
 
-def _read(kind: str, task: ShardTask) -> SourceItems:
-    """Documents of a source shard; metadata is not wanted, so defaults do."""
-    if kind == "chats":
-        return ChatSource()(task)
-    if kind == "videos":
-        return TarSource(documents=read_videos, config=VideosConfig())(task)
-    if kind == "interleaved":
-        if task.source.endswith(".parquet"):
-            raise ValueError("its pictures lie elsewhere")
-        return TarSource(documents=read_interleaved, config=InterleavedConfig())(task)
-    return TarSource(documents=read_pairs, config=PairsConfig())(task)
+def _read(manifest: DatasetManifest, task: ShardTask, images: Path | None) -> SourceItems:
+    """Documents of a source shard as the job read them, with the settings that decided rows."""
+    settings, bad_image = manifest.settings, {"on_bad_image": manifest.settings["on_bad_image"]}
+    if manifest.kind == "chats":
+        return ChatSource(config=ChatsConfig(**settings["chats"]), images=images)(task)
+    if manifest.kind == "videos":
+        return TarSource(documents=read_videos, config=VideosConfig(**settings["videos"]))(task)
+    if manifest.kind == "pairs":
+        return TarSource(documents=read_pairs, config=PairsConfig(**settings["pairs"]))(task)
+    config = InterleavedConfig(**settings["interleaved"])
+    if not task.source.lower().endswith(".parquet"):
+        return TarSource(documents=partial(read_interleaved, **bad_image), config=config)(task)
+    if images is None:
+        raise ValueError("the folder of its pictures is not known: give --images")
+    return ObelicsParquetSource(images=images, config=config, **bad_image)(task)
 
 
 def _pictures(raw: RawDocument, settings: Any) -> Pictures:

@@ -19,6 +19,8 @@ from typing import BinaryIO
 import fsspec
 from fsspec.core import split_protocol, url_to_fs
 
+from pipeline.http_source import open_http
+
 logger = logging.getLogger(__name__)
 
 OpenAt = Callable[[int], tuple[BinaryIO, int | None]]
@@ -33,6 +35,7 @@ EXTRAS = {
     "gcs": "pip install gcsfs",
     "http": "pip install aiohttp",
     "https": "pip install aiohttp",
+    "hf": "pip install huggingface_hub",
 }
 
 
@@ -101,13 +104,10 @@ def remote_opener(url: str, block_bytes: int) -> OpenAt:
     filesystem, path = filesystem_of(url)
 
     def open_at(offset: int) -> tuple[BinaryIO, int | None]:
+        if url.startswith(("http://", "https://")):
+            return open_http(filesystem, path, offset)
         handle = filesystem.open(path, "rb", block_size=block_bytes)
-        if offset:
-            try:
-                handle.seek(offset)
-            except (ValueError, OSError):  # a server without ranges: read up to the place
-                while offset > 0 and (piece := handle.read(min(offset, 1024**2))):
-                    offset -= len(piece)
+        handle.seek(offset)
         return handle, getattr(handle, "size", None)
 
     return open_at

@@ -133,7 +133,9 @@ class UrlImages:
     MAX_OPEN_FILES = 64
 
     def __init__(self, folder: Path) -> None:
-        """Open the index, which must be there (`build_index`)."""
+        """Open the index. Raises FileNotFoundError if it is not there (`build_index`)."""
+        if not (folder / INDEX_NAME).is_file():
+            raise FileNotFoundError(f"{folder / INDEX_NAME}: no index of downloaded pictures")
         self._folder = folder
         self._files: dict[str, BinaryIO] = {}
         address = f"file:{quote(str((folder / INDEX_NAME).absolute()))}?mode=ro&immutable=1"

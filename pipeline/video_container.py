@@ -8,6 +8,8 @@ from guessing: a "clip" that is really an HLS or concat playlist would make it o
 import struct
 from collections.abc import Iterator
 
+import numpy as np
+
 from schemas.quarantine import Reason, RefusedError
 
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
@@ -21,6 +23,7 @@ _STILL_PICTURES = {
     b"MM\0*": "TIFF",
 }
 _TS_PACKET_BYTES = 188
+_AVI_INDEX_ENTRY = np.dtype([("name", "V4"), ("flags", "<u4"), ("offset", "<u4"), ("size", "<u4")])
 _TKHD_MATRIX, _MVHD_MATRIX = (40, 52), (36, 48)
 
 
@@ -146,6 +149,36 @@ def _ebml_element(data: bytes, start: int) -> tuple[bytes, int | None, int]:
     value = int.from_bytes(data[start + 4 : start + 4 + width], "big") & ((1 << 7 * width) - 1)
     is_unknown = value == (1 << 7 * width) - 1
     return identifier, None if is_unknown else value, start + 4 + width
+
+
+def avi_index_fits(data: bytes) -> bool:
+    """Whether the chunks of an AVI lead to its index, and every entry of that to a chunk of its name.
+
+    An OpenDML file may have its index elsewhere, which is not looked at.
+    """
+    chunks = dict(_avi_chunks(data))
+    if b"movi" not in chunks or b"idx1" not in chunks:
+        return b"movi" in chunks and b"indx" in data
+    index = chunks[b"idx1"]
+    size = min(int.from_bytes(data[index + 4 : index + 8], "little"), len(data) - index - 8)
+    entries = np.frombuffer(data, _AVI_INDEX_ENTRY, size // _AVI_INDEX_ENTRY.itemsize, index + 8)
+    names = entries["name"].copy().view(np.uint8).reshape(-1, 4)
+    for base in (chunks[b"movi"], 0):  # offsets count from the list or, in some files, from the beginning
+        places = entries["offset"].astype(np.int64) + base
+        if places.size and places.max() + 4 <= len(data):
+            found = np.frombuffer(data, np.uint8)[places[:, None] + np.arange(4)]
+            if np.array_equal(found, names):
+                return True
+    return False
+
+
+def _avi_chunks(data: bytes) -> Iterator[tuple[bytes, int]]:
+    """(name, where it stands) of the chunks of the first RIFF; of lists the name of what they list."""
+    place = 12
+    while place + 12 <= len(data):
+        name, size, listed = struct.unpack_from("<4sI4s", data, place)
+        yield (listed, place + 8) if name == b"LIST" else (name, place)
+        place += 8 + size + size % 2
 
 
 def _riff_length(data: bytes) -> int:

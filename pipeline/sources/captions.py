@@ -39,7 +39,8 @@ def decode_caption(data: bytes, max_bytes: int, on_bad_encoding: OnBadEncoding) 
         fault = f"{kind}: byte {data[error.start]:#04x} at {error.start}: {error.reason}"
     if fault:
         if on_bad_encoding == "quarantine":
-            raise RefusedError(Reason.CAPTION_BAD_ENCODING, fault)
+            remedy = "write it as UTF-8, or take U+FFFD for it (on_bad_encoding: replace)"
+            raise RefusedError(Reason.CAPTION_BAD_ENCODING, f"{fault}; {remedy}")
         text = text.replace("\0", "\ufffd")
     text = text.strip()
     if not text:

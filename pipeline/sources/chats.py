@@ -1,10 +1,11 @@
 """Chats, questions and answers, and image edits: documents whose segments carry roles.
 
-Three forms, told by their fields, as WebDataset (``key.json`` and image members) or JSON lines:
+Four forms, told by their fields, as WebDataset (``key.json`` and image members), JSON lines or a JSON array:
 
 - ``messages``, the chat form of Hugging Face: ``{"role", "content"}``, where content is a string or a list of
   parts ``{"type": "text", "text"}`` and ``{"type": "image", "image" or "url" or "path"}``. An image part that
   names nothing takes the next entry of the sample's own ``images``.
+- ``conversations``, the form of LLaVA: see `conversations`.
 - ``image``, ``question``, ``answer``: the user shows the image and asks, the assistant answers.
 - ``source_image``, ``instruction``, ``target_image``: the user shows and instructs, the assistant draws.
   The names of InstructPix2Pix (``original_image``, ``edit_prompt``, ``edited_image``) and MagicBrush
@@ -14,20 +15,19 @@ Consecutive parts of one role stay segments of their own. Nothing is left out: a
 one text is refused whole, because an answer without what it speaks of teaches the wrong thing.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.sources.captions import OnBadEncoding
+from pipeline.sources.chat_pictures import ChatPictures, FindImage
+from pipeline.sources.conversations import read_conversation
 from pipeline.sources.document_text import clean_text
 from pipeline.sources.metadata import dump_fields, parse_metadata
 from pipeline.sources.records import RawDocument, RawImage, RawSegment, SourceItems
 from pipeline.sources.tar_reader import TarSample
 from schemas.document import Role, TextSegment
 from schemas.quarantine import QuarantineRecord, Reason, RefusedError, Unit
-
-FindImage = Callable[[str], RawImage]
-"""The image that a chat names; raises RefusedError."""
 
 _EDIT_NAMES = (
     ("source_image", "original_image", "source_img", "input_image"),
@@ -63,10 +63,11 @@ def read_chats(
     config: ChatsConfig | None = None,
     find_elsewhere: FindImage | None = None,
 ) -> SourceItems:
-    """One document or one ``sample`` record for each sample, in order.
+    """One document or one ``sample`` record for each sample, in order; a note for each image member that no
+    part shows.
 
     Args:
-        samples: of one shard, or of `json_lines.read_json_lines`; records among them are passed on.
+        samples: of one shard, or of `json_lines` or `json_array`; records among them are passed on.
         source: name of the shard in the records.
         config: the settings.
         find_elsewhere: finds images that are no members of the sample, for JSON lines.
@@ -77,29 +78,23 @@ def read_chats(
             yield sample
             continue
         try:
-            yield _read_chat(sample, config, find_elsewhere)
+            pictures = ChatPictures(sample, find_elsewhere)
+            document = _read_chat(sample, config, pictures)
+            yield from pictures.unshown(source)
+            yield document
         except RefusedError as refusal:
             yield QuarantineRecord(
                 source, sample.key, Unit.SAMPLE, refusal.reason, refusal.detail, sample.num_bytes
             )
 
 
-def _read_chat(sample: TarSample, config: ChatsConfig, find_elsewhere: FindImage | None) -> RawDocument:
+def _read_chat(sample: TarSample, config: ChatsConfig, pictures: ChatPictures) -> RawDocument:
     data = sample.members.get("json")
     if data is None:
         raise RefusedError(Reason.METADATA_MISSING, f"no .json; members: .{', .'.join(sample.members)}"[:200])
     value = parse_metadata(data, config.max_document_bytes)
-
-    def find_image(name: str) -> RawImage:
-        extension = name.lower()
-        if extension in sample.members and extension != "json":
-            return RawImage(sample.members[extension], extension)
-        if find_elsewhere is not None:
-            return find_elsewhere(name)
-        raise RefusedError(Reason.DOC_IMAGE_MISSING, f"{name[:80]!r} is no member of the sample")
-
     segments = []
-    for role, content in _turns(value, find_image):
+    for role, content in _turns(value, pictures):
         if isinstance(content, RawImage):
             segments.append(RawImage(content.data, content.suffix, role))
         elif content.strip():
@@ -111,31 +106,34 @@ def _read_chat(sample: TarSample, config: ChatsConfig, find_elsewhere: FindImage
 
 
 _CONTENT_FIELDS = frozenset(
-    {"messages", "images", "image", "question", "answer", *(name for names in _EDIT_NAMES for name in names)}
+    {"messages", "conversations", "images", "image", "question", "answer"}
+    | {name for names in _EDIT_NAMES for name in names}
 )
 _Turn = tuple[Role, str | RawImage]
 
 
-def _turns(value: Mapping[str, Any], find_image: FindImage) -> Iterator[_Turn]:
+def _turns(value: Mapping[str, Any], pictures: ChatPictures) -> Iterator[_Turn]:
     if "messages" in value:
-        yield from _messages(value, find_image)
+        yield from _messages(value, pictures)
+        return
+    if "conversations" in value:
+        yield from read_conversation(value, pictures)
         return
     source, instruction, target = (_first_of(value, names) for names in _EDIT_NAMES)
     if source is not None and target is not None:
-        yield Role.USER, find_image(_string(source, "source image"))
+        yield Role.USER, pictures.find(source)
         yield Role.USER, _string(instruction, "instruction")
-        yield Role.ASSISTANT, find_image(_string(target, "target image"))
+        yield Role.ASSISTANT, pictures.find(target)
     elif "question" in value:
-        images = _first_of(value, ("image", "images")) or []
-        for image in images if isinstance(images, list) else [images]:
-            yield Role.USER, find_image(_string(image, "image"))
+        for name in pictures.listed(_first_of(value, ("image", "images"))):
+            yield Role.USER, pictures.find(name)
         yield Role.USER, _string(value["question"], "question")
         yield Role.ASSISTANT, _string(value.get("answer"), "answer")
     else:
         raise RefusedError(
             Reason.DOC_SCHEMA_ERROR,
-            "neither 'messages', nor 'image', 'question', 'answer', nor source and target images and an"
-            f" 'instruction'; fields: {', '.join(value)}"[:200],
+            "neither 'messages', nor 'conversations', nor 'image', 'question', 'answer', nor source and"
+            f" target images and an 'instruction'; fields: {', '.join(value)}"[:240],
         )
 
 
@@ -149,11 +147,11 @@ def _string(value: Any, what: str) -> str:
     return value
 
 
-def _messages(value: Mapping[str, Any], find_image: FindImage) -> Iterator[_Turn]:
+def _messages(value: Mapping[str, Any], pictures: ChatPictures) -> Iterator[_Turn]:
     messages, images = value["messages"], value.get("images") or []
     if not isinstance(messages, list) or not isinstance(images, list):
         raise RefusedError(Reason.DOC_SCHEMA_ERROR, "'messages' and 'images' must be lists")
-    unnamed, num_images = iter(images), 0
+    unnamed, num_images = iter(pictures.listed(images)), 0
     for position, message in enumerate(messages):
         role = message.get("role") if isinstance(message, dict) else None
         if role not in list(Role):
@@ -161,12 +159,13 @@ def _messages(value: Mapping[str, Any], find_image: FindImage) -> Iterator[_Turn
                 Reason.DOC_SCHEMA_ERROR, f"message {position}: role {str(role)[:40]!r}, not {', '.join(Role)}"
             )
         for part in _parts(message.get("content"), position):
-            content = _part(part, unnamed, find_image)
+            content = _part(part, unnamed, pictures)
             num_images += isinstance(content, RawImage)
             yield Role(role), content
     if num_images < len(images):
         raise RefusedError(
-            Reason.DOC_SCHEMA_ERROR, f"{len(images)} images, but {num_images} parts of type image"
+            Reason.DOC_SCHEMA_ERROR,
+            f"{len(images)} images, but {num_images} parts of type image (in 'messages', <image> is text)",
         )
 
 
@@ -180,14 +179,16 @@ def _parts(content: Any, position: int) -> list[Mapping[str, Any]]:
     return content
 
 
-def _part(part: Mapping[str, Any], unnamed: Iterator[Any], find_image: FindImage) -> str | RawImage:
+def _part(part: Mapping[str, Any], unnamed: Iterator[Any], pictures: ChatPictures) -> str | RawImage:
     if part.get("type") == "text":
         return _string(part.get("text"), "text of a part")
     if part.get("type") == "image":
         name = _first_of(part, _REFERENCE_NAMES)
         name = next(unnamed, None) if name is None else name
-        return find_image(_string(name, "image of a part"))
-    raise RefusedError(Reason.DOC_SCHEMA_ERROR, f"a part of type {str(part.get('type'))[:40]!r}")
+        return pictures.find(name)
+    raise RefusedError(
+        Reason.DOC_SCHEMA_ERROR, f"a part of type {str(part.get('type'))[:40]!r}, not text or image"
+    )
 
 
 def _check_turns(segments: list[RawSegment]) -> None:

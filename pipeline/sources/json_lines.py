@@ -11,7 +11,8 @@ from pipeline.sources.records import RawImage
 from pipeline.sources.tar_reader import TarSample
 from schemas.quarantine import QuarantineRecord, Reason, RefusedError, Unit
 
-JSON_LINES_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson")
+JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".json", ".json.gz")
+"""Files of JSON lines or of one array; which of the two is told by content."""
 _DATA_URI = "data:"
 
 
@@ -41,8 +42,8 @@ def _bounded_lines(stream: BinaryIO, max_bytes: int) -> Iterator[bytes]:
             line = stream.readline(max_bytes + 1)
 
 
-class LineImages:
-    """Finds the images that JSON lines name.
+class FolderImages:
+    """Finds the images that JSON files name.
 
     Args:
         folder: where relative paths begin; None accepts data URIs only.
@@ -69,7 +70,9 @@ class LineImages:
 
     def _inside(self, name: str) -> Path:
         if self._folder is None:
-            raise RefusedError(Reason.DOC_IMAGE_MISSING, f"{name[:80]!r}: no folder of images was given")
+            raise RefusedError(
+                Reason.DOC_IMAGE_MISSING, f"{name[:80]!r}: no folder of images was given (--images)"
+            )
         try:
             path = (self._folder / name).resolve()
             is_inside = path.is_relative_to(self._folder) and path.is_file()

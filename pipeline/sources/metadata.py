@@ -31,6 +31,8 @@ def parse_metadata(data: bytes, max_bytes: int) -> dict[str, Any]:
     except RecursionError:
         raise RefusedError(Reason.METADATA_INVALID_JSON, "nested too deeply") from None
     except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors too
+        if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise RefusedError(Reason.METADATA_INVALID_JSON, "UTF-16: it must be UTF-8") from None
         raise RefusedError(Reason.METADATA_INVALID_JSON, str(error)[:200]) from None
     if not isinstance(value, dict):
         raise RefusedError(Reason.METADATA_INVALID_JSON, f"not a JSON object but {str(value)[:40]}")

@@ -3,13 +3,13 @@
 The rules are listed in `docs/inputs.md`; each has a test.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.sources.captions import OnBadEncoding, decode_caption
 from pipeline.sources.metadata import dump_fields, parse_metadata
-from pipeline.sources.records import RawDocument, RawImage, SourceItems
+from pipeline.sources.records import RawDocument, RawImage, RawVideo, SourceItems
 from pipeline.sources.tar_reader import TarSample
 from schemas.document import TextSegment
 from schemas.quarantine import QuarantineRecord, Reason, RefusedError, Unit
@@ -56,11 +56,9 @@ class PairsConfig:
     def __post_init__(self) -> None:
         for name in ("max_caption_bytes", "max_metadata_bytes"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"pairs.{name} must be positive, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.on_bad_encoding not in ("quarantine", "replace"):
-            raise ValueError(
-                f"pairs.on_bad_encoding must be quarantine or replace, got {self.on_bad_encoding!r}"
-            )
+            raise ValueError(f"on_bad_encoding must be quarantine or replace, got {self.on_bad_encoding!r}")
 
 
 def read_pairs(
@@ -73,31 +71,42 @@ def read_pairs(
         source: the shard as named on input, for the records.
         config: the settings.
     """
-    config = config or PairsConfig()
+    return read_captioned(samples, source, config or PairsConfig(), _find_image)
+
+
+def read_captioned(
+    samples: Iterable[TarSample | QuarantineRecord],
+    source: str,
+    config: PairsConfig,
+    find_media: Callable[[TarSample, dict[str, Any]], RawImage | RawVideo],
+) -> SourceItems:
+    """Samples of one image or clip and its caption as documents: what pairs and videos share.
+
+    Args:
+        samples: of one shard; records among them are passed on.
+        source: the shard as named on input, for the records.
+        config: the settings.
+        find_media: the image or clip of a sample, which may look at its .json; raises RefusedError.
+    """
     for sample in samples:
         if isinstance(sample, QuarantineRecord):
             yield sample
+            continue
+        value, text, fault = _read_metadata(sample, config)
+        if fault is not None:
+            name, size = f"{sample.key}.json", len(sample.members["json"])
+            yield QuarantineRecord(source, name, Unit.MEMBER, fault.reason, fault.detail, size)
+        try:
+            segments = find_media(sample, value), TextSegment(_find_caption(sample, value, config))
+        except RefusedError as refusal:
+            yield QuarantineRecord(
+                source, sample.key, Unit.SAMPLE, refusal.reason, refusal.detail, sample.num_bytes
+            )
         else:
-            yield from _read_pair(sample, source, config)
+            yield RawDocument(sample.key, segments, text, sample.num_bytes)
 
 
-def _read_pair(sample: TarSample, source: str, config: PairsConfig) -> SourceItems:
-    value, text, fault = read_metadata(sample, config)
-    if fault is not None:
-        name, size = f"{sample.key}.json", len(sample.members["json"])
-        yield QuarantineRecord(source, name, Unit.MEMBER, fault.reason, fault.detail, size)
-    try:
-        image = _find_image(sample, value)
-        caption = find_caption(sample, value, config)
-    except RefusedError as refusal:
-        yield QuarantineRecord(
-            source, sample.key, Unit.SAMPLE, refusal.reason, refusal.detail, sample.num_bytes
-        )
-        return
-    yield RawDocument(sample.key, (image, TextSegment(caption)), text, sample.num_bytes)
-
-
-def read_metadata(
+def _read_metadata(
     sample: TarSample, config: PairsConfig
 ) -> tuple[dict[str, Any], str | None, RefusedError | None]:
     """The parsed .json, what is kept of it, and why there is none although the sample has the member."""
@@ -111,24 +120,43 @@ def read_metadata(
         return {}, None, fault
 
 
-def _find_image(sample: TarSample, value: dict[str, Any]) -> RawImage:
-    found = [extension for extension in sample.members if extension in IMAGE_EXTENSIONS]
+def find_member(sample: TarSample, extensions: Collection[str], what: str, missing: Reason) -> str | None:
+    """The extension of the only member that is one of ``extensions``; None if the sample never had one.
+
+    Raises:
+        RefusedError: ``duplicate_member`` for several; ``missing`` if the tar reader refused it.
+    """
+    found = [extension for extension in sample.members if extension in extensions]
     if len(found) > 1:
         raise RefusedError(
-            Reason.DUPLICATE_MEMBER, f"{len(found)} images under one key: .{', .'.join(found)}"
+            Reason.DUPLICATE_MEMBER, f"{len(found)} {what} under one key: .{', .'.join(found)}"
         )
     if found:
-        return RawImage(sample.members[found[0]], found[0])
+        return found[0]
     for extension, reason in sample.refused.items():
-        if extension in IMAGE_EXTENSIONS:
-            raise RefusedError(Reason.IMAGE_MISSING, f"its .{extension} was refused: {reason}")
-    detail = f"members: .{', .'.join(sample.members)}"[:200]
+        if extension in extensions:
+            raise RefusedError(missing, f"its .{extension} was refused: {reason}")
+    return None
+
+
+def members_of(sample: TarSample) -> str:
+    """What a sample has, for the detail of a record."""
+    names = f"members: .{', .'.join(sample.members)}"[:200]
+    has_dots = any("." in name for name in sample.members)
+    return f"{names} (all behind the first dot of a name is its extension)" if has_dots else names
+
+
+def _find_image(sample: TarSample, value: dict[str, Any]) -> RawImage:
+    extension = find_member(sample, IMAGE_EXTENSIONS, "images", Reason.IMAGE_MISSING)
+    if extension is not None:
+        return RawImage(sample.members[extension], extension)
+    detail = members_of(sample)
     if isinstance(value.get("status"), str) and value["status"] != "success":
         detail = f"img2dataset status {value['status'][:40]}: {str(value.get('error_message'))[:160]}"
     raise RefusedError(Reason.IMAGE_MISSING, detail)
 
 
-def find_caption(sample: TarSample, value: dict[str, Any], config: PairsConfig) -> str:
+def _find_caption(sample: TarSample, value: dict[str, Any], config: PairsConfig) -> str:
     """The .txt wins wherever there is one, even an empty one: the .json holds what the web page said."""
     if "txt" in sample.refused:
         raise RefusedError(Reason.CAPTION_MISSING, f"its .txt was refused: {sample.refused['txt']}")

@@ -308,6 +308,8 @@ def _describe(block: bytes, error: HeaderError | None) -> str:
     for name, magic in _OTHER_FORMATS:
         if start.startswith(magic):
             return f"{name} data, not a tar; tars may be plain, gzip or zstd"
+    if block.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer in the place of the tar: fetch the file itself (git lfs pull)"
     if start.lstrip()[:1] in (b"<", b"{"):
         return f"not a tar header but text that begins {start!r}: an error page saved as a shard?"
     return f"damaged tar header: {error}" if error else f"not a tar: it begins {start!r}"

@@ -6,12 +6,12 @@ The document is the sampled frames of the clip, then the caption. Which frames, 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from pipeline.sources.pairs import PairsConfig, find_caption, read_metadata
-from pipeline.sources.records import RawDocument, RawVideo, SourceItems
+from pipeline.sources.pairs import PairsConfig, find_member, members_of, read_captioned
+from pipeline.sources.records import RawVideo, SourceItems
 from pipeline.sources.tar_reader import TarSample
-from schemas.document import TextSegment
-from schemas.quarantine import QuarantineRecord, Reason, RefusedError, Unit
+from schemas.quarantine import QuarantineRecord, Reason, RefusedError
 
 VIDEO_EXTENSIONS = frozenset(
     {"mp4", "m4v", "mov", "qt", "3gp", "mkv", "webm", "avi", "ts", "m2ts", "mts", "mpg", "mpeg"}
@@ -40,39 +40,13 @@ def read_videos(
         source: name of the shard in the records.
         config: the settings.
     """
-    config = config or VideosConfig()
-    for sample in samples:
-        if isinstance(sample, QuarantineRecord):
-            yield sample
-        else:
-            yield from _read_clip(sample, source, config)
+    return read_captioned(samples, source, config or VideosConfig(), _find_clip)
 
 
-def _read_clip(sample: TarSample, source: str, config: VideosConfig) -> SourceItems:
-    value, text, fault = read_metadata(sample, config)
-    if fault is not None:
-        name, size = f"{sample.key}.json", len(sample.members["json"])
-        yield QuarantineRecord(source, name, Unit.MEMBER, fault.reason, fault.detail, size)
-    try:
-        clip = _find_clip(sample)
-        caption = find_caption(sample, value, config)
-    except RefusedError as refusal:
-        yield QuarantineRecord(
-            source, sample.key, Unit.SAMPLE, refusal.reason, refusal.detail, sample.num_bytes
-        )
-        return
-    yield RawDocument(sample.key, (clip, TextSegment(caption)), text, sample.num_bytes)
-
-
-def _find_clip(sample: TarSample) -> RawVideo:
-    found = [extension for extension in sample.members if extension in VIDEO_EXTENSIONS]
-    if len(found) > 1:
-        raise RefusedError(Reason.DUPLICATE_MEMBER, f"{len(found)} clips under one key: .{', .'.join(found)}")
-    if found and not sample.members[found[0]]:
-        raise RefusedError(Reason.VIDEO_EMPTY, f"its .{found[0]} has zero bytes")
-    if found:
-        return RawVideo(sample.members[found[0]], found[0])
-    for extension, reason in sample.refused.items():
-        if extension in VIDEO_EXTENSIONS:
-            raise RefusedError(Reason.VIDEO_MISSING, f"its .{extension} was refused: {reason}")
-    raise RefusedError(Reason.VIDEO_MISSING, f"members: .{', .'.join(sample.members)}"[:200])
+def _find_clip(sample: TarSample, _: dict[str, Any]) -> RawVideo:
+    extension = find_member(sample, VIDEO_EXTENSIONS, "clips", Reason.VIDEO_MISSING)
+    if extension is None:
+        raise RefusedError(Reason.VIDEO_MISSING, members_of(sample))
+    if not sample.members[extension]:
+        raise RefusedError(Reason.VIDEO_EMPTY, f"its .{extension} has zero bytes")
+    return RawVideo(sample.members[extension], extension)

@@ -1,7 +1,9 @@
 """The jobs for videos, documents and chats from end to end, with the null tokenizer, without Ray."""
 
 import gzip
+import io
 import json
+import random
 import signal
 import tarfile
 from collections import Counter
@@ -75,6 +77,51 @@ def test_videos(tmp_path: Path) -> None:
     assert json.loads(documents["000010001"].metadata)["decoder"].startswith("decord ")
     footer = check_token_shard(out / "00000.parquet")
     assert (footer.counts.images_read, footer.counts.images_written) == (21, 21)
+
+
+def _damaged(clip: bytes, rng: random.Random) -> bytes:
+    """A clip that is cut, or has bits turned, bytes overwritten, added or taken away."""
+    place, num = rng.randrange(1, len(clip)), rng.choice([1, 4, 100, 5000])
+    head = bytearray(clip)
+    for _ in range(num):
+        head[rng.randrange(min(len(clip), 4096 if num < 100 else len(clip)))] ^= 1 << rng.randrange(8)
+    return rng.choice(
+        [
+            clip[:place],
+            bytes(head),
+            clip[:place] + rng.randbytes(num) + clip[place + num :],
+            clip[:place] + bytes(num) + clip[place + num :],
+            clip[:place] + rng.randbytes(num) + clip[place:],
+            clip[:place] + clip[place + num :],
+        ]
+    )
+
+
+def test_damaged_clips_cost_themselves_only(tmp_path: Path) -> None:
+    """Real clips damaged at random: each comes out or stands in the ledger, and nothing hangs or dies."""
+    rng = random.Random(3)
+    with tarfile.open(ROOT / "samples/videos/00000.tar") as tar:
+        names = [name for name in tar.getnames() if not name.endswith((".txt", ".json"))]
+        clips = {name: tar.extractfile(name).read() for name in names}
+    small = [name for name, clip in sorted(clips.items()) if len(clip) < 100_000]
+    shard = tmp_path / "damaged.tar"
+    with tarfile.open(shard, "w") as tar:
+        for number in range(36):
+            name = rng.choice(small)
+            for suffix, data in ((name.partition(".")[2], _damaged(clips[name], rng)), ("txt", b"a clip")):
+                member = tarfile.TarInfo(f"{number:03d}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    flags = ["--input", str(shard), "--output", str(tmp_path / "out"), "--tokenizer", "null"]
+    flags += ["--num-actors", "0", "--decode-workers", "2", "--decode-timeout", "10"]
+    assert tokenize_videos.main(flags) == 0
+    counts = check_token_shard(tmp_path / "out/damaged.parquet").counts
+    refused = dict(counts.samples_quarantined)
+    assert counts.samples_read == 36 == counts.documents_written + sum(refused.values())
+    assert counts.documents_written >= 5
+    assert counts.images_written == 4 * counts.documents_written
+    assert refused["video_decode_error"] >= 12
+    assert "decode_timeout" not in refused
 
 
 def test_other_sampling_does_not_mix_into_the_same_folder(tmp_path: Path) -> None:
@@ -183,6 +230,27 @@ def test_chats_from_tar_and_json_lines(tmp_path: Path) -> None:
         TextSegment,
     ]
     assert documents["000000000"].segments[-1].role is Role.ASSISTANT
+
+
+def test_llava_array_with_a_folder_of_pictures(tmp_path: Path) -> None:
+    (tmp_path / "images/coco").mkdir(parents=True)
+    with tarfile.open(ROOT / "samples/pairs/00000.tar") as tar:
+        name = next(name for name in tar.getnames() if name.endswith(".jpg"))
+        picture = tar.extractfile(name).read()
+    (tmp_path / "images/coco/1.jpg").write_bytes(picture)
+    turns = [{"from": "human", "value": "What?\n<image>"}, {"from": "gpt", "value": "This."}]
+    names = ["coco/1.jpg", "coco/gone.jpg"]
+    values = [{"id": name, "image": name, "conversations": turns} for name in names]
+    (tmp_path / "mix.json").write_text(json.dumps(values))
+    flags = ["--input", str(tmp_path / "mix.json"), "--output", str(tmp_path / "out"), *FAST]
+    assert tokenize_chats.main([*flags, "--image-root", str(tmp_path / "images")]) == 0
+    (document,) = _documents(tmp_path / "out").values()
+    assert [segment.role for segment in document.segments] == [Role.USER, Role.USER, Role.ASSISTANT]
+    assert np.array_equal(document.segments[1].codes, _codes(load_image(picture, PreprocessConfig())))
+    counts = check_token_shard(tmp_path / "out/mix.json.parquet").counts
+    assert (counts.samples_read, dict(counts.samples_quarantined)) == (2, {"doc_image_missing": 1})
+    with pytest.raises(ValueError, match="no such folder"):
+        tokenize_chats.main([*flags, "--images", str(tmp_path / "elsewhere")])
 
 
 def test_a_chat_never_loses_an_image_alone() -> None:

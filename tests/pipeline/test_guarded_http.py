@@ -1,5 +1,6 @@
 """The opener against a real server on loopback, which is private: only what is allowed is reached."""
 
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -7,6 +8,7 @@ import urllib.request
 import pytest
 
 from pipeline.guarded_http import HttpLimits, guarded_opener, is_public
+from pipeline.opt_out import OptOut, OptOutError
 from tests.pipeline.picture_server import serving
 
 LOOPBACK_ONE = HttpLimits(allowed_networks=("127.0.0.1/32",))
@@ -44,9 +46,57 @@ def test_loopback_is_refused_before_a_byte_is_sent() -> None:
 
 
 def test_numbers_that_mean_loopback_are_refused() -> None:
-    for host in ("2130706433", "0x7f.1", "127.1", "[::ffff:127.0.0.1]"):
+    for host in (
+        "2130706433", "0x7f.1", "0x7f000001", "127.1", "127.0.1", "0177.0.0.1", "017700000001",
+        "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::1]", "[0:0:0:0:0:0:0:1]", "0", "LOCALHOST",
+    ):  # fmt: skip
         with pytest.raises(OSError, match="not public"):
             guarded_opener(HttpLimits()).open(f"http://{host}:9/", timeout=5)
+
+
+Resolved = list[tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int]]]
+
+
+def _resolver(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:
+    """A name server under somebody else's control: its answers to one question after the other."""
+    remaining, asked = list(answers), []
+
+    def getaddrinfo(host: str, port: int, *_: object, **__: object) -> Resolved:
+        asked.append(host)
+        kind = socket.SOCK_STREAM
+        return [(socket.AF_INET, kind, 6, "", (address, port)) for address in remaining.pop(0)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return asked
+
+
+@pytest.mark.parametrize("addresses", [["127.0.0.1"], ["10.0.0.7"], ["8.8.8.8", "169.254.169.254"]])
+def test_names_that_lead_inside_are_refused(monkeypatch: pytest.MonkeyPatch, addresses: list[str]) -> None:
+    _resolver(monkeypatch, addresses)
+    with pytest.raises(urllib.error.URLError, match="not public"):
+        guarded_opener(HttpLimits()).open("http://pictures.example.com/a.jpg", timeout=5)
+
+
+def test_the_address_that_was_checked_is_the_one_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DNS rebinding: the second answer would lead inside; the name is asked for once a connection only."""
+    with serving({"/a.jpg": b"picture"}) as server, serving({"/a.jpg": b"secret"}, "127.0.0.2") as inside:
+        port = server.server_address[1]
+        asked = _resolver(monkeypatch, ["127.0.0.1"], ["127.0.0.2"])
+        opener = guarded_opener(LOOPBACK_ONE)
+        assert opener.open(f"http://rebinding.example.com:{port}/a.jpg", timeout=5).read() == b"picture"
+        assert asked == ["rebinding.example.com"]
+        with pytest.raises(urllib.error.URLError, match="not public"):
+            opener.open(f"http://rebinding.example.com:{port}/a.jpg", timeout=5)
+        assert not inside.requests
+
+
+def test_a_redirect_to_a_name_that_leads_inside_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving({}) as front, serving({"/secret": b"secret"}, "127.0.0.2") as inside:
+        target = f"http://inside.example.com:{inside.server_address[1]}/secret"
+        _resolver(monkeypatch, ["127.0.0.1"], ["127.0.0.2"])
+        with pytest.raises(urllib.error.URLError, match=r"inside.example.com has the address 127\.0\.0\.2"):
+            guarded_opener(LOOPBACK_ONE).open(f"{front.url}/redirect?to={target}", timeout=5)
+        assert not inside.requests
 
 
 def test_allowed_network_is_reached() -> None:
@@ -87,9 +137,43 @@ def test_redirect_to_a_file_is_refused() -> None:
 
 
 def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
     with serving({"/a.jpg": b"picture"}) as server:
         assert guarded_opener(LOOPBACK_ONE).open(f"{server.url}/a.jpg", timeout=5).read() == b"picture"
+
+
+OPTED_OUT = [
+    "noai", "NoAI", "none", "noindex, nofollow", "nofollow,noimageai", "*: noimageindex",
+    "seed-shards: noai", "Seed-Shards : nofollow, noai", "noai, max-snippet: -1",
+    "max-image-preview: large, noai", "unavailable_after: 25 Jun 2030 15:00:00 PST, noindex",
+    "otherbot: nofollow, seed-shards: noai",
+]  # fmt: skip
+NOT_OPTED_OUT = [
+    "", "all", "nofollow", "otherbot: noai", "max-snippet: -1", "otherbot: nofollow, noai", "noai-not",
+    ":", ",,",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("header", OPTED_OUT)
+def test_servers_that_opt_out(header: str) -> None:
+    with pytest.raises(OptOutError, match="X-Robots-Tag: no"):
+        OptOut("Seed-Shards").check(["nofollow", header])
+
+
+@pytest.mark.parametrize("header", NOT_OPTED_OUT)
+def test_servers_that_do_not_opt_out(header: str) -> None:
+    OptOut("Seed-Shards").check([header])
+
+
+def test_an_answer_that_opts_out_is_not_read_but_an_error_stays_one() -> None:
+    with serving({"/a.jpg": b"picture"}) as server:
+        opener = guarded_opener(LOOPBACK_ONE, OptOut("seed-shards"))
+        assert opener.open(f"{server.url}/a.jpg", timeout=5).read() == b"picture"
+        with pytest.raises(OptOutError):
+            opener.open(f"{server.url}/robots/noai,+max-snippet:-1/a.jpg", timeout=5)
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            opener.open(f"{server.url}/gone.jpg", timeout=5)
 
 
 def test_answers_are_bounded_in_bytes() -> None:

@@ -38,7 +38,7 @@ NAMES = sorted(PICTURES)
 
 
 def _config(url_list: Path, output: Path, **settings: object) -> IngestConfig:
-    defaults = {"caption_column": "caption", "num_processes": 0, "num_threads": 8, "timeout_s": 3.0}
+    defaults = {"caption_column": "caption", "num_processes": 0, "num_threads": 8, "timeout": 3.0}
     return IngestConfig(
         url_list=url_list, output=output, http=LIMITS, **defaults | {"num_retries": 0} | settings
     )

@@ -10,6 +10,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -129,6 +131,55 @@ def test_sources_that_are_gone_or_moved(tmp_path: Path) -> None:
     assert gone.pictures == []
     assert gone.text.count("source not found") == 12
     assert len(_report(out, tmp_path, "--sources", str(tmp_path)).pictures) == 12
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[bytes]:
+    """Three real photographs."""
+    with tarfile.open(ROOT / "samples/pairs/00000.tar") as tar:
+        names = [name for name in tar.getnames() if name.endswith(".jpg")][:3]
+        return [tar.extractfile(name).read() for name in names]
+
+
+def _parquet(folder: Path, pictures: list[bytes]) -> list[str]:
+    """Published documents and a folder of downloaded pictures; the flags that tokenize them."""
+    urls = [f"http://example.com/{number}.jpg" for number in range(3)]
+    rows = [{"texts": ["before", None, "behind"], "images": [None, url, None]} for url in urls]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "docs.parquet")
+    (folder / "images/00000").mkdir(parents=True)
+    keys = [f"{number:09d}" for number in range(3)]
+    for key, picture in zip(keys, pictures, strict=True):
+        (folder / f"images/00000/{key}.jpg").write_bytes(picture)
+    table = {"url": urls, "key": keys, "status": ["success"] * 3, "error_message": [None] * 3}
+    pq.write_table(pa.table(table), folder / "images/00000.parquet")
+    return ["--input", str(folder / "docs.parquet"), "--images", str(folder / "images")]
+
+
+def _json_array(folder: Path, pictures: list[bytes]) -> list[str]:
+    """The same for a JSON array in LLaVA's form."""
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "This."}]
+    (folder / "images").mkdir()
+    for number, picture in enumerate(pictures):
+        (folder / f"images/{number}.jpg").write_bytes(picture)
+    values = [{"image": f"{number}.jpg", "conversations": turns} for number in range(3)]
+    (folder / "mix.json").write_text(json.dumps(values))
+    return ["--input", str(folder / "mix.json"), "--images", str(folder / "images")]
+
+
+@pytest.mark.parametrize(("job", "make"), [(tokenize_obelics, _parquet), (tokenize_chats, _json_array)])
+def test_pictures_that_lie_in_a_folder_of_their_own(tmp_path: Path, pictures, job, make) -> None:
+    out = tmp_path / "out"
+    assert job.main([*make(tmp_path, pictures), "--output", str(out), *FAST]) == 0
+    shown = _report(out, tmp_path).pictures  # the log of the run says where they are
+    assert len(shown) == 3
+    for thumbnail, picture in zip(shown, pictures, strict=True):
+        small = Image.open(io.BytesIO(picture)).convert("RGB")
+        small.thumbnail((208, 156))
+        found = np.asarray(Image.open(io.BytesIO(thumbnail)), dtype=float)
+        assert np.abs(found - np.asarray(small, dtype=float)).mean() < 8  # JPEG of quality 72
+    (tmp_path / "images").rename(tmp_path / "moved")
+    assert _report(out, tmp_path).pictures == []
+    assert len(_report(out, tmp_path, "--images", str(tmp_path / "moved")).pictures) == 3
 
 
 def test_code_usage() -> None:

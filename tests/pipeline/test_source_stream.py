@@ -4,8 +4,6 @@ import io
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -193,54 +191,6 @@ def test_closing_early_ends_the_thread(tmp_path: Path) -> None:
 
 def reading_threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name == "source-reader"}
-
-
-class CuttingHandler(BaseHTTPRequestHandler):
-    """Serves DATA with ranges; every second GET breaks the connection after 3,000 bytes."""
-
-    num_gets = 0
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self) -> None:
-        self._head(len(DATA), 200)
-
-    def do_GET(self) -> None:
-        first, last = 0, len(DATA) - 1
-        if span := self.headers.get("Range"):
-            first, last = (int(end or len(DATA) - 1) for end in span.removeprefix("bytes=").split("-"))
-        body = DATA[first : last + 1]
-        type(self).num_gets += 1
-        self._head(len(body), 206 if span else 200, f"bytes {first}-{first + len(body) - 1}/{len(DATA)}")
-        self.close_connection = self.num_gets % 2 == 0
-        self.wfile.write(body[:3000] if self.close_connection else body)
-
-    def _head(self, size: int, status: int, span: str = "") -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(size))
-        self.send_header("Accept-Ranges", "bytes")
-        if span:
-            self.send_header("Content-Range", span)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def http_url() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), CuttingHandler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/x.tar"
-    server.shutdown()
-
-
-def test_a_web_server_that_cuts_connections(http_url: str) -> None:
-    pytest.importorskip("aiohttp")
-    config = SourceStreamConfig(block_bytes=20_000, retry_delay_s=0.01, stall_timeout_s=10)
-    with open_source(http_url, config) as stream:
-        assert stream.read() == DATA
-    assert CuttingHandler.num_gets > 3
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.frame_table import read_frame_table
-from pipeline.video_container import VideoError, container_format, mp4_matrix
+from pipeline.video_container import VideoError, avi_index_fits, container_format, mp4_matrix
 from pipeline.video_frames import FrameSampling, choose_positions, sample_frames, upright
 from schemas.quarantine import Reason
 
@@ -230,6 +230,29 @@ def test_avi_with_and_without_an_index() -> None:
         assert clip.decoder.split()[0] == decoder
         assert clip.times_s == pytest.approx([0.5, 1.5, 2.5, 3.5])
         assert [round(frame.mean() / 6) for frame in clip.frames] == [5, 15, 25, 35]
+
+
+def test_avi_whose_index_is_wrong_is_not_given_to_decord() -> None:
+    """With bytes added or lost decord may die: found by damaging clips at random."""
+    whole = _avi(40)
+    first, index = whole.index(b"movi"), whole.index(b"idx1")
+    entries = index + 8
+    assert avi_index_fits(whole)
+    for damaged in (
+        whole[: first + 200] + whole[first + 150 :],
+        whole[: first - 20] + whole[first - 19 :],
+        whole[: index - 10] + bytes(100) + whole[index - 10 :],
+        whole[: entries + 8] + b"\xff\xff\xff\x7f" + whole[entries + 12 :],
+        whole[: index + 4] + bytes(4) + whole[index + 8 :],
+        whole[: entries + 3],
+        whole[: first + 4],
+    ):
+        assert not avi_index_fits(damaged)
+    absolute = bytearray(whole)  # some programs count from the beginning of the file
+    for entry in range(entries, len(whole) - 15, 16):
+        offset = struct.unpack_from("<I", whole, entry + 8)[0]
+        struct.pack_into("<I", absolute, entry + 8, offset + first)
+    assert avi_index_fits(bytes(absolute))
 
 
 def test_empty() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline.shard_task import ShardTask
 from pipeline.sources.chat_source import ChatSource
 from pipeline.sources.chats import ChatsConfig, read_chats
-from pipeline.sources.json_lines import LineImages, read_json_lines
+from pipeline.sources.json_lines import FolderImages, read_json_lines
 from pipeline.sources.records import RawDocument, RawImage
 from pipeline.sources.tar_reader import TarSample
 from schemas.document import Role, TextSegment
@@ -189,7 +189,7 @@ def test_images_of_lines_come_from_their_folder_only(tmp_path: Path) -> None:
     (folder / "deep/a.jpg").write_bytes(b"inside")
     (tmp_path / "secret").write_bytes(b"secret")
     (folder / "link").symlink_to(tmp_path / "secret")
-    find = LineImages(folder)
+    find = FolderImages(folder)
     assert find("deep/a.jpg").data == b"inside"
     for name in (
         "../secret",
@@ -206,11 +206,11 @@ def test_images_of_lines_come_from_their_folder_only(tmp_path: Path) -> None:
             find(name)
         assert caught.value.reason is Reason.DOC_IMAGE_MISSING
     with pytest.raises(RefusedError, match="no folder"):
-        LineImages(None)("deep/a.jpg")
+        FolderImages(None)("deep/a.jpg")
 
 
 def test_images_in_data_uris() -> None:
-    find = LineImages(None)
+    find = FolderImages(None)
     image = find("data:image/png;base64," + base64.b64encode(b"pixels").decode())
     assert (image.data, image.suffix) == (b"pixels", "png")
     for uri in ("data:image/png;base64,@@@", "data:image/png,abc", "data:"):

@@ -92,6 +92,8 @@ def test_image_missing() -> None:
     (record,) = read_one({"json": failed, "txt": b"c"})
     assert record.reason is Reason.IMAGE_MISSING
     assert record.detail == "img2dataset status failed_to_download: 404"
+    (record,) = read_one({"v1.jpg": b"I", "v1.txt": b"c"})
+    assert record.detail == "members: .v1.jpg, .v1.txt (all behind the first dot of a name is its extension)"
 
 
 def test_two_images_under_one_key() -> None:

@@ -163,6 +163,7 @@ def test_number_fields() -> None:
         (lzma.compress(GOOD + END), "xz data"),
         (b"PK\x03\x04" * 200, "zip data"),
         (b"<!DOCTYPE html><title>404</title>", "error page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"short", "not a tar"),
         (GOOD + b"\x07" * 512 + END, "byte 1024: damaged tar header"),
     ],
