@@ -126,6 +126,8 @@ class PackedContext:
     cu_seqlens: Tensor | None
     """(B * N + 1,) int32 over the flattened batch; None when a cache holds the documents."""
     cache: KeyValueCache | None = None
+    dropout_keys_B: Tensor | None = None
+    """(B,) int64 that the dropout of adapters in a row is drawn from; None for none."""
 
 
 def rope_frequencies(config: LlamaConfig, device: torch.device) -> Tensor:
@@ -284,6 +286,7 @@ class Llama(nn.Module):
         labels_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
         take_B: Tensor | None = None,
+        dropout_keys_B: Tensor | None = None,
     ) -> Tensor:
         """One pass over packed sequences.
 
@@ -294,6 +297,7 @@ class Llama(nn.Module):
             labels_BT: (B, T) int64, -100 where nothing is learned.
             cache: of a generation; ids then continue what it holds.
             take_B: (B,) place in each row of the only id whose logits are wanted (T is then 1).
+            dropout_keys_B: (B,) int64 of ``dropout.row_keys``, while adapters train.
 
         Returns:
             (B, T, V) logits; with labels (B, T) fp32 losses, 0 where nothing is learned; a stage without a
@@ -301,6 +305,7 @@ class Llama(nn.Module):
         """
         x = self.embed_tokens(ids_or_hidden) if self.embed_tokens is not None else ids_or_hidden
         context = make_context(self.config, positions_BT, cu_seqlens_BN, x.dtype, cache)
+        context.dropout_keys_B = dropout_keys_B
         for block in self.layers.values():
             x = block(x, context)
         if self.lm_head is None or self.norm is None:
