@@ -30,8 +30,8 @@ def grown_tokenizer(source: Path, layout: VocabularyLayout) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"text_tokenizer {source} holds no tokenizer for transformers ({error}); give the folder"
-            " that the mixture names"
+            f"text_tokenizer {source}: no tokenizer for transformers in a folder of that name, nor in the"
+            " cache of the hub; give the one that the mixture names"
         ) from error
     names = added_names()
     if len(tokenizer) == layout.base_size:

@@ -81,7 +81,8 @@ class ParallelConfig:
             raise ValueError(
                 "parallel.replicate x shard x tensor x pipeline = "
                 f"{self.replicate} x {shard} x {self.tensor} x {self.pipeline} "
-                f"does not make the {world_size} processes of this run"
+                f"does not make the {world_size} processes of this run; start as many with torchrun, or change "
+                "parallel"
             )
         return shard
 

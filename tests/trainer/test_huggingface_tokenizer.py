@@ -43,5 +43,5 @@ def test_exporting_again_from_the_export_changes_nothing(tmp_path: Path) -> None
 def test_another_tokenizer_or_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the model was trained with 32000"):
         grown_tokenizer(SAMPLE, VocabularyLayout(32_000))
-    with pytest.raises(FileNotFoundError, match="holds no tokenizer for transformers"):
+    with pytest.raises(FileNotFoundError, match="nowhere: no tokenizer for transformers"):
         grown_tokenizer(tmp_path / "nowhere", VocabularyLayout(32_000))
