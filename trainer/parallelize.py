@@ -81,8 +81,8 @@ class ParallelConfig:
             raise ValueError(
                 "parallel.replicate x shard x tensor x pipeline = "
                 f"{self.replicate} x {shard} x {self.tensor} x {self.pipeline} "
-                f"does not make the {world_size} processes of this run; start as many with torchrun, or change "
-                "parallel"
+                f"does not make the {world_size} processes of this run; start as many with torchrun, "
+                "or change parallel"
             )
         return shard
 
@@ -268,12 +268,12 @@ def set_gradient_sync(model: nn.Module, config: ParallelConfig, is_last: bool) -
 
 
 def _convert_to_fp8(model: Llama) -> None:
+    if not has_fp8():
+        raise ValueError("parallel.is_fp8 needs a GPU of compute capability 8.9 or above; set it to false")
     try:
         from torchao.float8 import convert_to_float8_training
     except ImportError as error:
         raise ValueError("parallel.is_fp8 needs torchao: pip install torchao, or set it to false") from error
-    if not has_fp8():
-        raise ValueError("parallel.is_fp8 needs a GPU of compute capability 8.9 or above; set it to false")
     convert_to_float8_training(model, module_filter_fn=lambda _module, name: name.startswith("layers."))
 
 

@@ -99,6 +99,7 @@ class Trainer:
         self._tokenizer: Any = None
         if config.exports_model and config.text_tokenizer:  # now, not after days of training
             self._tokenizer = grown_tokenizer(Path(config.text_tokenizer), self._layout)
+        self._validation = self._open_validation()
         self._meshes = Meshes.build(config.parallel, device.type)
         self._parts = ModelParts(config, self._layout, self._folder.seq_length, self._meshes, device)
         self._optimizers = build_optimizers(self._parts.parts, config.optimizer)
@@ -114,7 +115,6 @@ class Trainer:
         )
         self._store = CheckpointStore(self._output / "checkpoints", config.checkpoint, self._description)
         self.progress = self._resume()
-        self._validation = self._open_validation()
         num_frozen = self._parts.config.num_projection_parameters if config.lora.rank else 0
         self._speed = SpeedMeter(self._parts.config, num_frozen, self._meshes.data_ranks, device)
 

@@ -293,6 +293,19 @@ def test_learning_rate_warms_up_then_falls_to_the_floor() -> None:
     assert rate_fraction(100, config, 100) == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "sgd"}, "kind must be 'adamw' or 'muon'"),
+        ({"warmup_steps": -1}, "warmup_steps must be at least 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+    ],
+)
+def test_optimizer_settings_that_cannot_work_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**fields)
+
+
 def test_muon_trains(packed: Path, tmp_path: Path) -> None:
     optimizer = OptimizerConfig(kind="muon", learning_rate=1e-2, muon_learning_rate=1e-2, warmup_steps=2)
     config = run_config(packed, tmp_path, optimizer=optimizer, checkpoint=CheckpointConfig(every_steps=4))
