@@ -33,7 +33,8 @@ def dropout(x_BTD: Tensor, keys_B: Tensor, layer: int, probability: float) -> Te
         layer: of the matrices that draw apart from each other, a number of its own.
         probability: in [0, 1).
     """
-    return x_BTD * (is_kept(keys_B, layer, x_BTD.shape[1], x_BTD.shape[2], probability) / (1 - probability))
+    kept = is_kept(keys_B, layer, x_BTD.shape[1], x_BTD.shape[2], probability)
+    return x_BTD * kept * (1 / (1 - probability))
 
 
 @torch.no_grad()

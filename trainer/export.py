@@ -23,6 +23,9 @@ from trainer.lora import (
 )
 from trainer.weights import WeightSource, fill_parameters, random_weights
 
+_FIXED = {"progress": ("seed", "num_rows", "mixture"), "lora": ("rank", "alpha"), "optimizer": ("kind",)}
+"""Settings that may not change on resume, beside all of the model and its vocabulary."""
+
 
 def first_weights(
     init_from: str,
@@ -57,10 +60,6 @@ def describe_model(
         "marks": asdict(marks) if marks else None,
         "optimizer": {"kind": optimizer},
     }
-
-
-_FIXED = {"progress": ("seed", "num_rows", "mixture"), "lora": ("rank", "alpha"), "optimizer": ("kind",)}
-"""Settings that may not change on resume, beside all of the model and its vocabulary."""
 
 
 def check_same_run(checkpoint: Path, own: Mapping[str, Any]) -> None:

@@ -44,3 +44,4 @@ def test_a_row_draws_the_same_in_any_batch() -> None:
     assert torch.equal(whole[:, :20], dropout(x[:, :20], KEYS, 5, 0.3))
     kept = whole != 0
     torch.testing.assert_close(whole[kept], x[kept] / 0.7)
+    assert dropout(x.bfloat16(), KEYS, 5, 0.3).dtype == torch.bfloat16
