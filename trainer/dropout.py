@@ -24,26 +24,31 @@ def row_keys(seed: int, row_indices: Sequence[int]) -> Tensor:
     return torch.tensor([int.from_bytes(digest, "little") >> 1 for digest in digests])
 
 
-def dropout(x_BTD: Tensor, keys_B: Tensor, layer: int, probability: float) -> Tensor:
+def layer_keys(keys_B: Tensor, layer: int) -> Tensor:
+    """Keys of the same rows in one layer: (B,) int32."""
+    return _mix((keys_B + layer * 0x61C88647 & 0x7FFFFFFF).to(torch.int32))
+
+
+def dropout(x_BTD: Tensor, keys_B: Tensor, matrix: int, probability: float) -> Tensor:
     """Zero each value with ``probability`` and scale the others up.
 
     Args:
         x_BTD: any float dtype.
-        keys_B: (B,) int64 of ``row_keys``.
-        layer: of the matrices that draw apart from each other, a number of its own.
+        keys_B: (B,) int32 of ``layer_keys``.
+        matrix: a number for each of a layer's matrices, which draw apart from each other.
         probability: in [0, 1).
     """
-    kept = is_kept(keys_B, layer, x_BTD.shape[1], x_BTD.shape[2], probability)
+    kept = is_kept(keys_B, matrix, x_BTD.shape[1], x_BTD.shape[2], probability)
     return x_BTD * kept * (1 / (1 - probability))
 
 
 @torch.no_grad()
-def is_kept(keys_B: Tensor, layer: int, length: int, width: int, probability: float) -> Tensor:
+def is_kept(keys_B: Tensor, matrix: int, length: int, width: int, probability: float) -> Tensor:
     """Which values stay: (B, T, D) bool."""
     device = keys_B.device
-    places = torch.arange(length, device=device, dtype=torch.int32) + (layer << 20)
+    places = torch.arange(length, device=device, dtype=torch.int32) + (matrix << 20)
     channels = torch.arange(width, device=device, dtype=torch.int32)
-    places_BT = _mix(keys_B.to(torch.int32)[:, None] ^ _mix(places))
+    places_BT = _mix(keys_B[:, None] ^ _mix(places))
     bits_BTD = _mix(places_BT[..., None] ^ _mix(channels))
     return bits_BTD >= int(probability * 2**32) - 2**31
 

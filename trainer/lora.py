@@ -50,7 +50,7 @@ class LoraLinear(nn.Linear):
     """A frozen matrix and a trained low-rank difference: ``x W' + scale * dropout(x) A' B'``."""
 
     def __init__(self, base: nn.Linear, config: LoraConfig, number: int) -> None:
-        """Stand in for ``base``; ``number`` tells this adapter's dropout from that of others."""
+        """Stand in for ``base``; ``number`` tells its dropout from that of the layer's other matrices."""
         super().__init__(base.in_features, base.out_features, bias=False, device="meta")
         self.weight = base.weight
         self.weight.requires_grad_(False)
@@ -78,10 +78,9 @@ class LoraLinear(nn.Linear):
 def add_adapters(model: Llama, config: LoraConfig) -> None:
     """Put an adapter on every projection and freeze their matrices; all else stays trained."""
     for block in model.blocks():
-        first = block.self_attn.layer * len(PROJECTIONS)
         for module in (block.self_attn, block.mlp):
             for name, child in list(module.named_children()):
-                setattr(module, name, LoraLinear(child, config, first + PROJECTIONS.index(name)))
+                setattr(module, name, LoraLinear(child, config, PROJECTIONS.index(name)))
         # A hook of the layer, which runs again, with its own rows, when activations are computed again.
         block.register_forward_pre_hook(_give_dropout_keys)
 

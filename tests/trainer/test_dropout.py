@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from trainer.dropout import dropout, is_kept, row_keys
+from trainer.dropout import dropout, is_kept, layer_keys, row_keys
 
-KEYS = row_keys(0, range(8))
+ROWS = row_keys(0, range(8))
+KEYS = layer_keys(ROWS, 2)
 
 
 @pytest.mark.parametrize("probability", [0.05, 0.5, 0.9])
@@ -29,8 +30,9 @@ def test_masks_of_rows_layers_steps_and_neighbours_are_independent() -> None:
         "rows": mask.roll(1, 0),
         "places": mask.roll(1, 1),
         "channels": mask.roll(1, 2),
-        "layers": is_kept(KEYS, 4, 256, 192, 0.5),
-        "steps": is_kept(row_keys(1, range(8)), 3, 256, 192, 0.5),
+        "matrices": is_kept(KEYS, 4, 256, 192, 0.5),
+        "layers": is_kept(layer_keys(ROWS, 3), 3, 256, 192, 0.5),
+        "steps": is_kept(layer_keys(row_keys(1, range(8)), 2), 3, 256, 192, 0.5),
     }
     for name, other in others.items():
         agreement = (mask == other).double().mean()
@@ -40,7 +42,7 @@ def test_masks_of_rows_layers_steps_and_neighbours_are_independent() -> None:
 def test_a_row_draws_the_same_in_any_batch() -> None:
     x = torch.randn(8, 32, 24)
     whole = dropout(x, KEYS, 5, 0.3)
-    assert torch.equal(whole[2:4], dropout(x[2:4], row_keys(0, [2, 3]), 5, 0.3))
+    assert torch.equal(whole[2:4], dropout(x[2:4], layer_keys(row_keys(0, [2, 3]), 2), 5, 0.3))
     assert torch.equal(whole[:, :20], dropout(x[:, :20], KEYS, 5, 0.3))
     kept = whole != 0
     torch.testing.assert_close(whole[kept], x[kept] / 0.7)
