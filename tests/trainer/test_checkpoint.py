@@ -150,7 +150,7 @@ def test_killed_and_stopped_jobs_resume_bit_identically(num_kills: int, tmp_path
 def test_killed_jobs_go_on_with_another_number_of_ranks(num_kills: int, tmp_path: Path) -> None:
     """Two ranks killed at random moments, one rank goes on, and so in turns; then the run of one rank."""
     psutil = pytest.importorskip("psutil")
-    num_steps = 4 * num_kills + 4
+    num_steps = 4 * num_kills + 8
     config = run_config(packed_folder(tmp_path / "packed"), tmp_path / "killed", num_steps=num_steps)
     chance = random.Random(num_kills)
     for kill in range(num_kills):
