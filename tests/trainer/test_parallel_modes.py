@@ -4,6 +4,7 @@ All runs share one start of four gloo processes, which costs more than the runs.
 """
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from tests.trainer.runs import (
     run_config,
     run_in_processes,
 )
+from trainer import parallelize
 from trainer.checkpoint import CheckpointConfig, complete_checkpoints
 from trainer.lora import LoraConfig
+from trainer.optimizer import OptimizerConfig
 from trainer.parallelize import ParallelConfig, check_divides
 from trainer.pipeline_stages import build_stage_models
 from trainer.run_config import DataConfig, ModelConfig, TrainConfig
@@ -130,6 +133,33 @@ def test_dropout_is_the_same_on_any_ranks(runs: Path, mode: str, tmp_path: Path)
     run_alone(without)
     assert abs(losses_of(without)[0] - losses_of(alone)[0]) < 1e-6  # adapters start at zero
     assert abs(losses_of(without)[-1] - losses_of(alone)[-1]) > 1e-4
+
+
+def muon_and_fp8(packed: str, output: str, prefix: str, modes: dict[str, ParallelConfig]) -> None:
+    """Each mode with Muon, and each in fp8, which the CPU computes too."""
+    parallelize.has_fp8 = lambda: True
+    muon = OptimizerConfig(kind="muon", learning_rate=1e-2, muon_learning_rate=1e-2, warmup_steps=2)
+    for name, parallel in modes.items():
+        run_alone(three_steps(packed, output, f"{prefix}, muon, {name}", optimizer=muon, parallel=parallel))
+        in_fp8 = replace(parallel, is_fp8=True)
+        run_alone(three_steps(packed, output, f"{prefix}, fp8, {name}", parallel=in_fp8))
+
+
+@pytest.mark.slow
+def test_muon_and_fp8_are_the_same_on_two_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Muon orthogonalises in bf16, so that its losses agree less closely."""
+    pytest.importorskip("torchao")
+    monkeypatch.setattr(parallelize, "has_fp8", parallelize.has_fp8)  # put back what follows
+    packed = packed_folder(tmp_path / "packed")
+    modes = {"fsdp": ParallelConfig(), "tensor": ParallelConfig(tensor=2)}
+    muon_and_fp8(str(packed), str(tmp_path), "one", {"whole": ParallelConfig()})
+    run_in_processes(muon_and_fp8, 2, str(packed), str(tmp_path), "two", modes)
+    for kind, mode in product(("muon", "fp8"), modes):
+        one, two = (
+            run_config(packed, tmp_path / f"{n}, {kind}, {m}") for n, m in (("one", "whole"), ("two", mode))
+        )
+        assert losses_of(two) == pytest.approx(losses_of(one), abs=1e-5), (kind, mode)
+        assert len(losses_of(two)) == 3
 
 
 def run_on_eight(packed: str, output: str) -> None:
