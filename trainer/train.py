@@ -101,20 +101,14 @@ class Trainer:
             self._tokenizer = grown_tokenizer(Path(config.text_tokenizer), self._layout)
         self._validation = self._open_validation()
         self._meshes = Meshes.build(config.parallel, device.type)
+        self._store, newest = self._open_store()
         self._parts = ModelParts(config, self._layout, self._folder.seq_length, self._meshes, device)
         self._optimizers = build_optimizers(self._parts.parts, config.optimizer)
         self._state = TrainingState(self._parts.parts, self._optimizers, skips_frozen=config.lora.rank > 0)
-        identity = self._folder.footer.tokenizer
-        self._description = describe_model(
-            self._parts.config,
-            self._layout,
-            config.lora,
-            config.model.init_from,
-            DocumentMarks(identity.bos_id, identity.eos_id),
-            config.optimizer.kind,
-        )
-        self._store = CheckpointStore(self._output / "checkpoints", config.checkpoint, self._description)
-        self.progress = self._resume()
+        self.progress = self._fresh_progress()
+        if newest is not None:
+            logger.info("resume=%s", newest)
+            self.progress = self._store.load(newest, self._state)
         num_frozen = self._parts.config.num_projection_parameters if config.lora.rank else 0
         self._speed = SpeedMeter(self._parts.config, num_frozen, self._meshes.data_ranks, device)
 
@@ -130,16 +124,27 @@ class Trainer:
                 )
         return folder
 
-    def _resume(self) -> Progress:
-        fresh = Progress(
+    def _fresh_progress(self) -> Progress:
+        return Progress(
             seed=self.config.seed, num_rows=len(self._folder), mixture=self._folder.footer.mixture
         )
-        newest = self._store.newest()
-        if newest is None:
-            return fresh
-        check_same_run(newest, {"progress": asdict(fresh), **self._description})
-        logger.info("resume=%s", newest)
-        return self._store.load(newest, self._state)
+
+    def _open_store(self) -> tuple[CheckpointStore, Path | None]:
+        """Checkpoints of the run and the newest, which is checked before a large model is built."""
+        identity = self._folder.footer.tokenizer
+        description = describe_model(
+            self.config.model.shape(self._layout),
+            self._layout,
+            self.config.lora,
+            self.config.model.init_from,
+            DocumentMarks(identity.bos_id, identity.eos_id),
+            self.config.optimizer.kind,
+        )
+        store = CheckpointStore(self._output / "checkpoints", self.config.checkpoint, description)
+        newest = store.newest()
+        if newest is not None:
+            check_same_run(newest, {"progress": asdict(self._fresh_progress()), **description})
+        return store, newest
 
     def run(self) -> TrainResult:
         """Train until the last step or SIGTERM; save, and export when finished."""
