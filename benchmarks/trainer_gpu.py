@@ -1,16 +1,20 @@
 """Model FLOPs utilisation on CUDA GPUs: synthetic packed rows through the real trainer.
 
-    python benchmarks/trainer_gpu.py --preset 1b
-    python benchmarks/trainer_gpu.py --preset seed-llama-8b --micro-batch 1 --checkpointing full
-    torchrun --nproc-per-node 8 benchmarks/trainer_gpu.py --preset seed-llama-8b
+    python benchmarks/trainer_gpu.py
+    torchrun --nproc-per-node 8 benchmarks/trainer_gpu.py --preset seed-llama-8b --micro-batch 2
 
-Prints one JSON line for compiled and one for eager layers: ids/s, MFU (as ``docs/training.md`` counts it,
-and as torchtitan does, with full attention over the row), memory. Not run yet: no GPU was at hand when it
-was written. Published for comparison: torchtitan 33-39 % (8B, bf16, H100).
+Without a preset: the 1B model, then the 8B one in full training, in the largest micro-batch that fits, each
+eager and compiled, in processes of their own; made for about ten minutes of one H200 (the 8B model takes
+16 bytes a parameter, 103 GiB, beside its activations). Prints a JSON line for each: ids/s, MFU as
+``docs/training.md`` counts it and as torchtitan does (full attention over the row), memory. Not run yet: no
+GPU was at hand when it was written; ``--device cpu --preset tiny`` runs the same code. Published for
+comparison: torchtitan 33-39 % (8B, bf16, H100), one H200 run 57.8 %.
 """
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +42,10 @@ from trainer.run_config import DataConfig, ModelConfig, TrainConfig
 from trainer.train import train
 
 LAYOUT = VocabularyLayout()
+PLAN = (("1b", "none", 16), ("seed-llama-8b", "selective", 4))
+"""Model, activation checkpointing and the micro-batch, in rows of 2,048 ids, to begin with."""
+OUT_OF_MEMORY = 3
+"""Exit status."""
 
 
 def write_rows(path: Path, num_rows: int, length: int) -> None:
@@ -69,14 +77,13 @@ def _row(rng: np.random.Generator, length: int) -> PackedSequence:
     )
 
 
-def measure(options: argparse.Namespace, folder: Path, is_compiled: bool) -> None:
-    """Train for a few steps; the record is the mean over the second half."""
+def measure(options: argparse.Namespace, folder: Path) -> None:
+    """Train for a few steps; the printed record is the mean over the second half."""
     ranks = dist.get_world_size()
-    output = folder / ("compiled" if is_compiled else "eager")
     config = TrainConfig(
-        output=str(output),
+        output=str(folder / "run"),
         num_steps=options.steps,
-        device="cuda",
+        device=options.device,
         data=DataConfig(
             packed=str(folder / "packed"),
             global_batch=options.micro_batch * options.accumulate * ranks,
@@ -84,23 +91,26 @@ def measure(options: argparse.Namespace, folder: Path, is_compiled: bool) -> Non
         ),
         model=ModelConfig(preset=options.preset),
         parallel=ParallelConfig(
-            precision="bf16", activation_checkpointing=options.checkpointing, is_compiled=is_compiled
+            precision="bf16",
+            activation_checkpointing=options.checkpointing,
+            is_compiled=options.compiled,
         ),
-        checkpoint=CheckpointConfig(every_steps=10**6),
+        checkpoint=CheckpointConfig(every_steps=0),
         metrics=MetricsConfig(every_steps=options.steps // 2),
         exports_model=False,
     )
     train(config)
     if dist.get_rank() == 0:
-        record = read_metrics(output / "metrics.jsonl")[-1]
-        print(json.dumps({"preset": options.preset, "compiled": is_compiled} | _summary(record, options)))
+        record = read_metrics(folder / "run" / "metrics.jsonl")[-1]
+        names = ("preset", "compiled", "checkpointing", "micro_batch")
+        print(json.dumps({name: getattr(options, name) for name in names} | _summary(record, options)))
 
 
 def _summary(record: dict[str, float], options: argparse.Namespace) -> dict[str, float]:
     shape = replace(PRESETS[options.preset], vocab_size=LAYOUT.padded_size)
     names = ("ids_per_s", "mfu", "memory_gib", "data_wait_fraction")
     summary = {name: record[name] for name in names if name in record}
-    peak = peak_flops(torch.device("cuda"))
+    peak = peak_flops(torch.device(options.device))
     if peak is not None:
         multiplied = shape.num_projection_parameters + shape.vocab_size * shape.width
         full = 6 * multiplied + 12 * shape.num_layers * shape.num_heads * shape.head_width * options.length
@@ -108,18 +118,39 @@ def _summary(record: dict[str, float], options: argparse.Namespace) -> dict[str,
     return summary
 
 
-def main() -> None:
+def run_plan(options: argparse.Namespace) -> None:
+    """Each model eager and compiled; a micro-batch that does not fit is halved."""
+    for preset, checkpointing, micro_batch in PLAN:
+        for compiled in ("--no-compiled", "--compiled"):
+            while micro_batch:
+                command = [sys.executable, __file__, "--preset", preset, "--checkpointing", checkpointing]
+                command += ["--micro-batch", str(micro_batch), "--steps", str(options.steps), compiled]
+                if subprocess.run(command).returncode != OUT_OF_MEMORY:
+                    break
+                micro_batch //= 2
+
+
+def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="1b")
+    parser.add_argument("--preset", choices=sorted(PRESETS))
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--micro-batch", type=int, default=4)
     parser.add_argument("--accumulate", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--checkpointing", choices=("none", "selective", "full"), default="selective")
-    options = parser.parse_args()
-    if not torch.cuda.is_available():
+    parser.add_argument("--compiled", action=argparse.BooleanOptionalAction, default=True)
+    return parser
+
+
+def main() -> None:
+    options = argument_parser().parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("this benchmark needs a CUDA GPU; benchmarks/trainer_cpu.py does not")
-    with process_group(torch.device("cuda")), tempfile.TemporaryDirectory() as name:
+    if options.preset is None:
+        run_plan(options)
+        return
+    with process_group(torch.device(options.device)), tempfile.TemporaryDirectory() as name:
         box = [name]
         dist.broadcast_object_list(box, src=0)
         folder = Path(box[0])
@@ -127,8 +158,11 @@ def main() -> None:
             (folder / "packed").mkdir()
             write_rows(folder / "packed" / "packed-00000.parquet", 256, options.length)
         dist.barrier()
-        for is_compiled in (False, True):
-            measure(options, folder, is_compiled)
+        try:
+            measure(options, folder)
+        except torch.cuda.OutOfMemoryError:
+            print(json.dumps({"preset": options.preset, "micro_batch": options.micro_batch, "fits": False}))
+            sys.exit(OUT_OF_MEMORY)
 
 
 if __name__ == "__main__":

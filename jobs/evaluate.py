@@ -32,7 +32,7 @@ from trainer.evaluation.language_model import image_structure, language_losses
 from trainer.evaluation.report import Tables, write_report
 from trainer.evaluation.text_scores import answer_tables, caption_tables
 from trainer.evaluation.tokenizer_tables import TokenizerEvaluation, tokenizer_tables
-from trainer.load_model import load_model
+from trainer.load_model import load_marks, load_model
 from trainer.prompt import encode_prompt
 
 
@@ -95,6 +95,8 @@ class EvaluateLanguage:
         tables = {"language model": language_losses(model, PackedFolder(self.packed), self.num_rows)}
         if self.prompts is not None:
             tokenizer = TextTokenizer(self.text_tokenizer)
+            if (marks := load_marks(self.model)) is not None:
+                tokenizer.use_marks(marks.bos_id, marks.eos_id)
             lines = self.prompts.read_text(encoding="utf-8").splitlines()
             prompts = [encode_prompt([line], tokenizer, layout) for line in lines if line.strip()]
             tables["images drawn without constraint, percent"] = image_structure(model, prompts, layout)

@@ -43,14 +43,15 @@ class CheckpointConfig:
     """When checkpoints are written and how many stay."""
 
     every_steps: int = 1000
+    """0 saves nothing, not even at the end; for measurements."""
     keep: int = 3
     """Newest checkpoints that stay; 0 keeps all."""
     is_async: bool = True
     """Write while training goes on; memory for one copy of the state is needed."""
 
     def __post_init__(self) -> None:
-        if self.every_steps < 1:
-            raise ValueError(f"checkpoint.every_steps must be at least 1, got {self.every_steps}")
+        if self.every_steps < 0:
+            raise ValueError(f"checkpoint.every_steps must be at least 0, got {self.every_steps}")
         if self.keep < 0:
             raise ValueError(f"checkpoint.keep must be at least 0, got {self.keep}")
 
@@ -146,7 +147,7 @@ class CheckpointStore:
         """Begin to write a checkpoint; waits for an earlier one, and for this one when final."""
         self.finish()
         partial = self.folder / f".step-{progress.step:08d}.partial"
-        if progress.step == self._newest_step:
+        if progress.step == self._newest_step or not self._config.every_steps:
             return
         self._newest_step = progress.step
         if dist.get_rank() == 0:

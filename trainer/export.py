@@ -1,5 +1,6 @@
 """From a checkpoint to a model in one process, and on to a Hugging Face folder."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from trainer.lora import (
     save_adapter,
 )
 from trainer.weights import WeightSource, fill_parameters, random_weights
+
+_FIXED = {"progress": ("seed", "num_rows", "mixture"), "lora": ("rank", "alpha"), "optimizer": ("kind",)}
+"""Settings that may not change on resume, beside all of the model and its vocabulary."""
 
 
 def first_weights(
@@ -45,15 +49,37 @@ def describe_model(
     lora: LoraConfig,
     init_from: str,
     marks: DocumentMarks | None = None,
+    optimizer: str = "adamw",
 ) -> dict[str, Any]:
-    """What a checkpoint says about its model, as JSON."""
+    """What a checkpoint says about its model and the kind of its optimizer, as JSON."""
     return {
         "model": asdict(shape),
         "vocabulary": asdict(layout),
         "lora": asdict(lora),
         "init_from": init_from,
         "marks": asdict(marks) if marks else None,
+        "optimizer": {"kind": optimizer},
     }
+
+
+def check_same_run(checkpoint: Path, own: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming the setting, unless a run that is described so may go on from a checkpoint.
+
+    Args:
+        checkpoint: a complete one.
+        own: of the run: what ``describe_model`` gives, and its fresh ``progress``.
+    """
+    saved = read_description(checkpoint)
+    for section in ("progress", "vocabulary", "model", "lora", "optimizer"):
+        # Checkpoints of older releases name no optimizer, and their mixture is empty.
+        before = saved.get(section, own[section])
+        for name in _FIXED.get(section, own[section]):
+            if before[name] not in (own[section][name], ""):
+                full_name = name if section == "progress" else f"{section}.{name}"
+                raise ValueError(
+                    f"{checkpoint}: {full_name} was {before[name]}, this run has {own[section][name]}; "
+                    "resume with the same data and settings, or choose another output folder"
+                )
 
 
 def checkpoint_marks(checkpoint: Path) -> DocumentMarks | None:

@@ -1,6 +1,7 @@
 """The text tokenizer of an exported model, with names for the added ids, so that others can decode."""
 
 from pathlib import Path
+from typing import Any
 
 from schemas.vocabulary import CODEBOOK_SIZE, VocabularyLayout
 
@@ -10,21 +11,28 @@ def added_names() -> list[str]:
     return [*(f"<img_{code:05d}>" for code in range(CODEBOOK_SIZE)), "<img>", "</img>"]
 
 
-def export_tokenizer(source: Path, folder: Path, layout: VocabularyLayout) -> None:
-    """Write the tokenizer of ``source`` to ``folder`` with the added ids as special tokens.
+def grown_tokenizer(source: Path, layout: VocabularyLayout) -> Any:
+    """The ``transformers`` tokenizer of ``source`` with the added ids as special tokens; ``save_pretrained``
+    writes it into an export.
 
     Args:
         source: a Hugging Face tokenizer folder, the one that the data were packed with.
-        folder: of the exported model.
-        layout: of its vocabulary.
+        layout: of the exported model's vocabulary.
 
     Raises:
-        ValueError: when ``source`` has another number of ids.
+        FileNotFoundError: when ``source`` is no tokenizer folder.
+        ValueError: when it has another number of ids.
     """
     from tokenizers import AddedToken
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"text_tokenizer {source}: no tokenizer for transformers in a folder of that name, nor in the"
+            " cache of the hub; give the one that the mixture names"
+        ) from error
     names = added_names()
     if len(tokenizer) == layout.base_size:
         tokens = [AddedToken(name, special=True, normalized=False) for name in names]
@@ -35,4 +43,4 @@ def export_tokenizer(source: Path, folder: Path, layout: VocabularyLayout) -> No
             f"{source} has {len(tokenizer)} ids, the model was trained with {layout.base_size} and the added "
             "ones behind; give the tokenizer that its mixture names"
         )
-    tokenizer.save_pretrained(folder)
+    return tokenizer

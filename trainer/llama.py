@@ -11,13 +11,14 @@ Dimensions: B sequences, T ids of a sequence, D width, H query heads, G key/valu
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.attention import attention
+from trainer.dropout import layer_keys
 from trainer.loss import cross_entropy_by_id
 
 
@@ -126,6 +127,14 @@ class PackedContext:
     cu_seqlens: Tensor | None
     """(B * N + 1,) int32 over the flattened batch; None when a cache holds the documents."""
     cache: KeyValueCache | None = None
+    dropout_keys_B: Tensor | None = None
+    """(B,) that the dropout of adapters in a row is drawn from; None for none."""
+
+    def of_layer(self, layer: int) -> "PackedContext":
+        """With the dropout keys of one layer; made outside of layers, so that all compile to one."""
+        if self.dropout_keys_B is None:
+            return self
+        return replace(self, dropout_keys_B=layer_keys(self.dropout_keys_B, layer))
 
 
 def rope_frequencies(config: LlamaConfig, device: torch.device) -> Tensor:
@@ -284,6 +293,7 @@ class Llama(nn.Module):
         labels_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
         take_B: Tensor | None = None,
+        dropout_keys_B: Tensor | None = None,
     ) -> Tensor:
         """One pass over packed sequences.
 
@@ -294,6 +304,7 @@ class Llama(nn.Module):
             labels_BT: (B, T) int64, -100 where nothing is learned.
             cache: of a generation; ids then continue what it holds.
             take_B: (B,) place in each row of the only id whose logits are wanted (T is then 1).
+            dropout_keys_B: (B,) int64 of ``dropout.row_keys``, while adapters train.
 
         Returns:
             (B, T, V) logits; with labels (B, T) fp32 losses, 0 where nothing is learned; a stage without a
@@ -301,8 +312,9 @@ class Llama(nn.Module):
         """
         x = self.embed_tokens(ids_or_hidden) if self.embed_tokens is not None else ids_or_hidden
         context = make_context(self.config, positions_BT, cu_seqlens_BN, x.dtype, cache)
-        for block in self.layers.values():
-            x = block(x, context)
+        context.dropout_keys_B = dropout_keys_B
+        for name, block in self.layers.items():
+            x = block(x, context.of_layer(int(name)))
         if self.lm_head is None or self.norm is None:
             return x
         if take_B is not None:

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from schemas.vocabulary import VocabularyLayout
+from trainer.dropout import dropout
 from trainer.huggingface import TABLES, huggingface_name
-from trainer.llama import Llama
+from trainer.llama import Llama, PackedContext
 from trainer.weights import WeightSource, named_generator
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -48,7 +49,8 @@ class LoraConfig:
 class LoraLinear(nn.Linear):
     """A frozen matrix and a trained low-rank difference: ``x W' + scale * dropout(x) A' B'``."""
 
-    def __init__(self, base: nn.Linear, config: LoraConfig) -> None:
+    def __init__(self, base: nn.Linear, config: LoraConfig, number: int) -> None:
+        """Stand in for ``base``; ``number`` tells its dropout from that of the layer's other matrices."""
         super().__init__(base.in_features, base.out_features, bias=False, device="meta")
         self.weight = base.weight
         self.weight.requires_grad_(False)
@@ -57,10 +59,15 @@ class LoraLinear(nn.Linear):
         self.lora_B = nn.Parameter(torch.empty(base.out_features, config.rank, device=device))
         self.scale = config.scale
         self.dropout = config.dropout
+        self.number = number
+        self.dropout_keys_B: Tensor | None = None
+        """Of the rows that come next; no dropout when None."""
 
     def forward(self, input: Tensor) -> Tensor:
-        narrow = F.linear(F.dropout(input, self.dropout, self.training), self.lora_A)
-        return super().forward(input) + self.scale * F.linear(narrow, self.lora_B)
+        kept = input
+        if self.dropout_keys_B is not None and self.dropout:
+            kept = dropout(input, self.dropout_keys_B, self.number, self.dropout)
+        return super().forward(input) + self.scale * F.linear(F.linear(kept, self.lora_A), self.lora_B)
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
@@ -73,8 +80,15 @@ def add_adapters(model: Llama, config: LoraConfig) -> None:
     for block in model.blocks():
         for module in (block.self_attn, block.mlp):
             for name, child in list(module.named_children()):
-                assert name in PROJECTIONS
-                setattr(module, name, LoraLinear(child, config))
+                setattr(module, name, LoraLinear(child, config, PROJECTIONS.index(name)))
+        # A hook of the layer, which runs again, with its own rows, when activations are computed again.
+        block.register_forward_pre_hook(_give_dropout_keys)
+
+
+def _give_dropout_keys(block: nn.Module, inputs: tuple[Tensor, PackedContext]) -> None:
+    for module in block.modules():
+        if isinstance(module, LoraLinear):
+            module.dropout_keys_B = inputs[1].dropout_keys_B
 
 
 def adapter_weights(base: WeightSource, loaded: Mapping[str, Tensor], seed: int) -> WeightSource:

@@ -1,13 +1,12 @@
 """The model as this rank holds it: whole, sharded, or a few pipeline stages; one way to run a step of it."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor.parallel import loss_parallel
 
 from schemas.vocabulary import VocabularyLayout
+from trainer.dropout import row_keys
 from trainer.export import first_weights
 from trainer.llama import Llama
 from trainer.lora import add_adapters
@@ -31,6 +30,7 @@ class ModelParts:
     ) -> None:
         """Build, wrap and fill the parts; collective."""
         self.config = config.model.shape(layout)
+        self._has_dropout = config.lora.rank > 0 and config.lora.dropout > 0
         self.device = device
         self.meshes = meshes
         check_divides(self.config, config.parallel, seq_length)
@@ -80,38 +80,48 @@ class ModelParts:
         """Whether losses appear on this rank (the last pipeline stage, or no pipeline)."""
         return self._runner is None or self._runner.has_last
 
-    def forward_backward(self, batches: Sequence[PackedBatch], normaliser: Tensor) -> list[Tensor]:
+    def forward_backward(
+        self, batches: Sequence[PackedBatch], normaliser: Tensor, dropout_seed: int
+    ) -> list[Tensor]:
         """Gradients of the sum of all losses over ``normaliser``; (B, T) losses of each batch seen here."""
-        with self._vocabulary_parallel():
-            if self._runner is not None:
-                losses = [self._runner.step(batch, normaliser) for batch in batches]
-                return [loss for loss in losses if loss is not None]
-            results = []
-            for index, batch in enumerate(batches):
-                set_gradient_sync(self.parts[0], is_last=index == len(batches) - 1)
-                losses_BT = self._forward(batch)
-                (losses_BT.sum() / normaliser).backward()
-                results.append(losses_BT.detach())
-            return results
+        if self._runner is not None:
+            steps = [
+                self._runner.step(batch, normaliser, self._dropout_keys(batch, dropout_seed))
+                for batch in batches
+            ]
+            return [losses for losses in steps if losses is not None]
+        results = []
+        for index, batch in enumerate(batches):
+            set_gradient_sync(self.parts[0], self.meshes.config, is_last=index == len(batches) - 1)
+            losses_BT = self._forward(batch, self._dropout_keys(batch, dropout_seed))
+            (losses_BT.sum() / normaliser).backward()
+            results.append(losses_BT.detach())
+        return results
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[PackedBatch]) -> list[Tensor]:
         """(B, T) losses of each batch seen here, without dropout."""
         for part in self.parts:
             part.eval()
-        with self._vocabulary_parallel():
-            if self._runner is not None:
-                losses = [self._runner.evaluate(batch) for batch in batches]
-            else:
-                losses = [self._forward(batch) for batch in batches]
+        if self._runner is not None:
+            losses = [self._runner.evaluate(batch) for batch in batches]
+        else:
+            losses = [self._forward(batch, None) for batch in batches]
         for part in self.parts:
             part.train()
         return [loss for loss in losses if loss is not None]
 
-    def _forward(self, batch: PackedBatch) -> Tensor:
-        losses_BT = self.parts[0](batch.ids_BT, batch.positions_BT, batch.cu_seqlens_BN, batch.labels_BT)
+    def _forward(self, batch: PackedBatch, dropout_keys_B: Tensor | None) -> Tensor:
+        losses_BT = self.parts[0](
+            batch.ids_BT,
+            batch.positions_BT,
+            batch.cu_seqlens_BN,
+            batch.labels_BT,
+            dropout_keys_B=dropout_keys_B,
+        )
         assert isinstance(losses_BT, Tensor)
         return losses_BT
 
-    def _vocabulary_parallel(self) -> AbstractContextManager[object]:
-        return loss_parallel() if self.meshes.config.tensor > 1 else nullcontext()
+    def _dropout_keys(self, batch: PackedBatch, seed: int) -> Tensor | None:
+        """(B,) int64 where the model has dropout."""
+        return row_keys(seed, batch.row_indices).to(self.device) if self._has_dropout else None

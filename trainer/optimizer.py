@@ -36,6 +36,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.kind not in ("adamw", "muon"):
             raise ValueError(f"optimizer.kind must be 'adamw' or 'muon', got {self.kind!r}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"optimizer.warmup_steps must be at least 0, got {self.warmup_steps}")
         if self.learning_rate <= 0 or not 0 <= self.final_fraction <= 1:
             raise ValueError(
                 "optimizer.learning_rate must be positive and final_fraction between 0 and 1, "

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -51,6 +51,9 @@ class ParallelConfig:
     """Above 1 for the interleaved and zero-bubble schedules; ZBVZeroBubble needs 2."""
     precision: str = "fp32"
     """``bf16`` computes in bf16 on fp32 weights; gradients are reduced in fp32."""
+    keeps_full_gradients: bool = False
+    """Between micro-batches every rank holds the fp32 gradients of the whole model (4 bytes a trained
+    parameter) and reduces them once a step; otherwise it reduces after each and holds its shard alone."""
     activation_checkpointing: str = "none"
     """``selective`` keeps attention and every second matrix product, ``full`` only the input of a layer."""
     is_compiled: bool = False
@@ -78,7 +81,8 @@ class ParallelConfig:
             raise ValueError(
                 "parallel.replicate x shard x tensor x pipeline = "
                 f"{self.replicate} x {shard} x {self.tensor} x {self.pipeline} "
-                f"does not make the {world_size} processes of this run"
+                f"does not make the {world_size} processes of this run; start as many with torchrun, "
+                "or change parallel"
             )
         return shard
 
@@ -219,7 +223,7 @@ def _selective_contexts() -> Any:
     }
 
     def policy(context: Any, op: Callable[..., Any], *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-        if op is torch.ops.aten.mm.default:
+        if op in (torch.ops.aten.mm.default, torch.ops.aten._scaled_mm.default):
             counts[context.is_recompute] += 1
             is_kept = counts[context.is_recompute] % 2 == 1
         else:
@@ -252,23 +256,27 @@ def _shard(model: Llama, meshes: Meshes) -> None:
             module.set_force_sum_reduction_for_comms(True)
 
 
-def set_gradient_sync(model: nn.Module, is_last: bool) -> None:
-    """Reduce gradients over the data ranks in the backward pass of the last micro-batch only."""
+def set_gradient_sync(model: nn.Module, config: ParallelConfig, is_last: bool) -> None:
+    """Say what the next backward pass does with its gradients; ``is_last`` of the step's micro-batches.
+
+    Copies of the model (``replicate``) are always reduced in the last alone.
+    """
     if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(is_last)
+        model.set_requires_gradient_sync(is_last or not config.keeps_full_gradients)
+        model.set_requires_all_reduce(is_last)
         model.set_is_last_backward(is_last)
 
 
 def _convert_to_fp8(model: Llama) -> None:
+    if not has_fp8():
+        raise ValueError("parallel.is_fp8 needs a GPU of compute capability 8.9 or above; set it to false")
     try:
         from torchao.float8 import convert_to_float8_training
     except ImportError as error:
         raise ValueError("parallel.is_fp8 needs torchao: pip install torchao, or set it to false") from error
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9):
-        raise ValueError("parallel.is_fp8 needs a GPU of compute capability 8.9 or above; set it to false")
     convert_to_float8_training(model, module_filter_fn=lambda _module, name: name.startswith("layers."))
 
 
-def local_tensor(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor that may be sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+def has_fp8() -> bool:
+    """Whether the GPU multiplies in fp8. (torch does on the CPU as well, which serves the tests alone.)"""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)

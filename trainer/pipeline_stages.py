@@ -125,12 +125,13 @@ class PipelineRunner:
     def _loss(self, losses_BT: Tensor, _labels_BT: Tensor) -> Tensor:
         return losses_BT.sum() / self._normaliser
 
-    def step(self, batch: PackedBatch, normaliser: Tensor) -> Tensor | None:
+    def step(self, batch: PackedBatch, normaliser: Tensor, dropout_keys_B: Tensor | None) -> Tensor | None:
         """Forward and backward of all micro-batches; (B, T) detached losses where the last stage is."""
         self._normaliser = normaliser
-        outputs = self._schedule.step(
-            *self._inputs(batch), target=self._target(batch), **self._context(batch)
-        )
+        context = self._context(batch)
+        if dropout_keys_B is not None:
+            context["dropout_keys_B"] = dropout_keys_B
+        outputs = self._schedule.step(*self._inputs(batch), target=self._target(batch), **context)
         return outputs.detach() if outputs is not None else None
 
     @torch.no_grad()

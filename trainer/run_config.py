@@ -86,6 +86,8 @@ class TrainConfig:
             raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device must be auto, cpu or cuda, got {self.device!r}")
+        if self.exports_model and not self.checkpoint.every_steps:
+            raise ValueError("checkpoint.every_steps 0 saves nothing to export; set exports_model to false")
         if self.model.adapter and not self.lora.rank:
             raise ValueError("model.adapter needs lora.rank, the rank of that adapter")
         if self.lora.rank and self.parallel.is_fp8:

@@ -21,10 +21,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from schemas.packed_folder import PackedFolder
-from trainer.checkpoint import CheckpointStore, Progress, TrainingState, read_progress, seed_step
-from trainer.export import describe_model, export_checkpoint
+from trainer.checkpoint import CheckpointStore, Progress, TrainingState
+from trainer.export import check_same_run, describe_model, export_checkpoint
 from trainer.huggingface import DocumentMarks
-from trainer.huggingface_tokenizer import export_tokenizer
+from trainer.huggingface_tokenizer import grown_tokenizer
 from trainer.metrics import LossTable, MetricsWriter, SpeedMeter
 from trainer.model_parts import ModelParts
 from trainer.optimizer import build_optimizers, clip_gradients, rate_fraction, set_learning_rate
@@ -96,21 +96,19 @@ class Trainer:
         self._output = Path(config.output)
         self._folder = PackedFolder(config.data.packed)
         self._layout = self._folder.vocabulary
+        self._tokenizer: Any = None
+        if config.exports_model and config.text_tokenizer:  # now, not after days of training
+            self._tokenizer = grown_tokenizer(Path(config.text_tokenizer), self._layout)
+        self._validation = self._open_validation()
         self._meshes = Meshes.build(config.parallel, device.type)
+        self._store, newest = self._open_store()
         self._parts = ModelParts(config, self._layout, self._folder.seq_length, self._meshes, device)
         self._optimizers = build_optimizers(self._parts.parts, config.optimizer)
         self._state = TrainingState(self._parts.parts, self._optimizers, skips_frozen=config.lora.rank > 0)
-        identity = self._folder.footer.tokenizer
-        description = describe_model(
-            self._parts.config,
-            self._layout,
-            config.lora,
-            config.model.init_from,
-            DocumentMarks(identity.bos_id, identity.eos_id),
-        )
-        self._store = CheckpointStore(self._output / "checkpoints", config.checkpoint, description)
-        self.progress = self._resume()
-        self._validation = self._open_validation()
+        self.progress = self._fresh_progress()
+        if newest is not None:
+            logger.info("resume=%s", newest)
+            self.progress = self._store.load(newest, self._state)
         num_frozen = self._parts.config.num_projection_parameters if config.lora.rank else 0
         self._speed = SpeedMeter(self._parts.config, num_frozen, self._meshes.data_ranks, device)
 
@@ -126,22 +124,27 @@ class Trainer:
                 )
         return folder
 
-    def _resume(self) -> Progress:
-        fresh = Progress(
+    def _fresh_progress(self) -> Progress:
+        return Progress(
             seed=self.config.seed, num_rows=len(self._folder), mixture=self._folder.footer.mixture
         )
-        newest = self._store.newest()
-        if newest is None:
-            return fresh
-        saved = read_progress(newest)
-        for name in ("seed", "num_rows", "mixture"):
-            if getattr(saved, name) not in (getattr(fresh, name), ""):
-                raise ValueError(
-                    f"{newest}: {name} was {getattr(saved, name)}, this run has {getattr(fresh, name)}; "
-                    "resume with the same data and seed, or choose another output folder"
-                )
-        logger.info("resume=%s", newest)
-        return self._store.load(newest, self._state)
+
+    def _open_store(self) -> tuple[CheckpointStore, Path | None]:
+        """Checkpoints of the run and the newest, which is checked before a large model is built."""
+        identity = self._folder.footer.tokenizer
+        description = describe_model(
+            self.config.model.shape(self._layout),
+            self._layout,
+            self.config.lora,
+            self.config.model.init_from,
+            DocumentMarks(identity.bos_id, identity.eos_id),
+            self.config.optimizer.kind,
+        )
+        store = CheckpointStore(self._output / "checkpoints", self.config.checkpoint, description)
+        newest = store.newest()
+        if newest is not None:
+            check_same_run(newest, {"progress": asdict(self._fresh_progress()), **description})
+        return store, newest
 
     def run(self) -> TrainResult:
         """Train until the last step or SIGTERM; save, and export when finished."""
@@ -172,8 +175,8 @@ class Trainer:
         group = dist.new_group(backend="gloo", timeout=_EXPORT_TIMEOUT)
         if dist.get_rank() == 0:
             export_checkpoint(newest, self._output / "model")
-            if self.config.text_tokenizer:
-                export_tokenizer(Path(self.config.text_tokenizer), self._output / "model", self._layout)
+            if self._tokenizer is not None:
+                self._tokenizer.save_pretrained(self._output / "model")
         dist.barrier(group=group)
 
     def _loop(self, loader: PackedLoader, writer: MetricsWriter | None) -> bool:
@@ -193,7 +196,8 @@ class Trainer:
             self._store.poll()
             if is_stopped:
                 return True
-            if step % self.config.checkpoint.every_steps == 0:
+            every_steps = self.config.checkpoint.every_steps
+            if every_steps and step % every_steps == 0:
                 self._store.save(self._state, self.progress)
         return False
 
@@ -203,8 +207,8 @@ class Trainer:
         fraction = rate_fraction(step, self.config.optimizer, self.config.num_steps)
         flat = [optimizer for part in self._optimizers for optimizer in part]
         set_learning_rate(flat, fraction)
-        seed_step(self.config.seed, step, self._meshes.data_rank)
-        losses = self._parts.forward_backward(data.micro_batches, self._count_learned(data))
+        dropout_seed = self.config.seed * 1_000_003 + step
+        losses = self._parts.forward_backward(data.micro_batches, self._count_learned(data), dropout_seed)
         table, is_stopped = self._reduce(losses, data.micro_batches, self._folder)
         max_norm = self.config.optimizer.max_grad_norm
         grad_norm = float(clip_gradients(self._parts.parameters, max_norm, self._meshes.pipeline))

@@ -68,6 +68,16 @@ def test_unfinished_writes_are_invisible_and_removed(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-3"]
 
 
+def test_a_run_that_saves_nothing_writes_no_checkpoint(tmp_path: Path) -> None:
+    config = run_config(
+        packed_folder(tmp_path / "packed"), tmp_path, checkpoint=CheckpointConfig(every_steps=0)
+    )
+    assert run_alone(replace(config, num_steps=2)).is_finished
+    assert not complete_checkpoints(tmp_path / "checkpoints")
+    with pytest.raises(ValueError, match="saves nothing to export"):
+        replace(config, exports_model=True)
+
+
 def test_failed_write_stays_invisible_and_is_raised(tmp_path: Path) -> None:
     with process_group(CPU):
         model = tiny_model()
@@ -79,8 +89,8 @@ def test_failed_write_stays_invisible_and_is_raised(tmp_path: Path) -> None:
         assert store.newest() is None
 
 
-def start_job(config: TrainConfig) -> subprocess.Popen[bytes]:
-    """The real job in a process of its own, saving after every second step."""
+def start_job(config: TrainConfig, num_ranks: int = 1) -> subprocess.Popen[bytes]:
+    """The real job in a process of its own, or in those of torchrun, saving after every second step."""
     arguments = [
         "--output", config.output, "--data.packed", config.data.packed, "--data.global_batch", "8",
         "--num_steps", str(config.num_steps), "--model.preset", "tiny", "--checkpoint.every_steps", "2",
@@ -88,8 +98,9 @@ def start_job(config: TrainConfig) -> subprocess.Popen[bytes]:
         "--no-exports-model",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "jobs" / "pretrain.py"), *arguments]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+    job = [*(launcher if num_ranks > 1 else []), str(ROOT / "jobs" / "pretrain.py"), *arguments]
+    return subprocess.Popen([sys.executable, *job], env=environment, stderr=subprocess.DEVNULL)
 
 
 def wait_for_step(config: TrainConfig, step: int, process: subprocess.Popen[bytes]) -> None:
@@ -133,6 +144,32 @@ def test_killed_and_stopped_jobs_resume_bit_identically(num_kills: int, tmp_path
     expected = [[record[name] for name in fields] for record in metrics_of(whole)]
     assert [[record[name] for name in fields] for record in metrics_of(config)] == expected
     assert len(expected) == num_steps
+
+
+@pytest.mark.parametrize("num_kills", [1, pytest.param(6, marks=pytest.mark.slow)])
+def test_killed_jobs_go_on_with_another_number_of_ranks(num_kills: int, tmp_path: Path) -> None:
+    """Two ranks killed at random moments, one rank goes on, and so in turns; then the run of one rank."""
+    psutil = pytest.importorskip("psutil")
+    num_steps = 4 * num_kills + 8
+    config = run_config(packed_folder(tmp_path / "packed"), tmp_path / "killed", num_steps=num_steps)
+    chance = random.Random(num_kills)
+    for kill in range(num_kills):
+        process = start_job(config, num_ranks=2 - kill % 2)
+        wait_for_step(config, 4 * kill + 3, process)
+        time.sleep(chance.random())
+        launcher = psutil.Process(process.pid)
+        for killed in (launcher, *launcher.children(recursive=True)):
+            killed.kill()
+        process.wait()
+    assert start_job(config).wait() == 0
+
+    optimizer = OptimizerConfig(warmup_steps=2)
+    whole = replace(config, output=str(tmp_path / "whole"), model=ModelConfig(), optimizer=optimizer)
+    run_alone(whole)
+    for field in ("step", "loss", "loss_text", "loss_image"):
+        expected = [record[field] for record in metrics_of(whole)]
+        assert [record[field] for record in metrics_of(config)] == pytest.approx(expected, abs=1e-6)
+        assert len(expected) == num_steps
 
 
 def test_checkpoint_loads_into_one_process_without_a_group(tmp_path: Path) -> None:

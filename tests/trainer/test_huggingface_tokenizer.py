@@ -8,7 +8,7 @@ import transformers
 
 from schemas.vocabulary import VocabularyLayout
 from tokenizer.text_tokenizer import TextTokenizer
-from trainer.huggingface_tokenizer import export_tokenizer
+from trainer.huggingface_tokenizer import grown_tokenizer
 from trainer.prompt import encode_prompt
 
 SAMPLE = Path(__file__).resolve().parents[2] / "samples" / "text_tokenizer"
@@ -17,7 +17,7 @@ SAMPLE = Path(__file__).resolve().parents[2] / "samples" / "text_tokenizer"
 def test_added_ids_are_decoded_and_text_is_unchanged(tmp_path: Path) -> None:
     ours = TextTokenizer(SAMPLE)
     layout = ours.layout
-    export_tokenizer(SAMPLE, tmp_path, layout)
+    grown_tokenizer(SAMPLE, layout).save_pretrained(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert len(theirs) == layout.size
     codes = np.array([42, *range(31)], np.uint16)
@@ -34,12 +34,14 @@ def test_added_ids_are_decoded_and_text_is_unchanged(tmp_path: Path) -> None:
 
 def test_exporting_again_from_the_export_changes_nothing(tmp_path: Path) -> None:
     layout = TextTokenizer(SAMPLE).layout
-    export_tokenizer(SAMPLE, tmp_path / "a", layout)
-    export_tokenizer(tmp_path / "a", tmp_path / "b", layout)
+    grown_tokenizer(SAMPLE, layout).save_pretrained(tmp_path / "a")
+    grown_tokenizer(tmp_path / "a", layout).save_pretrained(tmp_path / "b")
     first, second = (transformers.AutoTokenizer.from_pretrained(tmp_path / name) for name in "ab")
     assert first.get_vocab() == second.get_vocab()
 
 
-def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_another_tokenizer_or_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the model was trained with 32000"):
-        export_tokenizer(SAMPLE, tmp_path, VocabularyLayout(32_000))
+        grown_tokenizer(SAMPLE, VocabularyLayout(32_000))
+    with pytest.raises(FileNotFoundError, match="nowhere: no tokenizer for transformers"):
+        grown_tokenizer(tmp_path / "nowhere", VocabularyLayout(32_000))

@@ -70,6 +70,14 @@ def test_projections_are_frozen_and_all_else_learns(run: TrainConfig) -> None:
     assert len(names) == SHAPE.num_layers * len(PROJECTIONS)
 
 
+def test_bf16_is_close(run: TrainConfig, tmp_path: Path) -> None:
+    """The precision of the recipes."""
+    parallel = ParallelConfig(precision="bf16", activation_checkpointing="selective")
+    config = replace(run, output=str(tmp_path), parallel=parallel)
+    run_alone(config)
+    assert losses_of(config) == pytest.approx(losses_of(run), abs=2e-2)
+
+
 def test_frozen_weights_are_not_in_checkpoints(run: TrainConfig) -> None:
     from torch.distributed.checkpoint import FileSystemReader
 

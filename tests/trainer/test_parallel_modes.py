@@ -4,6 +4,7 @@ All runs share one start of four gloo processes, which costs more than the runs.
 """
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,13 @@ from tests.trainer.runs import (
     run_config,
     run_in_processes,
 )
+from trainer import parallelize
 from trainer.checkpoint import CheckpointConfig, complete_checkpoints
+from trainer.lora import LoraConfig
+from trainer.optimizer import OptimizerConfig
 from trainer.parallelize import ParallelConfig, check_divides
 from trainer.pipeline_stages import build_stage_models
-from trainer.run_config import ModelConfig, TrainConfig
+from trainer.run_config import DataConfig, ModelConfig, TrainConfig
 from trainer.train import StopSignal, Trainer
 
 NUM_STEPS = 6
@@ -32,7 +36,11 @@ MODES: dict[str, dict[str, Any]] = {
     "fsdp": {},
     "replicated": {"replicate": 4, "shard": 1},
     "hsdp, selective checkpointing": {"replicate": 2, "activation_checkpointing": "selective"},
-    "fsdp x tensor, full checkpointing": {"tensor": 2, "activation_checkpointing": "full"},
+    "fsdp x tensor, full checkpointing": {
+        "tensor": 2,
+        "activation_checkpointing": "full",
+        "keeps_full_gradients": True,
+    },
     "1F1B x fsdp": {"pipeline": 2},
     "zero bubble x fsdp": {"pipeline": 2, "stages_per_rank": 2, "schedule": "InterleavedZeroBubble"},
     "interleaved x tensor": {"pipeline": 2, "tensor": 2, "stages_per_rank": 2, "schedule": "Interleaved1F1B"},
@@ -42,6 +50,26 @@ RESHARDED = ["1F1B x fsdp", "fsdp x tensor, full checkpointing", "replicated"]
 """One run, handed from mode to mode every second step."""
 EXPORTED = "interleaved x tensor"
 TIED = ModelConfig(preset="test tied")
+LORA = LoraConfig(rank=4, alpha=8.0, dropout=0.2)
+LORA_MODES = {
+    "lora, fsdp": ParallelConfig(),
+    "lora, zero bubble": ParallelConfig(
+        pipeline=2, stages_per_rank=2, schedule="InterleavedZeroBubble", activation_checkpointing="full"
+    ),
+}
+"""Dropout is drawn by row: neither ranks nor the order in which activations are computed again matter."""
+ON_EIGHT: dict[str, dict[str, Any]] = {
+    "1F1B x fsdp x tensor": {"pipeline": 2, "tensor": 2},
+    "zero bubble x fsdp x tensor": {
+        "pipeline": 2,
+        "tensor": 2,
+        "stages_per_rank": 2,
+        "schedule": "InterleavedZeroBubble",
+    },
+    "hsdp x tensor": {"replicate": 2, "tensor": 2},
+    "V x hsdp": {"pipeline": 2, "replicate": 2, "stages_per_rank": 2, "schedule": "ZBVZeroBubble"},
+    "GPipe x fsdp": {"pipeline": 4, "schedule": "GPipe"},
+}
 
 
 def run_modes(packed: str, output: str) -> dict[str, dict[str, list[float]]]:
@@ -50,6 +78,8 @@ def run_modes(packed: str, output: str) -> dict[str, dict[str, list[float]]]:
         parallel = ParallelConfig(**fields)
         run_alone(three_steps(packed, output, name, parallel=parallel, exports_model=name == EXPORTED))
     run_alone(three_steps(packed, output, "tied, fsdp", model=TIED))
+    for name, parallel in LORA_MODES.items():
+        run_alone(three_steps(packed, output, name, lora=LORA, parallel=parallel))
     for index, name in enumerate(RESHARDED):
         run_until(handed_on(packed, output, name), 2 * index + 2)
     return {}
@@ -92,6 +122,63 @@ def test_losses_equal_those_of_one_process(runs: Path, mode: str) -> None:
     norms = [[record["grad_norm"] for record in metrics_of(config)] for config in (alone, parallel)]
     assert norms[1] == pytest.approx(norms[0], rel=2e-5)
     assert len(norms[1]) == 3
+
+
+@pytest.mark.parametrize("mode", LORA_MODES)
+def test_dropout_is_the_same_on_any_ranks(runs: Path, mode: str, tmp_path: Path) -> None:
+    alone = three_steps(str(runs / "packed"), str(tmp_path), "alone", lora=LORA)
+    run_alone(alone)
+    assert losses_of(replace(alone, output=str(runs / mode))) == pytest.approx(losses_of(alone), abs=1e-6)
+    without = replace(alone, output=str(tmp_path / "without"), lora=replace(LORA, dropout=0.0))
+    run_alone(without)
+    assert abs(losses_of(without)[0] - losses_of(alone)[0]) < 1e-6  # adapters start at zero
+    assert abs(losses_of(without)[-1] - losses_of(alone)[-1]) > 1e-4
+
+
+def muon_and_fp8(packed: str, output: str, prefix: str, modes: dict[str, ParallelConfig]) -> None:
+    """Each mode with Muon, and each in fp8, which the CPU computes too."""
+    parallelize.has_fp8 = lambda: True
+    muon = OptimizerConfig(kind="muon", learning_rate=1e-2, muon_learning_rate=1e-2, warmup_steps=2)
+    for name, parallel in modes.items():
+        run_alone(three_steps(packed, output, f"{prefix}, muon, {name}", optimizer=muon, parallel=parallel))
+        in_fp8 = replace(parallel, is_fp8=True)
+        run_alone(three_steps(packed, output, f"{prefix}, fp8, {name}", parallel=in_fp8))
+
+
+@pytest.mark.slow
+def test_muon_and_fp8_are_the_same_on_two_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Muon orthogonalises in bf16, so that its losses agree less closely."""
+    pytest.importorskip("torchao")
+    monkeypatch.setattr(parallelize, "has_fp8", parallelize.has_fp8)  # put back what follows
+    packed = packed_folder(tmp_path / "packed")
+    modes = {"fsdp": ParallelConfig(), "tensor": ParallelConfig(tensor=2)}
+    muon_and_fp8(str(packed), str(tmp_path), "one", {"whole": ParallelConfig()})
+    run_in_processes(muon_and_fp8, 2, str(packed), str(tmp_path), "two", modes)
+    for kind, mode in product(("muon", "fp8"), modes):
+        one, two = (
+            run_config(packed, tmp_path / f"{n}, {kind}, {m}") for n, m in (("one", "whole"), ("two", mode))
+        )
+        assert losses_of(two) == pytest.approx(losses_of(one), abs=1e-5), (kind, mode)
+        assert len(losses_of(two)) == 3
+
+
+def run_on_eight(packed: str, output: str) -> None:
+    for name, fields in ON_EIGHT.items():
+        data = DataConfig(packed=packed, global_batch=16)
+        run_alone(three_steps(packed, output, name, parallel=ParallelConfig(**fields), data=data))
+
+
+@pytest.mark.slow
+def test_three_kinds_at_once_equal_one_process(tmp_path: Path) -> None:
+    packed = packed_folder(tmp_path / "packed")
+    data = DataConfig(packed=str(packed), global_batch=16)
+    alone = three_steps(str(packed), str(tmp_path), "alone", data=data)
+    run_alone(alone)
+    run_in_processes(run_on_eight, 8, str(packed), str(tmp_path))
+    for name in ON_EIGHT:
+        losses = losses_of(replace(alone, output=str(tmp_path / name)))
+        assert losses == pytest.approx(losses_of(alone), abs=1e-5), name
+        assert len(losses) == 3
 
 
 def test_tied_tables_stay_tied(runs: Path) -> None:

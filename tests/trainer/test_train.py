@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from trainer.checkpoint import CheckpointConfig, complete_checkpoints
 from trainer.export import load_checkpoint
 from trainer.huggingface import config_fields, export_model
 from trainer.llama import Llama
+from trainer.lora import LoraConfig
 from trainer.metrics import MetricsConfig, read_metrics
 from trainer.optimizer import OptimizerConfig, rate_fraction
 from trainer.parallelize import ParallelConfig
@@ -169,6 +171,24 @@ def test_another_data_set_is_refused_on_resume(packed: Path, tmp_path: Path) -> 
         run_alone(other)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "seed was 0, this run has 1"),
+        ({"model": ModelConfig(preset="tiny")}, r"model\.width was 32, this run has 128"),
+        ({"lora": LoraConfig(rank=4)}, r"lora\.rank was 0, this run has 4"),
+        ({"optimizer": OptimizerConfig(kind="muon")}, r"optimizer\.kind was adamw, this run has muon"),
+    ],
+)
+def test_settings_that_change_the_run_are_refused_on_resume(
+    changes: dict[str, Any], message: str, packed: Path, tmp_path: Path
+) -> None:
+    config = run_config(packed, tmp_path / "run", num_steps=1)
+    run_alone(config)
+    with pytest.raises(ValueError, match=message):
+        run_alone(replace(config, num_steps=2, **changes))
+
+
 def test_a_checkpoint_is_synced_before_it_has_its_name(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,6 +291,19 @@ def test_learning_rate_warms_up_then_falls_to_the_floor() -> None:
     assert curve[55] == pytest.approx(0.55)
     assert all(later < earlier for earlier, later in pairwise(curve[10:]))
     assert rate_fraction(100, config, 100) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "sgd"}, "kind must be 'adamw' or 'muon'"),
+        ({"warmup_steps": -1}, "warmup_steps must be at least 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+    ],
+)
+def test_optimizer_settings_that_cannot_work_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**fields)
 
 
 def test_muon_trains(packed: Path, tmp_path: Path) -> None:
