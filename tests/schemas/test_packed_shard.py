@@ -17,11 +17,11 @@ from schemas.packed_shard import (
     Origins,
     PackedSequence,
     PackedShardError,
-    PackedShardWriter,
     decode_runs,
     encode_runs,
     read_packed_footer,
 )
+from schemas.packed_writer import PackedShardWriter
 from schemas.vocabulary import VocabularyLayout
 from tests.schemas.packed_rows import (
     LAYOUT,
