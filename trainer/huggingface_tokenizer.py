@@ -1,6 +1,7 @@
 """The text tokenizer of an exported model, with names for the added ids, so that others can decode."""
 
 from pathlib import Path
+from typing import Any
 
 from schemas.vocabulary import CODEBOOK_SIZE, VocabularyLayout
 
@@ -21,13 +22,26 @@ def export_tokenizer(source: Path, folder: Path, layout: VocabularyLayout) -> No
     Raises:
         ValueError: when ``source`` has another number of ids.
     """
+    grown_tokenizer(source, layout).save_pretrained(folder)
+
+
+def grown_tokenizer(source: Path, layout: VocabularyLayout) -> Any:
+    """The tokenizer of ``source`` with the added ids; a run asks for it before it begins, too.
+
+    A model may have more text rows than its tokenizer has ids (``text_tokenizer.base_vocabulary`` of the
+    mixture); the rows between get names, so that the added ids stand where the model has them.
+
+    Raises:
+        ValueError: when ``source`` has more ids than the model, or others.
+    """
     from tokenizers import AddedToken
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source)
     names = added_names()
-    if len(tokenizer) == layout.base_size:
-        tokens = [AddedToken(name, special=True, normalized=False) for name in names]
+    if len(tokenizer) <= layout.base_size:
+        unused = [f"<unused_text_id_{number}>" for number in range(len(tokenizer), layout.base_size)]
+        tokens = [AddedToken(name, special=True, normalized=False) for name in unused + names]
         tokenizer.add_tokens(tokens, special_tokens=True)
     ids = tokenizer.convert_tokens_to_ids(names)
     if ids != list(range(layout.image_code_offset, layout.size)):
@@ -35,4 +49,4 @@ def export_tokenizer(source: Path, folder: Path, layout: VocabularyLayout) -> No
             f"{source} has {len(tokenizer)} ids, the model was trained with {layout.base_size} and the added "
             "ones behind; give the tokenizer that its mixture names"
         )
-    tokenizer.save_pretrained(folder)
+    return tokenizer

@@ -24,7 +24,7 @@ from schemas.packed_folder import PackedFolder
 from trainer.checkpoint import CheckpointStore, Progress, TrainingState, read_progress, seed_step
 from trainer.export import describe_model, export_checkpoint
 from trainer.huggingface import DocumentMarks
-from trainer.huggingface_tokenizer import export_tokenizer
+from trainer.huggingface_tokenizer import export_tokenizer, grown_tokenizer
 from trainer.metrics import LossTable, MetricsWriter, SpeedMeter
 from trainer.model_parts import ModelParts
 from trainer.optimizer import build_optimizers, clip_gradients, rate_fraction, set_learning_rate
@@ -96,6 +96,8 @@ class Trainer:
         self._output = Path(config.output)
         self._folder = PackedFolder(config.data.packed)
         self._layout = self._folder.vocabulary
+        if config.text_tokenizer and config.exports_model:
+            grown_tokenizer(Path(config.text_tokenizer), self._layout)  # fail now, not after the last step
         self._meshes = Meshes.build(config.parallel, device.type)
         self._parts = ModelParts(config, self._layout, self._folder.seq_length, self._meshes, device)
         self._optimizers = build_optimizers(self._parts.parts, config.optimizer)
@@ -151,7 +153,12 @@ class Trainer:
             resolved = json.dumps(asdict(self.config), indent=1)
             (self._output / "config.json").write_text(resolved + "\n", encoding="utf-8")
         loader = PackedLoader(
-            self._folder, self.config.seed, self._parts.shape, self.progress.consumed_sequences, self.device
+            self._folder,
+            self.config.seed,
+            self._parts.shape,
+            self.progress.consumed_sequences,
+            self.device,
+            self.config.data.read_workers,
         )
         try:
             is_stopped = self._loop(loader, writer)
