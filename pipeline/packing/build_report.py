@@ -46,9 +46,16 @@ def read_counts(rendered: Sequence[Path]) -> Counter[str]:
 
 
 def write_report(
-    mixture: Mixture, output: Path, identity: str, sources: Sequence[SourceReport]
+    mixture: Mixture,
+    output: Path,
+    identity: str,
+    sources: Sequence[SourceReport],
+    overlaps: Sequence[Mapping[str, Any]] | None,
 ) -> dict[str, Any]:
     """Check the balance and write ``report.json``; its presence says that the build is complete.
+
+    Args:
+        overlaps: exact duplicates between sources, or within one; None where they were not looked for.
 
     Raises:
         ImbalanceError: naming the source whose documents or ids do not add up.
@@ -89,13 +96,14 @@ def write_report(
     padding = sum(footer.num_padding for footer in folder.footers)
     content = {
         "mixture": identity,
-        "components": json.loads(json.dumps(mixture.components(), default=str)),
+        "components": mixture.components,
         "sequences": len(folder),
         "seq_length": folder.seq_length,
         "ids": folder.num_ids,
         "padding": padding,
         "padding_fraction": padding / (len(folder) * folder.seq_length),
         "sources": rows,
+        "duplicates": None if overlaps is None else list(overlaps),
     }
     write_atomically(output / REPORT_NAME, json.dumps(content, indent=1).encode())
     return content

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.packing.duplicate_table import duplicate_table
 from schemas.atomic_write import write_atomically
 from schemas.packed_folder import PackedFolder
 
@@ -48,6 +49,8 @@ def write_html_report(output: Path) -> Path:
         length_chart(folder, rows),
         "<h2>Padding of rows</h2>",
         padding_chart(folder, rows),
+        "<h2>Exact duplicates</h2>",
+        duplicate_table(report),
         "<h2>Refused</h2>",
         refusal_table(report["sources"]),
     ]
