@@ -27,7 +27,8 @@ def parse_settings(kind: type[Config], value: Any, where: str = "") -> Config:
             the message begins with the path of the setting.
     """
     if not isinstance(value, Mapping):
-        raise SettingsError(f"{where.rstrip('.') or 'settings'}: expected settings, got {value!r}")
+        found = "nothing" if value is None else repr(value)
+        raise SettingsError(f"{where.rstrip('.') or 'settings'}: expected names and values, found {found}")
     hints = typing.get_type_hints(kind)
     known: dict[str, Field[Any]] = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
     arguments = {}

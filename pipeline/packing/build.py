@@ -141,6 +141,8 @@ class Build:
         return report
 
     def _claim_folder(self) -> None:
+        if self.output.exists() and not self.output.is_dir():
+            raise BuildError(f"{self.output}: is no folder; name another output")
         marker = self.work / "mixture.json"
         components = self.mixture.components
         if marker.exists():
@@ -258,7 +260,9 @@ class Build:
                 )
                 continue
             if not plan.num_windows:
-                raise MixtureError("output: fewer ids than the first document has")
+                raise MixtureError(
+                    f"output: {max_ids_of(config)} ids are fewer than the first document has; ask for more"
+                )
             return plan
 
     def _supply(self, source: int, segments: list[Segment]) -> Supply:
@@ -269,7 +273,7 @@ class Build:
         if not len(items) and segments[-1].stop == WHOLE_EPOCH:
             raise MixtureError(
                 f"source {config.name}: no document is left of {counts['documents_in']}"
-                f" ({dict(counts)}); check its template and filters"
+                f" ({dict(counts)}); check its template, filters and text_field"
             )
         if config.weight is not None:
             return Supply(items, config.weight, is_endless=True)

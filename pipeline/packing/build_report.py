@@ -35,6 +35,19 @@ class SourceReport:
     """Ids of these."""
 
 
+def read_report(output: Path) -> dict[str, Any]:
+    """Content of ``report.json``.
+
+    Raises:
+        FileNotFoundError: if the folder holds no finished build.
+    """
+    path = output / REPORT_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: no finished build is there; `seed-pack build` writes it")
+    report: dict[str, Any] = json.loads(path.read_bytes())
+    return report
+
+
 def read_counts(rendered: Sequence[Path]) -> Counter[str]:
     """Sum of what render tasks counted."""
     total: Counter[str] = Counter()

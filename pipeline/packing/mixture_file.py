@@ -129,7 +129,11 @@ def find_files(source: SourceConfig, root: Path) -> tuple[str, ...]:
             if item.is_file() and item.suffix in suffixes and not _is_hidden(item, path, source.format)
         }
         if not matching:
-            raise MixtureError(f"source {source.name}: no {source.format} file {suffixes} at {path}")
+            hint = "; for plain text say format: parquet or jsonl" if source.format == "token_shards" else ""
+            raise MixtureError(
+                f"source {source.name}: no {source.format} file (*{', *'.join(suffixes)}) at"
+                f" {path.absolute()}{hint}"
+            )
         found |= matching
     return tuple(sorted(found))
 
