@@ -77,9 +77,9 @@ def main() -> int:
     options = parser.parse_args()
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as temporary:
-        root = write_corpus(Path(temporary))
+        root = write_corpus(Path(temporary), num_pairs=600, num_pages=60)
         mixture, output = root / "mixture.yaml", root / "out"
-        mixture.write_text(mixture_text(deduplicate="true"))
+        mixture.write_text(mixture_text(deduplicate="true", output="{ids: 60000}"))
         usual_s = {}
         for num_workers in (1, 2):
             begin = time.monotonic()
@@ -91,6 +91,8 @@ def main() -> int:
         while kinds.total() - kinds["ended"] < options.kills:
             how = build_and_kill(mixture, output, rng, usual_s)
             kinds[how] += 1
+            if kinds.total() % 5 == 0:
+                print(f"{kinds.total() - kinds['ended']} kills so far, {num_different} differ", flush=True)
             files = packed_files(output)
             num_different += any(data != undisturbed[name] for name, data in files.items())
             if how == "ended":
