@@ -1,6 +1,5 @@
 """Writes a packed shard: record batches of rows are held against the contract and leave as row groups."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -8,6 +7,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from schemas.packed_folder import RowGroup
 from schemas.packed_shard import (
@@ -62,7 +62,7 @@ class PackedShardWriter:
             raise ValueError(problem)
         holders = [sequence if name in TRAINING_COLUMNS else sequence.origins for name in self._schema.names]
         columns = {
-            name: (pa.array(getattr(holder, name)), [0, len(getattr(holder, name))])
+            name: (pa.array(getattr(holder, name)), np.array([0, len(getattr(holder, name))]))
             for name, holder in zip(self._schema.names[1:], holders[1:], strict=True)
         }
         self.write_batch(to_batch(sequence.ids[None], columns, self._schema))
@@ -116,7 +116,7 @@ class PackedShardWriter:
 
 
 def to_batch(
-    ids: np.ndarray, columns: dict[str, tuple[pa.Array, Sequence[int] | np.ndarray]], schema: pa.Schema
+    ids: NDArray[Any], columns: dict[str, tuple[pa.Array, NDArray[np.integer]]], schema: pa.Schema
 ) -> pa.RecordBatch:
     """Rows of a packed shard as a record batch.
 
@@ -153,14 +153,14 @@ def find_unsound_row(batch: pa.RecordBatch, seq_length: int) -> int | None:
 
 def _are_bounds_and_masks_sound(
     cu_seqlens: pa.ListArray, loss_runs: pa.ListArray, seq_length: int
-) -> np.ndarray:
+) -> NDArray[np.bool_]:
     """(num_rows,) whether documents and runs add up, and no document's first id is learned."""
     bounds, offsets = cu_seqlens.values.to_numpy(), cu_seqlens.offsets.to_numpy()
     runs, run_offsets = loss_runs.values.to_numpy(), loss_runs.offsets.to_numpy()
     num_ids = bounds[offsets[1:] - 1]
     steps = np.diff(bounds, prepend=0)
     steps[offsets[:-1]] = 1  # not a step within a row
-    are_sound: np.ndarray = (
+    are_sound: NDArray[np.bool_] = (
         (bounds[offsets[:-1]] == 0)
         & (np.minimum.reduceat(steps, offsets[:-1]) > 0)
         & (num_ids <= seq_length)
