@@ -60,12 +60,7 @@ class PackedShardWriter:
             raise ValueError("a packed sequence is written with the origins of its documents")
         if problem := find_problem(sequence, self._seq_length):
             raise ValueError(problem)
-        holders = [sequence if name in TRAINING_COLUMNS else sequence.origins for name in self._schema.names]
-        columns = {
-            name: (pa.array(getattr(holder, name)), np.array([0, len(getattr(holder, name))]))
-            for name, holder in zip(self._schema.names[1:], holders[1:], strict=True)
-        }
-        self.write_batch(to_batch(sequence.ids[None], columns, self._schema))
+        self.write_batch(row_batch(sequence, self._schema))
 
     def write_batch(self, batch: pa.RecordBatch) -> None:
         """Add rows, as ``to_batch`` lays them out (no slice of more).
@@ -136,6 +131,15 @@ def to_batch(
                 pa.ListArray.from_arrays(bounds, values.cast(field.type.value_type), type=field.type)
             )
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def row_batch(sequence: PackedSequence, schema: pa.Schema) -> pa.RecordBatch:
+    """One row as a record batch; the sequence must have its origins."""
+    columns = {}
+    for name in schema.names[1:]:
+        values = getattr(sequence if name in TRAINING_COLUMNS else sequence.origins, name)
+        columns[name] = (pa.array(values), np.array([0, len(values)]))
+    return to_batch(sequence.ids[None], columns, schema)
 
 
 def find_unsound_row(batch: pa.RecordBatch, seq_length: int) -> int | None:

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 HASHED_WHOLE_BYTES = 1 << 20
@@ -37,7 +38,10 @@ def _places(path: Path, size: int) -> Iterator[tuple[int, int]]:
     for place in range(1, NUM_PLACES):
         yield place * size // NUM_PLACES, PLACE_BYTES
     if path.suffix == ".parquet":
-        metadata = pq.read_metadata(path)
+        try:
+            metadata = pq.read_metadata(path)
+        except pa.ArrowException:  # no Parquet: whoever reads it says so, with the name of its source
+            return
         for group in range(metadata.num_row_groups):
             for column in range(metadata.num_columns):
                 yield metadata.row_group(group).column(column).data_page_offset, PAGE_HEADER_BYTES
