@@ -1,9 +1,7 @@
 """A build on a Ray cluster that loses a node at work: its tasks are done again elsewhere, to equal bytes."""
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -12,38 +10,10 @@ import pytest
 
 from pipeline.packing.build import Build
 from pipeline.packing.mixture_file import load_mixture
-from pipeline.packing.run_tasks import Executor, Task, Worker, WorkerFactory
 from tests.packing.corpus import mixture_text, write_corpus
+from tests.packing.marking_tasks import MarkingExecutor
 
 pytestmark = pytest.mark.ray
-TASK_S = 0.3
-"""Long enough to be caught at work."""
-
-
-class MarkingWorker:
-    """Does a task slowly, having left a mark of the node that began it."""
-
-    def __init__(self, make_worker: WorkerFactory, marks: Path) -> None:
-        import ray
-
-        self._worker: Worker = make_worker()
-        self._marks = marks / ray.get_runtime_context().get_node_id()
-
-    def run(self, task: Task) -> None:
-        self._marks.mkdir(parents=True, exist_ok=True)
-        (self._marks / f"{task.output.parent.parent.name}-{task.output.name}").touch()
-        time.sleep(TASK_S)
-        self._worker.run(task)
-
-
-@dataclass(frozen=True)
-class MarkingExecutor(Executor):
-    """Runs tasks on Ray by marking workers."""
-
-    marks: Path = Path()
-
-    def run(self, name: str, factory: WorkerFactory, tasks: Sequence[Task]) -> None:
-        super().run(name, partial(MarkingWorker, factory, self.marks), tasks)
 
 
 @pytest.fixture
