@@ -23,6 +23,7 @@ from pathlib import Path
 
 from pipeline.packing.build_report import REPORT_NAME
 from tests.packing.corpus import mixture_text, write_corpus
+from tests.packing.test_run_tasks import is_running
 
 KINDS = ("alone", "driver", "worker")
 
@@ -61,7 +62,7 @@ def build_and_kill(mixture: Path, output: Path, rng: random.Random, usual_s: dic
             os.kill(rng.choice(workers), number)
     status = process.wait(timeout=120)
     deadline = time.monotonic() + 20
-    while left := [worker for worker in workers if Path(f"/proc/{worker}").exists()]:
+    while left := [worker for worker in workers if is_running(worker)]:
         assert time.monotonic() < deadline, f"workers {left} outlived their driver"
         time.sleep(0.05)
     expected = {0, 1} if kind == "worker" else {0, -number, 128 + number}
