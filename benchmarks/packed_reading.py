@@ -28,11 +28,11 @@ from schemas.packed_shard import (
     Origins,
     PackedSequence,
     PackedShardFooter,
-    PackedShardWriter,
     SourceCounts,
     TextTokenizerIdentity,
     encode_runs,
 )
+from schemas.packed_writer import PackedShardWriter
 from schemas.vocabulary import VocabularyLayout
 
 LAYOUT = VocabularyLayout(32_000)

@@ -27,11 +27,11 @@ from schemas.packed_shard import (
     Origins,
     PackedSequence,
     PackedShardFooter,
-    PackedShardWriter,
     SourceCounts,
     TextTokenizerIdentity,
     encode_runs,
 )
+from schemas.packed_writer import PackedShardWriter
 from schemas.vocabulary import VocabularyLayout
 from trainer.checkpoint import CheckpointConfig
 from trainer.metrics import MetricsConfig, peak_flops, read_metrics

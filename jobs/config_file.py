@@ -6,12 +6,14 @@ import io
 import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
-import yaml
+
+from pipeline.strict_yaml import read_yaml
+from schemas.settings import suggestion
 
 Config = TypeVar("Config")
 
@@ -56,8 +58,8 @@ def _take_option(arguments: list[str], option: str) -> tuple[list[str], str | No
 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        values = read_yaml(Path(path))
+    except (OSError, ValueError) as error:
         raise ValueError(f"--config {path}: cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"--config {path}: must be a mapping of settings, got {type(values).__name__}")
@@ -67,9 +69,10 @@ def _read_yaml(path: str) -> dict[str, Any]:
 def _as_flags(values: dict[str, Any], kind: type, where: str, prefix: str = "") -> list[str]:
     """Settings of a file as command-line flags; nested mappings as ``--section.field``."""
     hints = typing.get_type_hints(kind)
-    names = {field.name for field in dataclasses.fields(kind)}
-    if unknown := sorted(str(name) for name in values if name not in names):
-        raise ValueError(f"{where}: unknown keys {', '.join(unknown)}; known are {', '.join(sorted(names))}")
+    names = sorted(field.name for field in dataclasses.fields(kind))
+    for name in values:
+        if name not in names:
+            raise ValueError(f"{where}: {prefix}{name}: unknown setting{suggestion(str(name), names)}")
     flags: list[str] = []
     for name, value in values.items():
         flag = f"--{prefix}{name}".replace("_", "-")
@@ -90,34 +93,3 @@ def _without_box(text: str) -> str:
     lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
     lines = [line for line in lines if line and not line.startswith(("─", "For full helptext"))]
     return " ".join(lines) or " ".join(text.split())
-
-
-def from_entries(config_type: type[Config], entries: Mapping[str, Any], where: str = "") -> Config:
-    """A dataclass tree from nested mappings; unknown names are errors that name their place.
-
-    Raises:
-        ValueError: a name is unknown; whatever a ``__post_init__`` refuses.
-    """
-    hints = typing.get_type_hints(config_type)
-    unknown = sorted(entries.keys() - hints.keys())
-    if unknown:
-        raise ValueError(f"unknown entries {unknown} in {where or 'the file'}; known are {sorted(hints)}")
-    values = {
-        name: _value(hints[name], value, f"{where}.{name}".strip(".")) for name, value in entries.items()
-    }
-    return config_type(**values)
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    """A value of the file as the field wants it: sections, tuples, paths, floats written like 1e-3."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for option in options:
-        if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
-            return from_entries(typing.cast(type[Any], option), value, where)
-        if typing.get_origin(option) is tuple and isinstance(value, list):
-            return tuple(_value(typing.get_args(option)[0], item, where) for item in value)
-    if Path in options and isinstance(value, str):
-        return Path(value)
-    if float in options and isinstance(value, int | str) and not isinstance(value, bool):
-        return float(value)
-    return value

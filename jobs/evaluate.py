@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.config_file import from_entries
+from pipeline.strict_yaml import read_yaml
 from pipeline.training_pairs import PairDataConfig, split_pairs
 from schemas.packed_folder import PackedFolder
+from schemas.settings import parse_settings
 from tokenizer.augment import AugmentConfig
 from tokenizer.text_tokenizer import TextTokenizer
 from trainer.contrastive_run import held_out_of
@@ -47,9 +47,9 @@ class EvaluateTokenizer(TokenizerEvaluation):
     """Results, without suffix."""
 
     def tables(self) -> Tables:
-        entries = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
-        _, kept = split_pairs(from_entries(PairDataConfig, entries.get("data", {}), "data"))
-        augment = from_entries(AugmentConfig, entries.get("augment", {}), "augment")
+        entries = read_yaml(self.recipe)
+        _, kept = split_pairs(parse_settings(PairDataConfig, entries.get("data", {}), "data."))
+        augment = parse_settings(AugmentConfig, entries.get("augment", {}), "augment.")
         return tokenizer_tables(self, held_out_of(kept), augment)
 
 

@@ -1,22 +1,18 @@
 """The mixture: which sources, in which shares, become which packed set.
 
-Plain frozen dataclasses, and a strict way from nested mappings (a YAML file, say) to them: an unknown key is
-an error that suggests the nearest known one. Templates' settings and file names are resolved in
-``pipeline.packing``; here they are just carried.
+Plain frozen dataclasses; ``schemas.settings`` reads them from a file's nested mappings. Templates' settings
+and file names are resolved in ``pipeline.packing``; here they are just carried.
 """
 
-import difflib
 import math
-import types
-import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-Config = TypeVar("Config")
+from schemas.settings import SettingsError
 
 
-class MixtureError(ValueError):
+class MixtureError(SettingsError):
     """A mixture that cannot be used; the message names the setting, its value and the remedy."""
 
 
@@ -159,76 +155,3 @@ class MixtureConfig:
     @property
     def is_weighted(self) -> bool:
         return self.sources[0].weight is not None
-
-
-def parse_config(config_class: type[Config], value: Any, where: str = "") -> Config:
-    """Build a frozen dataclass from nested mappings, lists and scalars.
-
-    Raises:
-        MixtureError: on an unknown or missing key, a value of the wrong type, or one that the class refuses;
-            the message begins with the path of the setting.
-    """
-    if not isinstance(value, Mapping):
-        raise MixtureError(f"{where or 'mixture'}: expected settings, got {value!r}")
-    hints = typing.get_type_hints(config_class)
-    known: dict[str, Field[Any]] = {item.name: item for item in fields(config_class)}  # type: ignore[arg-type]
-    arguments = {}
-    for key, item in value.items():
-        if key not in known:
-            raise MixtureError(f"{where}{key}: unknown setting{_suggestion(str(key), known)}")
-        arguments[key] = _convert(hints[key], item, f"{where}{key}")
-    missing = [
-        name
-        for name, item in known.items()
-        if name not in arguments and item.default is MISSING and item.default_factory is MISSING
-    ]
-    if missing:
-        raise MixtureError(f"{where or 'mixture: '}missing {', '.join(missing)}")
-    try:
-        return config_class(**arguments)
-    except MixtureError:
-        raise
-    except ValueError as error:
-        raise MixtureError(f"{where.rstrip('.') or 'mixture'}: {error}") from error
-
-
-def _suggestion(key: str, known: Mapping[str, object]) -> str:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """``value`` as the type ``hint`` asks for."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        (inner,) = [argument for argument in arguments if argument is not type(None)]
-        return _convert(inner, value, where)
-    if origin is Literal:
-        if value not in arguments:
-            raise MixtureError(f"{where}: {value!r} is none of {', '.join(map(str, arguments))}")
-        return value
-    if is_dataclass(hint) and isinstance(hint, type):
-        return parse_config(hint, value, f"{where}.")
-    if origin is tuple:
-        items = [value] if isinstance(value, str) else value
-        if not isinstance(items, Sequence):
-            raise MixtureError(f"{where}: expected a list, got {value!r}")
-        return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items))
-    if origin is not None or hint is Any:
-        return value
-    return _convert_scalar(hint, value, where)
-
-
-def _convert_scalar(hint: type, value: Any, where: str) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
-        return value
-    try:
-        if issubclass(hint, str) and isinstance(value, str):
-            return hint(value)  # an enumeration
-    except ValueError as error:
-        raise MixtureError(f"{where}: {error}") from error
-    raise MixtureError(f"{where}: expected {hint.__name__}, got {value!r}")

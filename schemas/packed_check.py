@@ -12,8 +12,8 @@ from schemas.packed_shard import (
     PackedSequence,
     PackedShardError,
     PackedShardFooter,
-    find_problem,
 )
+from schemas.packed_writer import find_problem
 from schemas.vocabulary import CODES_PER_IMAGE, VocabularyLayout
 
 
@@ -28,7 +28,10 @@ def check_packed_shard(path: str | Path) -> PackedShardFooter:
         counts = np.zeros((len(footer.sources), 4), np.int64)
         row_number = 0
         for batch in file.iter_batches(ROWS_PER_GROUP):
-            rows, parts = RowGroup.from_batch(batch, footer), batch.column("parts").to_pylist()
+            rows, parts = (
+                RowGroup.from_batch(batch, footer.id_dtype, footer.seq_length),
+                batch.column("parts").to_pylist(),
+            )
             for index in range(batch.num_rows):
                 try:
                     _count_row(rows.row(index), np.asarray(parts[index]), footer, counts)

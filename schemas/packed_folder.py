@@ -53,22 +53,26 @@ class RowGroup:
 
     @classmethod
     def from_batch(
-        cls, batch: pa.RecordBatch, footer: PackedShardFooter, ids: NDArray[Any] | None = None
+        cls,
+        batch: pa.RecordBatch,
+        id_dtype: np.dtype[Any],
+        seq_length: int,
+        ids: NDArray[Any] | None = None,
     ) -> "RowGroup":
         """Rows of a record batch; ``ids`` where they are mapped and the batch has no such column."""
         columns = [batch.column(name) for name in TRAINING_COLUMNS[1:]]
         lists = [(column.offsets.to_numpy(), column.values.to_numpy()) for column in columns]
-        return cls(_ids_of(batch, footer) if ids is None else ids, lists)
+        return cls(_ids_of(batch, id_dtype, seq_length) if ids is None else ids, lists)
 
     def row(self, index: int) -> PackedSequence:
         columns = [values[offsets[index] : offsets[index + 1]] for offsets, values in self.lists]
         return PackedSequence(self.ids[index], columns[0], columns[1], columns[2])
 
 
-def _ids_of(batch: pa.RecordBatch, footer: PackedShardFooter) -> NDArray[Any]:
+def _ids_of(batch: pa.RecordBatch, id_dtype: np.dtype[Any], seq_length: int) -> NDArray[Any]:
     column = batch.column("ids")
-    flat = np.frombuffer(column.buffers()[1], footer.id_dtype)
-    return flat.reshape(-1, footer.seq_length)[column.offset : column.offset + len(column)]
+    flat = np.frombuffer(column.buffers()[1], id_dtype)
+    return flat.reshape(-1, seq_length)[column.offset : column.offset + len(column)]
 
 
 class PackedFolder:
@@ -187,7 +191,7 @@ class PackedFolder:
                 ids = opened.id_map.group(self._metadata[shard], group, self.footer)
             table = opened.file.read_row_group(group, columns=list(columns), use_threads=False)
         (batch,) = table.combine_chunks().to_batches()
-        return RowGroup.from_batch(batch, self.footer, ids)
+        return RowGroup.from_batch(batch, self.footer.id_dtype, self.seq_length, ids)
 
     def _open(self, shard: int) -> OpenShard:
         """The shard, opened unless it is; its footer is not read again. The caller holds its lock."""

@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -91,12 +90,25 @@ class PackedSequence:
 
 def encode_runs(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
     """Run lengths of a mask, the first run being False and perhaps of length 0; empty for no positions."""
-    if not len(mask):
-        return np.empty(0, np.int32)
-    changes = np.flatnonzero(mask[1:] != mask[:-1]) + 1
-    bounds = np.concatenate([[0], changes, [len(mask)]])
-    runs = np.diff(bounds).astype(np.int32)
-    return np.concatenate([np.zeros(1, np.int32), runs]) if mask[0] else runs
+    return encode_row_runs(mask, np.array([0, len(mask)]))[0] if len(mask) else np.empty(0, np.int32)
+
+
+def encode_row_runs(
+    mask: NDArray[np.bool_], bounds: NDArray[np.integer]
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Run lengths of several rows, one behind the other, and where each row's begin.
+
+    Args:
+        mask: (num_ids,) of all rows, none of them empty.
+        bounds: (num_rows + 1,) where each row starts in ``mask``.
+    """
+    is_start = np.ones(len(mask), np.bool_)
+    np.not_equal(mask[1:], mask[:-1], out=is_start[1:])
+    is_start[bounds[:-1]] = True
+    starts_true = bounds[:-1][mask[bounds[:-1]]]  # rows that begin with a False run of length 0
+    starts = np.sort(np.concatenate([np.flatnonzero(is_start), starts_true]))
+    runs = np.diff(starts, append=len(mask)).astype(np.int32)
+    return runs, np.searchsorted(starts, bounds)
 
 
 def decode_runs(runs: NDArray[np.int32]) -> NDArray[np.bool_]:
@@ -226,123 +238,6 @@ def packed_schema(seq_length: int, vocabulary: VocabularyLayout) -> pa.Schema:
         element = pa.field("element", element_type, nullable=False)
         columns.append(pa.field(name, pa.list_(element), nullable=False))
     return pa.schema(columns)
-
-
-class PackedShardWriter:
-    """Streams packed sequences into a packed shard; memory holds one row group at most.
-
-    The same sequences in the same order give the same bytes. The caller writes to a temporary path and
-    commits after ``close``.
-    """
-
-    def __init__(self, path: Path, seq_length: int, vocabulary: VocabularyLayout) -> None:
-        self.num_sequences = 0
-        self.num_ids = 0
-        self._seq_length = seq_length
-        self._id_dtype = np.dtype(vocabulary.id_dtype).newbyteorder("<")
-        self._schema = packed_schema(seq_length, vocabulary)
-        self._rows: list[PackedSequence] = []
-        self._writer = pq.ParquetWriter(path, self._schema, **_PARQUET_OPTIONS)
-
-    def write(self, sequence: PackedSequence) -> None:
-        """Add a row.
-
-        Raises:
-            ValueError: if the row breaks the contract.
-        """
-        if sequence.origins is None:
-            raise ValueError("a packed sequence is written with the origins of its documents")
-        if problem := find_problem(sequence, self._seq_length):
-            raise ValueError(problem)
-        self._rows.append(sequence)
-        self.num_sequences += 1
-        self.num_ids += sequence.num_ids
-        if len(self._rows) == ROWS_PER_GROUP:
-            self._flush()
-
-    def close(self, footer: PackedShardFooter) -> None:
-        """Write the last row group and the footer.
-
-        Raises:
-            PackedShardError: if the footer's counts differ from what was written.
-        """
-        written, counted = (self.num_sequences, self.num_ids), (footer.num_sequences, footer.num_ids)
-        if written != counted:
-            raise PackedShardError(f"wrote {written} sequences and ids, footer says {counted}")
-        self._flush()
-        self._writer.add_key_value_metadata({FOOTER_KEY: footer.to_json()})
-        self._writer.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._writer.is_open:
-            self._writer.close()  # without a footer: no reader takes it for a packed shard
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._writer.write_batch(self._to_batch())
-            self._rows.clear()
-
-    def _to_batch(self) -> pa.RecordBatch:
-        rows = self._rows
-        ids = np.stack([row.ids for row in rows]).astype(self._id_dtype)
-        width = self._schema.field("ids").type
-        arrays: list[pa.Array] = [
-            pa.FixedSizeBinaryArray.from_buffers(width, len(rows), [None, pa.py_buffer(ids.tobytes())])
-        ]
-        for schema_field in self._schema:
-            name = schema_field.name
-            if name == "ids":
-                continue
-            holder: list[Any] = [row if name in TRAINING_COLUMNS else row.origins for row in rows]
-            arrays.append(_to_list_array([getattr(part, name) for part in holder], schema_field.type))
-        return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
-
-
-_PARQUET_OPTIONS: dict[str, Any] = {
-    "compression": {"ids": "none"}
-    | {f"{name}.list.element": "none" for name in TRAINING_COLUMNS[1:]}
-    | {f"{name}.list.element": "zstd" for name in ("shards", "rows", "epochs", "parts")},
-    "use_dictionary": ["shards.list.element", "epochs.list.element", "parts.list.element"],
-    "write_statistics": False,
-    "data_page_size": 1 << 30,  # one page per row group and column
-    "store_schema": True,
-}
-
-
-def _to_list_array(values: Sequence[Sequence[Any]], list_type: pa.DataType) -> pa.Array:
-    if pa.types.is_string(list_type.value_type):
-        return pa.array([list(value) for value in values], list_type)
-    offsets = np.concatenate([[0], np.cumsum([len(value) for value in values])]).astype(np.int32)
-    flat = pa.array(np.concatenate(values), list_type.value_type)
-    return pa.ListArray.from_arrays(offsets, flat, type=list_type)
-
-
-def find_problem(sequence: PackedSequence, seq_length: int) -> str | None:
-    """What is wrong with a row, or None. Checks shapes and bounds, not the ids' meaning."""
-    if sequence.ids.shape != (seq_length,):
-        return f"ids have shape {sequence.ids.shape}, expected ({seq_length},)"
-    cu_seqlens, num_documents = sequence.cu_seqlens, len(sequence.cu_seqlens) - 1
-    if num_documents < 1 or cu_seqlens[0] != 0 or np.any(np.diff(cu_seqlens) <= 0):
-        return f"cu_seqlens {cu_seqlens.tolist()} must start at 0 and increase"
-    if sequence.num_ids > seq_length:
-        return f"cu_seqlens ends at {sequence.num_ids}, beyond seq_length {seq_length}"
-    num_masked = int(sequence.loss_runs.sum())
-    if num_masked != sequence.num_ids or int(sequence.loss_runs.min()) < 0:
-        return f"loss_runs add up to {num_masked}, the documents to {sequence.num_ids}"
-    if np.any(decode_runs(sequence.loss_runs)[cu_seqlens[:-1]]):
-        return "the first id of a document is marked as learned, but nothing predicts it"
-    lengths = {"sources": len(sequence.sources)}
-    if origins := sequence.origins:
-        lengths |= {name: len(getattr(origins, name)) for name in ("shards", "rows", "epochs", "parts")}
-    for name, length in lengths.items():
-        if length != num_documents:
-            return f"{name} has {length} entries for {num_documents} documents"
-    return None
 
 
 def read_packed_footer(source: str | Path | pa.NativeFile, *, filesystem: Any = None) -> PackedShardFooter:

@@ -1,16 +1,16 @@
 """Packed rows to batches: the global batch is a pure function of (seed, consumed sequences), on any ranks.
 
 Step after step the run takes the next ``global_batch`` sequences of the endless order of
-``schemas.packed_stream``; a data-parallel rank takes its contiguous share. The whole state of the data is
+``schemas.packed_order``; a data-parallel rank takes its contiguous share. The whole state of the data is
 one integer, ``consumed_sequences``.
 
 Dimensions: B sequences, T ids of a sequence, N documents of the row that has most.
 """
 
-import queue
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from schemas.packed_folder import PackedFolder
+from schemas.packed_order import stored_index
 from schemas.packed_shard import PackedSequence
-from schemas.packed_stream import stored_index
 from trainer.loss import IGNORED_LABEL
 
 _PREFETCHED_STEPS = 2
@@ -160,7 +160,7 @@ def read_validation(folder: PackedFolder, shape: BatchShape, consumed: int, num_
 
 
 class PackedLoader:
-    """Endless steps of one rank, read ahead by a thread."""
+    """Endless steps of one rank, read ahead by threads; in order, however many read."""
 
     def __init__(
         self,
@@ -169,47 +169,41 @@ class PackedLoader:
         shape: BatchShape,
         consumed_sequences: int,
         device: torch.device,
+        num_workers: int = 1,
     ) -> None:
         self._folder = folder
         self._seed = seed
         self._shape = shape
         self._device = device
-        self._consumed = consumed_sequences
-        self._queue: queue.Queue[StepData | BaseException] = queue.Queue(maxsize=_PREFETCHED_STEPS)
-        self._is_closed = threading.Event()
-        self._thread = threading.Thread(target=self._read_ahead, name="packed-loader", daemon=True)
-        self._thread.start()
+        self._next_to_read = consumed_sequences
+        self._pool = ThreadPoolExecutor(num_workers, "packed-loader")
+        self._pending: deque[Future[StepData]] = deque()
+        for _ in range(num_workers + _PREFETCHED_STEPS):
+            self._read_ahead()
 
     def __iter__(self) -> Iterator[StepData]:
-        """Steps in order; an error of the reading thread is raised here."""
+        """Steps in order; an error of a reading thread is raised here."""
         while True:
             started = time.perf_counter()
-            item = self._queue.get()
-            if isinstance(item, BaseException):
-                raise item
-            item.wait_s = time.perf_counter() - started
-            item.micro_batches = [batch.to(self._device) for batch in item.micro_batches]
-            yield item
+            step = self._pending.popleft().result()
+            step.wait_s = time.perf_counter() - started
+            self._read_ahead()
+            step.micro_batches = [batch.to(self._device) for batch in step.micro_batches]
+            yield step
 
     def close(self) -> None:
-        """End the reading thread."""
-        self._is_closed.set()
-        while self._thread.is_alive():
-            try:
-                self._queue.get_nowait()
-            except queue.Empty:
-                self._thread.join(timeout=0.05)
+        """End the reading threads."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _read_ahead(self) -> None:
-        try:
-            while not self._is_closed.is_set():
-                step = read_step(self._folder, self._seed, self._shape, self._consumed)
-                if self._device.type == "cuda":
-                    step.micro_batches = [batch.pin() for batch in step.micro_batches]
-                self._consumed = step.consumed_sequences
-                self._queue.put(step)
-        except BaseException as error:  # raised again in the loop, which alone can end the run
-            self._queue.put(error)
+        self._pending.append(self._pool.submit(self._read, self._next_to_read))
+        self._next_to_read += self._shape.global_sequences
+
+    def _read(self, consumed: int) -> StepData:
+        step = read_step(self._folder, self._seed, self._shape, consumed)
+        if self._device.type == "cuda":
+            step.micro_batches = [batch.pin() for batch in step.micro_batches]
+        return step
 
 
 def describe_rows(folder: PackedFolder, row_indices: Sequence[int]) -> str:

@@ -24,6 +24,8 @@ class DataConfig:
     """Sequences of one optimizer step, over all ranks."""
     micro_batch: int = 1
     """Sequences of one forward pass on one rank."""
+    read_workers: int = 1
+    """Threads of each rank that read steps ahead; their number changes no batch."""
     validation: str = ""
     """Folder of held-out packed shards; empty for none."""
     validation_sequences: int = 64
@@ -31,7 +33,8 @@ class DataConfig:
     """Steps between validations."""
 
     def __post_init__(self) -> None:
-        for name in ("global_batch", "micro_batch", "validation_sequences", "validation_every"):
+        names = ("global_batch", "micro_batch", "read_workers", "validation_sequences", "validation_every")
+        for name in names:
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
 

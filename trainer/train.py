@@ -154,7 +154,12 @@ class Trainer:
             resolved = json.dumps(asdict(self.config), indent=1)
             (self._output / "config.json").write_text(resolved + "\n", encoding="utf-8")
         loader = PackedLoader(
-            self._folder, self.config.seed, self._parts.shape, self.progress.consumed_sequences, self.device
+            self._folder,
+            self.config.seed,
+            self._parts.shape,
+            self.progress.consumed_sequences,
+            self.device,
+            self.config.data.read_workers,
         )
         try:
             is_stopped = self._loop(loader, writer)

@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.packing.build_report import REPORT_NAME, SourceReport, read_counts, write_report
-from pipeline.packing.duplicates import ROWS_PER_PARTITION, DigestTask, PartitionTask, find_duplicates
+from pipeline.packing.duplicates import (
+    ROWS_PER_PARTITION,
+    DigestTask,
+    DuplicateList,
+    PartitionTask,
+    find_duplicates,
+)
 from pipeline.packing.inputs import Chunk, check_codebooks, list_chunks
 from pipeline.packing.mix import SourceRanDryError, Supply, WindowPlan, plan_windows
 from pipeline.packing.mixture_file import Mixture
@@ -34,7 +40,7 @@ from pipeline.packing.segments import (
     next_segment,
 )
 from pipeline.packing.shuffle_task import ShuffledSource, ShuffleTask, shuffle_bucket
-from schemas.atomic_write import write_atomically
+from schemas.atomic_write import TEMPORARY_PREFIX, write_atomically
 from schemas.mixture import MixtureError
 from schemas.packed_shard import FILE_PATTERN, PackedShardFooter, SourceCounts, TextTokenizerIdentity
 
@@ -113,7 +119,7 @@ class Build:
         windows = self._plan(segments)
         self._pack(windows, segments, codebooks)
         reports = self._source_reports(segments, windows)
-        report = write_report(self.mixture, self.output, self.identity, list(reports))
+        report = write_report(self.mixture, self.output, self.identity, list(reports), self._overlaps())
         shutil.rmtree(self.work)
         return report
 
@@ -129,14 +135,16 @@ class Build:
             return None
         report: dict[str, Any] = json.loads(path.read_bytes())
         if report["mixture"] != self.identity:
-            raise BuildError(_differences(self.output, report["components"], self.mixture.components()))
+            raise BuildError(_differences(self.output, report["components"], self.mixture.components))
         shutil.rmtree(self.work, ignore_errors=True)  # of a build that was killed while it cleaned up
         logger.info("output=%s is complete, nothing to do", self.output)
         return report
 
     def _claim_folder(self) -> None:
+        if self.output.exists() and not self.output.is_dir():
+            raise BuildError(f"{self.output}: is no folder; name another output")
         marker = self.work / "mixture.json"
-        components = json.loads(json.dumps(self.mixture.components(), default=str))
+        components = self.mixture.components
         if marker.exists():
             started = json.loads(marker.read_bytes())
             if started != components:
@@ -220,6 +228,17 @@ class Build:
         self.executor.run("find duplicates", _FileWorker, partitions)
         return folder
 
+    def _overlaps(self) -> list[dict[str, Any]] | None:
+        """Documents of a source that equal an earlier one, by the source of that; None if nobody looked."""
+        if self._duplicates is None:
+            return None
+        names = [source.name for source in self.mixture.config.sources]
+        overlaps = sorted(DuplicateList(self._duplicates).overlaps().items())
+        return [
+            {"source": names[source], "first_in": names[first], "documents": number}
+            for (source, first), number in overlaps
+        ]
+
     # --- planning and packing ---
 
     def _plan(self, segments: list[list[Segment]]) -> WindowPlan:
@@ -241,7 +260,9 @@ class Build:
                 )
                 continue
             if not plan.num_windows:
-                raise MixtureError("output: fewer ids than the first document has")
+                raise MixtureError(
+                    f"output: {max_ids_of(config)} ids are fewer than the first document has; ask for more"
+                )
             return plan
 
     def _supply(self, source: int, segments: list[Segment]) -> Supply:
@@ -252,7 +273,7 @@ class Build:
         if not len(items) and segments[-1].stop == WHOLE_EPOCH:
             raise MixtureError(
                 f"source {config.name}: no document is left of {counts['documents_in']}"
-                f" ({dict(counts)}); check its template and filters"
+                f" ({dict(counts)}); check its template, filters and text_field"
             )
         if config.weight is not None:
             return Supply(items, config.weight, is_endless=True)
@@ -284,6 +305,8 @@ class Build:
             for index in range(num_shards)
         ]
         self.executor.run("pack", partial(_FileWorker, plan), tasks)
+        for abandoned in self.output.glob(f"{TEMPORARY_PREFIX}*"):  # by workers that were killed
+            abandoned.unlink(missing_ok=True)
 
     def _footer(self, num_shards: int, codebooks: dict[str, str]) -> PackedShardFooter:
         tokenizer, config = self.mixture.load_tokenizer(), self.mixture.config
@@ -312,7 +335,7 @@ class Build:
 
 
 def _differences(output: Path, before: Any, now: Any) -> str:
-    ours, theirs = dict(_flatten(json.loads(json.dumps(now, default=str)))), dict(_flatten(before))
+    ours, theirs = dict(_flatten(now)), dict(_flatten(before))
     changed = [
         f"{name}: {theirs.get(name, '(absent)')} there, {ours.get(name, '(absent)')} now"
         for name in sorted(ours.keys() | theirs.keys())

@@ -35,6 +35,19 @@ class SourceReport:
     """Ids of these."""
 
 
+def read_report(output: Path) -> dict[str, Any]:
+    """Content of ``report.json``.
+
+    Raises:
+        FileNotFoundError: if the folder holds no finished build.
+    """
+    path = output / REPORT_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: no finished build is there; `seed-pack build` writes it")
+    report: dict[str, Any] = json.loads(path.read_bytes())
+    return report
+
+
 def read_counts(rendered: Sequence[Path]) -> Counter[str]:
     """Sum of what render tasks counted."""
     total: Counter[str] = Counter()
@@ -46,9 +59,16 @@ def read_counts(rendered: Sequence[Path]) -> Counter[str]:
 
 
 def write_report(
-    mixture: Mixture, output: Path, identity: str, sources: Sequence[SourceReport]
+    mixture: Mixture,
+    output: Path,
+    identity: str,
+    sources: Sequence[SourceReport],
+    overlaps: Sequence[Mapping[str, Any]] | None,
 ) -> dict[str, Any]:
     """Check the balance and write ``report.json``; its presence says that the build is complete.
+
+    Args:
+        overlaps: exact duplicates between sources, or within one; None where they were not looked for.
 
     Raises:
         ImbalanceError: naming the source whose documents or ids do not add up.
@@ -89,13 +109,14 @@ def write_report(
     padding = sum(footer.num_padding for footer in folder.footers)
     content = {
         "mixture": identity,
-        "components": json.loads(json.dumps(mixture.components(), default=str)),
+        "components": mixture.components,
         "sequences": len(folder),
         "seq_length": folder.seq_length,
         "ids": folder.num_ids,
         "padding": padding,
         "padding_fraction": padding / (len(folder) * folder.seq_length),
         "sources": rows,
+        "duplicates": None if overlaps is None else list(overlaps),
     }
     write_atomically(output / REPORT_NAME, json.dumps(content, indent=1).encode())
     return content

@@ -34,6 +34,10 @@ logger = logging.getLogger(__name__)
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
 
+class UsageError(ValueError):
+    """A flag that cannot be used."""
+
+
 def plan(mixture: tyro.conf.Positional[Path], /, *, batch: int = 256) -> int:
     """Forecast a build from footers and a sample: documents, ids, epochs, padding, steps.
 
@@ -41,6 +45,8 @@ def plan(mixture: tyro.conf.Positional[Path], /, *, batch: int = 256) -> int:
         mixture: the mixture file.
         batch: sequences of one optimizer step over all ranks.
     """
+    if batch < 1:
+        raise UsageError(f"--batch must be at least 1, got {batch}")
     print(format_forecast(forecast(load_mixture(mixture)), batch))
     return 0
 
@@ -56,6 +62,8 @@ def build(
         workers: processes, or with --ray tasks at a time (0: as many as the cluster has CPUs).
         ray: run on the Ray cluster of RAY_ADDRESS, or on a local one.
     """
+    if workers < (0 if ray else 1):
+        raise UsageError(f"--workers must be at least 1 (with --ray 0: all CPUs), got {workers}")
     report = Build(load_mixture(mixture), output, Executor(workers, use_ray=ray)).run()
     print(
         f"{output}: {report['sequences']:,} sequences of {report['seq_length']} ids,"
@@ -110,7 +118,7 @@ def show(
         root: folder of the mixture file, which names of input files are relative to.
     """
     packed = PackedFolder(folder)
-    for index in range(row, min(row + rows, len(packed))):
+    for index in range(row, max(min(row + rows, len(packed)), row + 1)):
         sequence, traces = packed[index], trace_row(packed, index, root)
         print(f"--- row {index}: {len(traces)} documents, {sequence.num_ids} ids")
         if trace:
@@ -202,7 +210,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         TextTokenizerError,
         BuildError,
         PackedShardError,
+        UsageError,
         FileNotFoundError,
+        IsADirectoryError,
+        NotADirectoryError,
+        PermissionError,
         IndexError,
     ) as error:
         logger.error("%s", error)

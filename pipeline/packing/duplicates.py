@@ -2,10 +2,12 @@
 
 Every document is hashed (kinds, roles, texts, codes; not its key or metadata). Hashes are dealt into
 partitions, so that equal documents meet in one; there all but the first, in order of sources, files and rows,
-are written down. Rendering then leaves those rows out.
+are written down, and rendering leaves those rows out. Between which sources they stand is counted for the
+report.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from schemas.document import Document, ImageSegment
 
 DIGEST_TYPE = np.dtype([("high", "<u8"), ("low", "<u8"), ("source", "<u4"), ("file", "<u4"), ("row", "<u4")])
 PLACE_TYPE = np.dtype([("source", "<u4"), ("file", "<u4"), ("row", "<u4")])
+OVERLAP_TYPE = np.dtype([("source", "<i8"), ("first_source", "<i8"), ("num_documents", "<i8")])
 ROWS_PER_PARTITION = 4_000_000
 _SCHEMA = pa.schema([("entries", pa.binary())])
 
@@ -84,7 +87,11 @@ def find_duplicates(task: PartitionTask) -> None:
         ordered["low"][1:] == ordered["low"][:-1]
     )
     places = ordered[is_repeat][list(PLACE_TYPE.names or ())].astype(PLACE_TYPE)
-    _write_arrays(task.output, [np.sort(places, order=PLACE_TYPE.names)])
+    firsts = ordered["source"][np.maximum.accumulate(np.where(is_repeat, 0, np.arange(len(ordered))))]
+    between = np.stack([ordered["source"][is_repeat], firsts[is_repeat]], axis=1).astype(np.int64)
+    pairs, numbers = np.unique(between, axis=0, return_counts=True)
+    overlaps = np.array([(*pair, number) for pair, number in zip(pairs, numbers, strict=True)], OVERLAP_TYPE)
+    _write_arrays(task.output, [np.sort(places, order=PLACE_TYPE.names), overlaps])
 
 
 class DuplicateList:
@@ -103,6 +110,14 @@ class DuplicateList:
             bounds = np.searchsorted(places, np.stack([first, last]))
             found.update(places["row"][bounds[0] : bounds[1]].tolist())
         return found
+
+    def overlaps(self) -> Counter[tuple[int, int]]:
+        """(source, source of the first): in how many documents one repeats the other."""
+        total: Counter[tuple[int, int]] = Counter()
+        for path in self._paths:
+            for source, first, number in _read_array(path, 1, OVERLAP_TYPE).tolist():
+                total[source, first] += number
+        return total
 
 
 def _write_arrays(path: Path, arrays: list[NDArray[np.void]]) -> None:

@@ -1,7 +1,6 @@
 """A build as one HTML page without outside parts: shares against weights, lengths, padding, refusals."""
 
 import html
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.packing.build_report import read_report
+from pipeline.packing.duplicate_table import duplicate_table
 from schemas.atomic_write import write_atomically
 from schemas.packed_folder import PackedFolder
 
@@ -29,7 +30,7 @@ def write_html_report(output: Path) -> Path:
     Raises:
         FileNotFoundError: if the folder holds no finished build.
     """
-    report: dict[str, Any] = json.loads((output / "report.json").read_bytes())
+    report: dict[str, Any] = read_report(output)
     folder = PackedFolder(output)
     rows = sample_rows(folder)
     unit = report["components"]["config"]["weight_unit"]
@@ -48,6 +49,8 @@ def write_html_report(output: Path) -> Path:
         length_chart(folder, rows),
         "<h2>Padding of rows</h2>",
         padding_chart(folder, rows),
+        "<h2>Exact duplicates</h2>",
+        duplicate_table(report),
         "<h2>Refused</h2>",
         refusal_table(report["sources"]),
     ]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.packing.metadata_filter import field_names
@@ -46,6 +47,8 @@ def list_chunks(mixture: Mixture, source: int) -> list[Chunk]:
                 chunks += _parquet_chunks(mixture.path(name), source, file, task_rows)
         except (OSError, ValueError) as error:
             raise MixtureError(f"source {config.name}: {mixture.path(name)}: {error}") from error
+    if not any(chunk.num_rows for chunk in chunks):
+        raise MixtureError(f"source {config.name}: no document in {', '.join(mixture.files[source][:3])}")
     return chunks
 
 
@@ -103,6 +106,9 @@ def _read_text_parquet(path: Path, chunk: Chunk, config: SourceConfig) -> Iterat
             if name not in file.schema_arrow.names:
                 columns = ", ".join(file.schema_arrow.names)
                 raise MixtureError(f"{path}: no column {name!r} ({setting}), it has {columns}")
+        text_type = file.schema_arrow.field(config.text_field).type
+        if not _is_text(text_type):
+            raise MixtureError(f"{path}: column {config.text_field!r} (text_field) is {text_type}, not text")
         row = chunk.first_row
         for batch in file.iter_batches(
             1024, row_groups=chunk.row_groups, columns=[config.text_field, *names]
@@ -114,6 +120,12 @@ def _read_text_parquet(path: Path, chunk: Chunk, config: SourceConfig) -> Iterat
                 row += 1
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
 def _read_text_lines(path: Path, chunk: Chunk, config: SourceConfig) -> Iterator[Document]:
     with path.open("rb") as lines:
         lines.seek(chunk.byte_offset)
@@ -121,13 +133,26 @@ def _read_text_lines(path: Path, chunk: Chunk, config: SourceConfig) -> Iterator
             line = lines.readline()
             try:
                 fields = json.loads(line) if line.strip() else {}
-                text = fields.get(config.text_field) or ""
-            except (ValueError, AttributeError) as error:
+            except ValueError as error:
                 raise MixtureError(f"{path}: line {row + 1} is no JSON object: {error}") from error
+            if not isinstance(fields, dict):
+                kind = type(fields).__name__
+                raise MixtureError(f"{path}: line {row + 1} is no JSON object: it holds a {kind}")
+            text = fields.pop(config.text_field, None) or ""
             if not isinstance(text, str):
-                raise MixtureError(f"{path}: line {row + 1}: {config.text_field!r} is no text")
-            metadata = {key: value for key, value in fields.items() if key != config.text_field}
-            yield Document(str(row), (TextSegment(text),), json.dumps(metadata) if metadata else None)
+                kind = type(text).__name__
+                raise MixtureError(f"{path}: line {row + 1}: {config.text_field!r} is {kind}, not text")
+            metadata = json.dumps(fields) if fields else None
+            yield Document(str(row), (TextSegment(_without_lone_surrogates(text)),), metadata)
+
+
+def _without_lone_surrogates(text: str) -> str:
+    r"""JSON may spell halves of characters (``\ud800``), which no encoding has: they become U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
 
 
 def check_codebooks(mixture: Mixture) -> dict[str, str]:

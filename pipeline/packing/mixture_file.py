@@ -5,16 +5,17 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from pipeline.packing.input_identity import content_identity
 from pipeline.packing.metadata_filter import parse_expression
 from pipeline.packing.templates import TEMPLATES
-from schemas.mixture import MixtureConfig, MixtureError, SourceConfig, parse_config
+from pipeline.strict_yaml import read_yaml
+from schemas.mixture import MixtureConfig, MixtureError, SourceConfig
 from schemas.packed_shard import FORMAT_VERSION
+from schemas.settings import SettingsError, parse_settings
 from tokenizer.text_tokenizer import TextTokenizer, load_text_tokenizer
 
 CODE_VERSION = 1
@@ -43,19 +44,23 @@ class Mixture:
         found = str(local) if local.exists() else config.path
         return _load_tokenizer(found, config.path, config.bos_token, config.eos_token)
 
+    @cached_property
     def components(self) -> dict[str, Any]:
         """All that decides the packed set, as plain JSON; not what only decides how the work is cut."""
-        config = asdict(self.config)
+        config = json.loads(json.dumps(asdict(self.config), default=str))
         for name in ("bucket_ids", "task_rows"):
             del config["packing"][name]
-        inputs = [[[name, self.path(name).stat().st_size] for name in names] for names in self.files]
+        inputs = {
+            source.name: {name: content_identity(self.path(name)) for name in names}
+            for source, names in zip(self.config.sources, self.files, strict=True)
+        }
         tokenizer = self.load_tokenizer()
         marks = {"tokenizer_sha256": tokenizer.sha256, "format": FORMAT_VERSION, "code": CODE_VERSION}
         return {"config": config, "inputs": inputs, **marks}
 
     def identity(self) -> str:
         """Hash over the components."""
-        text = json.dumps(self.components(), sort_keys=True, default=str)
+        text = json.dumps(self.components, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -73,12 +78,12 @@ def load_mixture(path: Path) -> Mixture:
         MixtureError: naming the file and the setting.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
-    except yaml.YAMLError as error:
-        raise MixtureError(f"{path}: not YAML: {error}") from error
+        content = read_yaml(path)
+    except ValueError as error:
+        raise MixtureError(str(error)) from error
     try:
-        return resolve_mixture(parse_config(MixtureConfig, _spread_templates(content)), path.parent)
-    except MixtureError as error:
+        return resolve_mixture(parse_settings(MixtureConfig, _spread_templates(content)), path.parent)
+    except SettingsError as error:
         raise MixtureError(f"{path}: {error}") from error
 
 
@@ -95,13 +100,13 @@ def template_settings(source: SourceConfig) -> Any:
     """The settings object of a source's template.
 
     Raises:
-        MixtureError: if there is no such template or a setting is wrong.
+        SettingsError: if there is no such template or a setting is wrong.
     """
     if source.template not in TEMPLATES:
         raise MixtureError(
             f"source {source.name}: template {source.template!r} is none of {', '.join(TEMPLATES)}"
         )
-    return parse_config(TEMPLATES[source.template][1], source.settings, f"source {source.name}: template.")
+    return parse_settings(TEMPLATES[source.template][1], source.settings, f"source {source.name}: template.")
 
 
 def find_files(source: SourceConfig, root: Path) -> tuple[str, ...]:
@@ -124,7 +129,11 @@ def find_files(source: SourceConfig, root: Path) -> tuple[str, ...]:
             if item.is_file() and item.suffix in suffixes and not _is_hidden(item, path, source.format)
         }
         if not matching:
-            raise MixtureError(f"source {source.name}: no {source.format} file {suffixes} at {path}")
+            hint = "; for plain text say format: parquet or jsonl" if source.format == "token_shards" else ""
+            raise MixtureError(
+                f"source {source.name}: no {source.format} file (*{', *'.join(suffixes)}) at"
+                f" {path.absolute()}{hint}"
+            )
         found |= matching
     return tuple(sorted(found))
 
@@ -150,14 +159,3 @@ def _spread_templates(content: Any) -> Any:
             source = {**source, "template": template["name"], "settings": settings}
         sources.append(source)
     return {**content, "sources": sources}
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice, where YAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.packing.best_fit import assign_rows
@@ -21,13 +21,12 @@ from pipeline.packing.rendered import Items
 from pipeline.packing.shuffle_task import ShuffledSource
 from schemas.atomic_write import atomic_path
 from schemas.packed_shard import (
-    Origins,
-    PackedSequence,
     PackedShardFooter,
-    PackedShardWriter,
     SourceCounts,
-    encode_runs,
+    encode_row_runs,
+    packed_schema,
 )
+from schemas.packed_writer import PackedShardWriter, to_batch
 
 ROWS_LOOKED_AHEAD = 32
 
@@ -65,41 +64,26 @@ def pack_shard(plan: PackPlan, task: PackTask) -> None:
         PackedShardWriter(temporary, seq_length, layout) as writer,
     ):
         for window in range(task.first_window, task.last_window):
-            for sequence in pack_window(plan, sources, window, counts):
-                writer.write(sequence)
+            writer.write_batch(pack_window(plan, sources, window, counts))
         writer.close(_finish_footer(plan.footer, task, writer.num_sequences, counts))
 
 
 def pack_window(
     plan: PackPlan, sources: Sequence[ShuffledSource], window: int, counts: NDArray[np.int64]
-) -> list[PackedSequence]:
+) -> pa.RecordBatch:
     """Rows of one window in their final order; adds documents, ids, learned ids and images to ``counts``."""
     items, item_sources = _read_window(plan.windows, sources, window)
-    seq_length = plan.footer.seq_length
-    rows = assign_rows(items.lengths.astype(np.int32), seq_length)
-    order = np.argsort(rows, kind="stable")
-    items, item_sources, rows = items.take(order), item_sources[order], rows[order]
-    first_items = np.append(np.flatnonzero(np.diff(rows, prepend=-1)), len(rows))
-    _count(items, item_sources, plan.footer, counts)
-    ids, starts = _lay_out(items, rows, first_items, plan.footer)
+    rows = assign_rows(items.lengths.astype(np.int32), plan.footer.seq_length)
     row_order = order_rows(
         row_amounts(items.lengths, item_sources, rows, len(sources)),
         np.random.default_rng(stable_hash(plan.footer.seed, plan.footer.mixture, window)),
     )
-    sequences = []
-    for row in row_order.tolist():
-        span = slice(first_items[row], first_items[row + 1])
-        flat = slice(items.offsets[span.start], items.offsets[span.stop])
-        sequences.append(
-            PackedSequence(
-                ids[row],
-                np.append(starts[span], flat.stop - flat.start).astype(np.int32),
-                encode_runs(items.loss_mask[flat]),
-                item_sources[span],
-                _origins(items, item_sources, span, plan.file_names),
-            )
-        )
-    return sequences
+    rows = np.argsort(row_order)[rows]
+    order = np.argsort(rows, kind="stable")
+    items, item_sources, rows = items.take(order), item_sources[order], rows[order]
+    _count(items, item_sources, plan.footer, counts)
+    first_items = np.append(np.flatnonzero(np.diff(rows, prepend=-1)), len(rows))
+    return _lay_out(items, item_sources, first_items, plan)
 
 
 def _read_window(
@@ -115,30 +99,44 @@ def _read_window(
 
 
 def _lay_out(
-    items: Items, rows: NDArray[np.int32], first_items: NDArray[np.int64], footer: PackedShardFooter
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """(num_rows, seq_length) ids with padding, and where each item starts in its row."""
-    num_rows = len(first_items) - 1
-    ids = np.full((num_rows, footer.seq_length), footer.padding_id, footer.vocabulary.id_dtype)
+    items: Items, item_sources: NDArray[np.uint16], first_items: NDArray[np.int64], plan: PackPlan
+) -> pa.RecordBatch:
+    """Rows from items that stand in their order; ``first_items``: where each row's begin."""
+    footer, num_rows = plan.footer, len(first_items) - 1
     bounds = items.offsets[first_items]
+    ids = np.full((num_rows, footer.seq_length), footer.padding_id, footer.vocabulary.id_dtype)
     for row, (start, stop) in enumerate(pairwise(bounds.tolist())):
         ids[row, : stop - start] = items.ids[start:stop]
-    return ids, items.offsets[:-1] - bounds[rows]
+    starts = items.offsets[:-1] - np.repeat(bounds[:-1], np.diff(first_items))
+    cu_seqlens = np.insert(starts, first_items[1:], np.diff(bounds))
+    runs, first_runs = encode_row_runs(items.loss_mask, bounds)
+    columns = {
+        "cu_seqlens": (pa.array(cu_seqlens), first_items + np.arange(num_rows + 1)),
+        "loss_runs": (pa.array(runs), first_runs),
+        "sources": (pa.array(item_sources), first_items),
+        "shards": (_names_of(items, item_sources, plan.file_names), first_items),
+        "rows": (pa.array(items.rows), first_items),
+        "epochs": (pa.array(items.epochs), first_items),
+        "parts": (pa.array(items.parts), first_items),
+    }
+    return to_batch(ids, columns, packed_schema(footer.seq_length, footer.vocabulary))
 
 
-def _origins(
-    items: Items, item_sources: NDArray[np.uint16], span: slice, file_names: Sequence[Sequence[str]]
-) -> Origins:
-    files, sources = items.files[span].tolist(), item_sources[span].tolist()
-    shards = [file_names[source][file] for source, file in zip(sources, files, strict=True)]
-    return Origins(shards, items.rows[span], items.epochs[span], items.parts[span])
+def _names_of(
+    items: Items, item_sources: NDArray[np.uint16], file_names: Sequence[Sequence[str]]
+) -> pa.StringArray:
+    """Name of the file that each item came from."""
+    first_names = np.cumsum([0, *map(len, file_names)])
+    places = first_names[item_sources] + items.files
+    names = pa.array([name for names in file_names for name in names], pa.string())
+    return pa.DictionaryArray.from_arrays(pa.array(places), names).dictionary_decode()
 
 
 def row_amounts(
     lengths: NDArray[np.int64], item_sources: NDArray[np.uint16], rows: NDArray[np.int32], num_sources: int
 ) -> NDArray[np.int64]:
     """(num_rows, num_sources) ids of each source in each row."""
-    amounts = np.zeros((int(rows[-1]) + 1, num_sources), np.int64)
+    amounts = np.zeros((int(rows.max()) + 1, num_sources), np.int64)
     np.add.at(amounts, (rows, item_sources), lengths)
     return amounts
 

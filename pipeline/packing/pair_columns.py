@@ -11,24 +11,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.packing.draws import first_uniforms
 from pipeline.packing.render import BOS, EOS, IMAGE, TEXT, RenderedBatch, lay_out
 from pipeline.packing.template_settings import PairSettings
-from pipeline.packing.templates import Refusal, has_words
+from pipeline.packing.templates import Refusal
 from schemas.document import CODEBOOK_SIZE, CODES_PER_IMAGE
 from schemas.token_shard import KIND_IMAGE, SCHEMA, errors_named
 from schemas.vocabulary import VocabularyLayout
 from tokenizer.text_tokenizer import TextTokenizer
+
+WORDS_PATTERN = r"[0-9A-Za-z]|[^\x00-\x7F]"
+"""``templates.has_words`` as a regular expression."""
 
 
 @dataclass(frozen=True)
 class PairColumns:
     """The pairs of a chunk."""
 
-    captions: list[str]
+    captions: NDArray[np.object_]
+    """(num_pairs,) str"""
+    have_words: NDArray[np.bool_]
+    """(num_pairs,) what ``templates.has_words`` says of the caption."""
     codes: NDArray[np.uint16]
     """(num_pairs, 32)"""
 
@@ -67,7 +74,11 @@ def read_pairs(path: Path, row_groups: tuple[int, ...]) -> PairColumns | None:
     is_image = kinds.values.to_numpy() == KIND_IMAGE
     if np.any(is_image.reshape(-1, 2).sum(axis=1) != 1) or (values.size and values.max() >= CODEBOOK_SIZE):
         return None
-    return PairColumns(texts.values.to_pylist(), values.reshape(-1, CODES_PER_IMAGE))
+    captions = texts.values
+    have_words = pc.match_substring_regex(captions, WORDS_PATTERN).to_numpy(zero_copy_only=False)
+    return PairColumns(
+        captions.to_numpy(zero_copy_only=False), have_words, values.reshape(-1, CODES_PER_IMAGE)
+    )
 
 
 def render_pairs(
@@ -80,10 +91,9 @@ def render_pairs(
     counts: Counter[str],
 ) -> tuple[RenderedBatch, NDArray[np.int64]]:
     """Ids of the wanted pairs that have a caption, and which rows these are."""
-    has_caption = np.array([has_words(pairs.captions[row]) for row in wanted.tolist()], np.bool_)
-    if num_empty := int(np.count_nonzero(~has_caption)):
+    rows = wanted[pairs.have_words[wanted]]
+    if num_empty := len(wanted) - len(rows):
         counts[f"refused:{Refusal.NO_TEXT}"] += num_empty
-    rows = wanted[has_caption]
     is_image_first = first_uniforms(keys[rows]) < settings.reverse_ratio
     kinds = np.empty((len(rows), 4), np.int8)
     kinds[:, 0], kinds[:, 3] = BOS, EOS
@@ -93,7 +103,7 @@ def render_pairs(
     batch = lay_out(
         kinds.ravel(),
         learned.ravel(),
-        [pairs.captions[row] for row in rows.tolist()],
+        pairs.captions[rows].tolist(),
         pairs.codes[rows],
         np.full(len(rows), is_first_learned),
         tokenizer,

@@ -23,7 +23,7 @@ from pipeline.packing.render import Piece, RenderedBatch, render, split_points
 from pipeline.packing.rendered import Items, items_schema, write_items
 from pipeline.packing.templates import TEMPLATES, DocumentRefusedError
 from schemas.document import Document, ImageSegment
-from schemas.mixture import FilterConfig
+from schemas.mixture import FilterConfig, MixtureError
 from schemas.vocabulary import VocabularyLayout
 from tokenizer.text_tokenizer import TextTokenizer
 
@@ -251,11 +251,17 @@ def split_long(
 
 
 def vocabulary_layout(mixture: Mixture, tokenizer: TextTokenizer) -> VocabularyLayout:
-    """Where image ids begin: behind the tokenizer's ids, or behind those the mixture file names."""
+    """Where image ids begin: behind the tokenizer's ids, or behind those the mixture file names.
+
+    Raises:
+        MixtureError: if the mixture file names fewer than the tokenizer has.
+    """
     base = mixture.config.text_tokenizer.base_vocabulary
     if base is not None and base < tokenizer.base_size:
-        raise ValueError(
-            f"text_tokenizer.base_vocabulary {base} is smaller than the tokenizer's {tokenizer.base_size} ids"
+        raise MixtureError(
+            f"text_tokenizer.base_vocabulary {base} is smaller than the tokenizer's {tokenizer.base_size}"
+            " ids: image ids would fall on text ids. Give the rows of the language model's embedding"
+            " (vocab_size in its config.json), or leave the setting out"
         )
     return VocabularyLayout(base or tokenizer.base_size)
 

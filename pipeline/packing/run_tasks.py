@@ -6,6 +6,8 @@ moment is continued by starting it again, and the result does not depend on who 
 
 import logging
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -126,7 +128,16 @@ _worker: Worker | None = None
 
 def _start_worker(factory: WorkerFactory) -> None:
     global _worker
+    threading.Thread(target=_end_with_driver, daemon=True).start()
     _worker = factory()
+
+
+def _end_with_driver() -> None:
+    """A driver that is killed tells its workers nothing: they would wait for tasks for ever."""
+    driver = multiprocessing.parent_process()
+    assert driver is not None
+    driver.join()
+    os._exit(1)
 
 
 def _run_in_worker(task: Task) -> None:

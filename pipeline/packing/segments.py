@@ -104,7 +104,10 @@ def epochs_needed(config: MixtureConfig, estimates: Sequence[SourceEstimate]) ->
     if config.weight_unit == "documents":
         amounts = amounts * np.array([estimate.ids_per_document for estimate in estimates])
     needed = max_ids * amounts / max(amounts.sum(), 1e-9)
-    return [float(ids / max(estimate.num_ids, 1.0)) for ids, estimate in zip(needed, estimates, strict=True)]
+    return [
+        float(ids / estimate.num_ids) if estimate.num_ids else 1.0  # one pass tells whether it has anything
+        for ids, estimate in zip(needed, estimates, strict=True)
+    ]
 
 
 def first_segments(config: MixtureConfig, estimates: Sequence[SourceEstimate], source: int) -> list[Segment]:

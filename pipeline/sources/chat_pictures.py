@@ -5,9 +5,9 @@ from typing import Any
 
 from pipeline.inputs import natural_key
 from pipeline.sources.pairs import IMAGE_EXTENSIONS
-from pipeline.sources.records import RawImage, RefusedError
+from pipeline.sources.records import RawImage
 from pipeline.sources.tar_reader import TarSample
-from schemas.quarantine import QuarantineRecord, Reason, Unit
+from schemas.quarantine import QuarantineRecord, Reason, RefusedError, Unit
 
 FindImage = Callable[[str], RawImage]
 """The image that a chat names; raises RefusedError."""

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.sources.chat_pictures import ChatPictures
-from pipeline.sources.records import RawImage, RefusedError
+from pipeline.sources.records import RawImage
 from schemas.document import Role
-from schemas.quarantine import Reason
+from schemas.quarantine import Reason, RefusedError
 
 PLACEHOLDER = "<image>"
 _ROLES = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config_file import from_entries, parse_config
+from jobs.config_file import parse_config
 from jobs.evaluate import main
 from pipeline.training_pairs import PairDataConfig
 
@@ -60,8 +60,11 @@ def test_config_files_are_strict_and_overridable(tmp_path: Path) -> None:
     assert config.input == ("a.tar", "b.tar")
     assert config.preprocess.color == "clean"
     assert config.held_out_fraction == 0.25
-    with pytest.raises(ValueError, match=r"unknown entries \['colour'\] in preprocess"):
-        from_entries(PairDataConfig, {"preprocess": {"colour": "clean"}})
+    path.write_text("preprocess: {colour: clean}\n")
+    with pytest.raises(
+        ValueError, match=r"data.yaml: preprocess.colour: unknown setting; did you mean 'color'"
+    ):
+        parse_config(PairDataConfig, ["--config", str(path)])
     path.write_text("held_out_fraction: 2\n")
     with pytest.raises(ValueError, match=r"data\.yaml.*held_out_fraction"):
         parse_config(PairDataConfig, ["--config", str(path)])

@@ -213,7 +213,7 @@ class TestRefusals:
     def test_an_unknown_key_in_the_config_file(self, tmp_path: Path) -> None:
         (tmp_path / "run.yaml").write_text("inputs: [a.tar]\n")
         line = refused("--config", str(tmp_path / "run.yaml"), "--output", "x")
-        assert "unknown keys inputs" in line
+        assert "inputs: unknown setting; did you mean 'input'?" in line
 
 
 def test_a_disk_that_is_really_full(shards: Path, tmp_path: Path) -> None:

@@ -18,11 +18,14 @@ import pytest
 
 from pipeline.packing.build import Build, BuildError
 from pipeline.packing.draws import DocumentDraws, row_keys, stable_hash
+from pipeline.packing.html_report import write_html_report
+from pipeline.packing.input_identity import HASHED_WHOLE_BYTES, content_identity
 from pipeline.packing.mixture_file import Mixture, load_mixture, template_settings
 from pipeline.packing.render import render
 from pipeline.packing.rendered import ItemsFile
 from pipeline.packing.run_tasks import Executor, TaskFailedError
 from pipeline.packing.templates import TEMPLATES
+from schemas.document import Document, ImageSegment
 from schemas.fingerprint import Fingerprint
 from schemas.mixture import MixtureError
 from schemas.packed_check import check_packed_shard
@@ -340,6 +343,10 @@ class TestChoices:
         first, second = Build(mixture, tmp_path / "out").run()["sources"]
         assert (first["documents_packed"], first["documents_refused"]) == (50, {})
         assert (second["documents_packed"], second["documents_refused"]) == (40, {"duplicate": 30})
+        page = write_html_report(tmp_path / "out").read_text()
+        assert "20 documents of b equal an earlier one of a" in page
+        assert "10 documents of b equal an earlier one of b" in page
+        assert "0 documents of a equal an earlier one of a" in page
 
     def test_a_refused_copy_does_not_take_the_kept_one_along(self, tmp_path: Path) -> None:
         documents = make_pairs(20)
@@ -402,6 +409,45 @@ def test_what_a_killed_cleanup_left_is_removed(built: tuple[Mixture, Path, dict[
     (output / ".build" / "counts.json").write_text("{}")
     assert Build(mixture, output).run() == report
     assert not (output / ".build").exists()
+
+
+def test_what_killed_workers_left_is_removed(tmp_path: Path) -> None:
+    write_corpus(tmp_path, num_pairs=30, num_pages=2)
+    mixture = write_mixture(tmp_path, "m", output="", sources=PAIRS_ONCE % "1")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".tmp-packed-00000.parquet-0123abcd").write_bytes(b"half")
+    Build(mixture, tmp_path / "out").run()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"packed-00000.parquet", "report.json"}
+
+
+def test_a_changed_input_is_named(tmp_path: Path) -> None:
+    """The same names and sizes, another content: a build that was begun, or finished, says which file."""
+    write_corpus(tmp_path, num_pairs=30, num_pages=2)
+    Build(write_mixture(tmp_path, "m", output="{ids: 2000}"), tmp_path / "out").run()
+    Build(write_mixture(tmp_path, "m", output="{ids: 2000}"), tmp_path / "begun")._claim_folder()
+    prose = (tmp_path / "prose.jsonl").read_text()
+    (tmp_path / "prose.jsonl").write_text(prose.replace("the", "thy", 1))
+    message = r"inputs\.prose\.prose\.jsonl: [\d,]+ bytes, \w+ there, [\d,]+ bytes, \w+ now"
+    for folder in ("out", "begun"):
+        with pytest.raises(BuildError, match=message):
+            Build(write_mixture(tmp_path, "m", output="{ids: 2000}"), tmp_path / folder).run()
+    (tmp_path / "prose.jsonl").write_text(prose)
+    os.utime(tmp_path / "prose.jsonl", (0, 0))
+    Build(write_mixture(tmp_path, "m", output="{ids: 2000}"), tmp_path / "out").run()
+
+
+def test_a_large_shard_of_equal_size_with_other_codes_is_another_input(tmp_path: Path) -> None:
+    """One code of one image differs: compressed to the same size, but the page's checksum tells."""
+    documents = make_pairs(40_000)
+    path = write_token_shard(tmp_path / "0.parquet", documents)
+    before, size = content_identity(path), path.stat().st_size
+    assert size > HASHED_WHOLE_BYTES
+    picture, text = documents[20_000].segments
+    codes = picture.codes.copy()
+    codes[0] ^= 1
+    documents[20_000] = Document("pair-020000", (ImageSegment(codes), text), documents[20_000].metadata)
+    write_token_shard(path, documents)
+    assert content_identity(path) != before
 
 
 def test_buckets_keep_their_size_when_the_first_documents_mislead(tmp_path: Path) -> None:

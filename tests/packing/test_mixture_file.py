@@ -5,9 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.packing.draws import DocumentDraws
 from pipeline.packing.metadata_filter import parse_expression
 from pipeline.packing.mixture_file import load_mixture
+from pipeline.packing.templates import TEMPLATES
+from schemas.document import Document, Role, TextSegment
 from schemas.mixture import MixtureError
+from schemas.settings import parse_settings
 from tests.packing.corpus import ROOT, mixture_text, write_corpus
 
 ONE = "\n  - {name: pairs, paths: [pairs], weight: 1, template: %s}"
@@ -137,6 +141,37 @@ def test_a_key_that_stands_twice(corpus: Path) -> None:
 )
 def test_filter_expressions(expression: str, fields: dict, expected: bool) -> None:
     assert bool(parse_expression(expression, "where")(fields)) == expected
+
+
+def test_both_instruction_mixtures_differ_in_chat_format_and_tokenizer_alone() -> None:
+    """The 14B model reads LLaMA 2's chat format in every source, and trains on what its mixture builds."""
+    small, large = (
+        yaml.safe_load((ROOT / "recipes" / f"mixture_instruct{size}.yaml").read_text())
+        for size in ("", "_14b")
+    )
+    assert large.pop("text_tokenizer") != small.pop("text_tokenizer")
+    for source in small["sources"]:
+        template = source["template"]
+        source["template"] = {"name": template} if isinstance(template, str) else template
+        source["template"]["style"] = "llama2"
+    assert large == small
+    training = yaml.safe_load((ROOT / "recipes" / "instruct_14b.yaml").read_text())
+    recipe = (ROOT / "recipes" / "mixture_instruct_14b.yaml").read_text()
+    assert f"--output {training['data']['packed']} " in recipe
+
+
+def test_the_14b_mixture_writes_inst(tmp_path: Path) -> None:
+    """The recipe's own settings on a chat: [INST] round the question, the answer alone learned."""
+    recipe = yaml.safe_load((ROOT / "recipes" / "mixture_instruct_14b.yaml").read_text())
+    source = next(source for source in recipe["sources"] if source["name"] == "questions")
+    settings = {key: value for key, value in source["template"].items() if key != "name"}
+    template, kind = TEMPLATES[source["template"]["name"]]
+    chat = Document("a", (TextSegment("What is it?", Role.USER), TextSegment("a dog", Role.ASSISTANT)))
+    pieces = template(chat, parse_settings(kind, settings), DocumentDraws(0))
+    question = "[INST] What is it? Please provide an accurate answer consisting of only one word or phrase."
+    assert [(piece.content, piece.is_learned) for piece in pieces] == [
+        (f"{question} [/INST]\n", False), ("a dog", True)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

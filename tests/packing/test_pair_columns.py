@@ -4,13 +4,17 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.packing.draws import DocumentDraws, first_uniforms, row_keys
-from pipeline.packing.pair_columns import is_plain, read_pairs, render_pairs
+from pipeline.packing.pair_columns import WORDS_PATTERN, is_plain, read_pairs, render_pairs
 from pipeline.packing.render import render
 from pipeline.packing.template_settings import InterleavedSettings, PairSettings
-from pipeline.packing.templates import pair
+from pipeline.packing.templates import has_words, pair
 from schemas.document import Document, TextSegment
 from tests.packing.corpus import make_pairs, write_token_shard
 from tests.packing.golden_inputs import SAMPLE_TOKENIZER
@@ -39,6 +43,11 @@ def test_equal_to_the_template(reverse_ratio: float, learn: str, tmp_path: Path)
     expected = render(pieces, TOKENIZER, TOKENIZER.layout)
     for ours, theirs in zip(batch, expected, strict=True):
         assert np.array_equal(ours, theirs)
+
+
+@given(text=st.text())
+def test_words_are_found_as_the_template_finds_them(text: str) -> None:
+    assert pc.match_substring_regex(pa.scalar(text), WORDS_PATTERN).as_py() == has_words(text)
 
 
 def test_first_uniforms_are_those_of_each_document() -> None:

@@ -9,11 +9,11 @@ from schemas.packed_shard import (
     Origins,
     PackedSequence,
     PackedShardFooter,
-    PackedShardWriter,
     SourceCounts,
     TextTokenizerIdentity,
     encode_runs,
 )
+from schemas.packed_writer import PackedShardWriter
 from schemas.vocabulary import VocabularyLayout
 
 SEQ_LENGTH = 96

@@ -1,5 +1,6 @@
 """A packed shard gives back what was written, its check finds every breach, other readers read it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from schemas.packed_shard import (
     Origins,
     PackedSequence,
     PackedShardError,
-    PackedShardWriter,
     decode_runs,
     encode_runs,
+    packed_schema,
     read_packed_footer,
 )
+from schemas.packed_writer import PackedShardWriter, find_problem, find_unsound_row, row_batch
 from schemas.vocabulary import VocabularyLayout
 from tests.schemas.packed_rows import (
     LAYOUT,
@@ -95,6 +97,20 @@ def test_the_footer_has_to_tell_what_was_written(tmp_path: Path) -> None:
             writer.close(make_footer(sequences))
 
 
+BREACHES = {
+    "none": lambda row: row,
+    "starts late": lambda row: replace(row, cu_seqlens=np.append(np.int32(1), row.cu_seqlens[1:])),
+    "does not increase": lambda row: replace(row, cu_seqlens=np.append(row.cu_seqlens, row.cu_seqlens[-1])),
+    "too long": lambda row: replace(row, cu_seqlens=np.append(row.cu_seqlens[:-1], np.int32(SEQ_LENGTH + 1))),
+    "runs too short": lambda row: replace(row, loss_runs=row.loss_runs[:-1]),
+    "negative run": lambda row: replace(row, loss_runs=np.append(row.loss_runs, [-3, 3]).astype(np.int32)),
+    "learned start": lambda row: replace(row, loss_runs=np.array([0, row.num_ids], np.int32)),
+    "a source too many": lambda row: replace(row, sources=np.append(row.sources, np.uint16(0))),
+    "a part too few": lambda row: replace(row, origins=replace(row.origins, parts=row.origins.parts[1:])),
+}
+"""What can be wrong with a row."""
+
+
 class TestBreaches:
     """The writer refuses malformed rows; the check finds files that something else damaged."""
 
@@ -123,6 +139,18 @@ class TestBreaches:
             pytest.raises(ValueError, match=message),
         ):
             writer.write(PackedSequence(**fields | changes))
+
+    @given(seed=st.integers(0, 2**32), bad=st.integers(0, 4), kind=st.sampled_from(list(BREACHES)))
+    @settings(deadline=None, max_examples=60)
+    def test_batches_are_checked_as_rows_are(self, seed: int, bad: int, kind: str) -> None:
+        """Of several rows the one that breaks the contract is found, and only then."""
+        schema, rows = packed_schema(SEQ_LENGTH, LAYOUT), make_sequences(5, seed)
+        rows[bad] = BREACHES[kind](rows[bad])
+        table = pa.Table.from_batches([row_batch(row, schema) for row in rows]).combine_chunks()
+        (batch,) = table.to_batches()
+        expected = [index for index, row in enumerate(rows) if find_problem(row, SEQ_LENGTH)]
+        assert find_unsound_row(batch, SEQ_LENGTH) == (expected[0] if expected else None)
+        assert bool(expected) == (kind != "none")
 
     def rewrite(self, path: Path, column: str, change: Any) -> None:
         """Apply ``change`` to the first cell of a column, everything else as it was."""

@@ -40,8 +40,22 @@ def test_exporting_again_from_the_export_changes_nothing(tmp_path: Path) -> None
     assert first.get_vocab() == second.get_vocab()
 
 
+def test_a_model_with_more_rows_than_its_tokenizer_has_ids(tmp_path: Path) -> None:
+    """``base_vocabulary`` of the mixture: codes begin behind the model's rows, and decode from there."""
+    layout = VocabularyLayout(TextTokenizer(SAMPLE).base_size + 100)
+    grown_tokenizer(SAMPLE, layout).save_pretrained(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert len(theirs) == layout.size
+    assert theirs.convert_tokens_to_ids(["<img_00000>", "<img>"]) == [
+        layout.image_code_offset, layout.img_start_id
+    ]  # fmt: skip
+    assert (
+        theirs("a dog", add_special_tokens=False).input_ids == TextTokenizer(SAMPLE).encode("a dog").tolist()
+    )
+
+
 def test_another_tokenizer_or_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the model was trained with 32000"):
-        grown_tokenizer(SAMPLE, VocabularyLayout(32_000))
+    with pytest.raises(ValueError, match="the model was trained with 300"):
+        grown_tokenizer(SAMPLE, VocabularyLayout(300))
     with pytest.raises(FileNotFoundError, match="nowhere: no tokenizer for transformers"):
-        grown_tokenizer(tmp_path / "nowhere", VocabularyLayout(32_000))
+        grown_tokenizer(tmp_path / "nowhere", VocabularyLayout(300))

@@ -5,14 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from schemas.packed_folder import PackedFolder
+from schemas.packed_order import stored_index
 from tests.schemas.packed_rows import SEQ_LENGTH
 from tests.trainer.runs import packed_folder
 from trainer.loss import IGNORED_LABEL
 from trainer.packed_data import BatchShape, PackedLoader, collate, describe_rows, read_step
 
 CPU = torch.device("cpu")
+GLOBAL_BATCH = 24  # divided by 1, 2, 3, 4 and 8 ranks; an epoch of the folder
 
 
 @pytest.fixture(scope="module")
@@ -47,20 +51,43 @@ def test_labels_are_the_next_learned_id_of_the_same_document(folder: PackedFolde
     assert batch.num_attended == sum(length * (length + 1) // 2 for length in lengths)
 
 
-@pytest.mark.parametrize("num_ranks", [2, 3, 4, 6])
-def test_global_batch_is_the_same_for_any_ranks_and_micro_batches(
-    folder: PackedFolder, num_ranks: int
+def global_batches(
+    folder: PackedFolder, num_ranks: int, num_workers: int, micro: int, start: int, num_steps: int
+) -> list[torch.Tensor]:
+    """Ids of whole steps, the shares of all ranks joined, as the loaders of a run give them."""
+    shapes = [BatchShape(GLOBAL_BATCH, micro, rank, num_ranks) for rank in range(num_ranks)]
+    loaders = [PackedLoader(folder, 7, shape, start, CPU, num_workers) for shape in shapes]
+    batches = []
+    for number, steps in enumerate(zip(*loaders, strict=False), start=1):
+        batches.append(torch.cat([batch.ids_BT for step in steps for batch in step.micro_batches]))
+        assert {step.consumed_sequences for step in steps} == {start + number * GLOBAL_BATCH}
+        if number == num_steps:
+            break
+    for loader in loaders:
+        loader.close()
+    return batches
+
+
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_the_global_batch_is_the_same_for_any_ranks_and_workers(
+    folder: PackedFolder, data: st.DataObject
 ) -> None:
-    """Three epochs, resumed at every step on the other number of ranks."""
-    alone = BatchShape(12, 12)
-    for consumed in range(0, 72, 12):
-        whole = read_step(folder, 7, alone, consumed)
-        parts = [
-            read_step(folder, 7, BatchShape(12, 1, rank, num_ranks), consumed) for rank in range(num_ranks)
-        ]
-        ids = torch.cat([batch.ids_BT for part in parts for batch in part.micro_batches])
-        assert torch.equal(ids, whole.micro_batches[0].ids_BT)
-        assert {part.consumed_sequences for part in parts} == {consumed + 12}
+    """Three epochs, stopped anywhere and resumed on another number of ranks and workers."""
+    expected = [
+        torch.stack([torch.from_numpy(folder[index].ids.astype(np.int64)) for index in indices])
+        for indices in np.reshape([stored_index(place, 24, 7) for place in range(72)], (3, 24))
+    ]
+    stop = data.draw(st.integers(0, 3), "steps before the stop")
+    batches = []
+    for start, num_steps in ((0, stop), (stop, 3 - stop)):
+        num_ranks = data.draw(st.sampled_from([1, 2, 3, 4, 8]), "ranks")
+        num_workers = data.draw(st.integers(1, 4), "workers")
+        micro = data.draw(st.sampled_from([1, GLOBAL_BATCH // num_ranks]), "micro batch")
+        if num_steps:
+            first = start * GLOBAL_BATCH
+            batches += global_batches(folder, num_ranks, num_workers, micro, first, num_steps)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(batches, expected, strict=True))
 
 
 def test_every_row_comes_once_an_epoch(folder: PackedFolder) -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import transformers
 
 from schemas.packed_folder import PackedFolder
-from schemas.packed_stream import stored_index
+from schemas.packed_order import stored_index
 from schemas.vocabulary import VocabularyLayout
 from tests.schemas.packed_rows import make_sequences, write_packed
 from tests.trainer.runs import LAYOUT, SHAPE, losses_of, metrics_of, packed_folder, run_alone, run_config

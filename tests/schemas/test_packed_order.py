@@ -1,4 +1,4 @@
-"""The order of reading is a pure function of one integer: any ranks, any restart, the same global batches."""
+"""The order of reading is a pure function of one integer; rows are found in any shard, on any file system."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.packed_folder import OPEN_SHARDS, PackedFolder
+from schemas.packed_order import permute, stored_index
 from schemas.packed_shard import FOOTER_KEY, PackedShardError
-from schemas.packed_stream import PackedStream, permute, stored_index
 from tests.schemas.packed_rows import assert_same, make_sequences, write_packed
 
 NUM_SEQUENCES = 211  # prime: no batch size divides it
@@ -62,49 +62,6 @@ def test_folder_reads_over_shard_bounds(folder: PackedFolder) -> None:
         folder[NUM_SEQUENCES]
     with pytest.raises(IndexError):
         folder[-1]
-
-
-def collect(folder: PackedFolder, world_size: int, consumed: int, num_steps: int) -> list[bytes]:
-    """Ids of the global batches, rank after rank."""
-    streams = [
-        PackedStream(folder, seed=5, global_batch=24, rank=rank, world_size=world_size, consumed=consumed)
-        for rank in range(world_size)
-    ]
-    batches = []
-    for _ in range(num_steps):
-        batches.append(b"".join(row.ids.tobytes() for stream in streams for row in next(stream)))
-    for stream in streams:
-        assert stream.consumed == consumed + num_steps * 24
-        stream.close()
-    return batches
-
-
-def test_the_global_batch_is_the_same_for_any_number_of_ranks(folder: PackedFolder) -> None:
-    reference = collect(folder, 1, 0, 20)  # two epochs and a bit
-    for world_size in (2, 3, 4, 8):
-        assert collect(folder, world_size, 0, 20) == reference
-
-
-def test_resuming_with_another_number_of_ranks_continues_the_same_data(folder: PackedFolder) -> None:
-    reference = collect(folder, 1, 0, 20)
-    for world_size, stop in ((8, 3), (3, 11), (2, 17)):
-        before = collect(folder, 4, 0, stop)
-        assert before + collect(folder, world_size, stop * 24, 20 - stop) == reference
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"global_batch": 10, "world_size": 4}, "multiple of 4 ranks"),
-        ({"global_batch": 8, "world_size": 4, "rank": 4}, "outside 0..3"),
-        ({"global_batch": 8, "consumed": 9}, "multiple of global_batch"),
-    ],
-)
-def test_numbers_that_do_not_divide_are_refused(
-    folder: PackedFolder, arguments: dict[str, int], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        PackedStream(folder, seed=0, **arguments)
 
 
 class TestFolder:
