@@ -21,7 +21,7 @@ from tests.tokenizer.training_golden import (
     stage1_config,
     stage1_model,
 )
-from tokenizer.contrastive_stage import ContrastiveConfig, contrast, contrastive_layout
+from tokenizer.contrastive_stage import ContrastiveConfig, contrast, contrastive_layout, scoring_queries
 
 LAYOUT = contrastive_layout(stage1_config())
 
@@ -109,6 +109,18 @@ def test_maximum_over_queries_is_blip2s_way() -> None:
             best = max(float(image_BNE[i, q] @ text_BE[j]) for q in range(5)) / 0.5
             assert math.isclose(out.logits_i2t_BG[i, j].item(), best, rel_tol=1e-5)
             assert math.isclose(out.logits_t2i_BG[j, i].item(), best, rel_tol=1e-5)
+
+
+def test_drawn_queries_are_one_a_picture_and_later_ones_more_often() -> None:
+    """The k-th of N with probability proportional to k, give or take 1/N^2 of rounding."""
+    torch.manual_seed(0)
+    num_pictures, num_queries = 40_000, 4
+    image_BNE = torch.arange(num_queries).float().expand(num_pictures, -1)[..., None]
+    drawn_B1E = scoring_queries(image_BNE, "drawn")
+    assert drawn_B1E.shape == (num_pictures, 1, 1)
+    shares = torch.bincount(drawn_B1E.flatten().long(), minlength=num_queries) / num_pictures
+    expected = (2 * torch.arange(num_queries) + 1) / num_queries**2
+    torch.testing.assert_close(shares, expected, atol=0.01, rtol=0)
 
 
 def test_settings_change_what_they_name() -> None:
