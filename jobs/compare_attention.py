@@ -7,7 +7,7 @@ the codes of each, from the same pairs with the same seeds; then one table.
 For each kind of attention: stage 1, stage 2, codes of all pairs, a LLaMA trained on captions and codes in
 both orders, and on held-out pairs: retrieval, perplexities, and pictures drawn as codes from captions. An
 interrupted comparison goes on where it was when the same command is given again. Exit status as
-``train_tokenizer.py``.
+``pretrain.py``.
 """
 
 import dataclasses
@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.coded_pairs import pack_coded_pairs, write_coded_pairs
 from jobs.config_file import parse_config
+from jobs.pretrain import STOPPED
 from jobs.train_tokenizer import FAILED, FINISHED, USAGE, TrainTokenizerConfig
 from pipeline.training_pairs import PairBatches, TrainingPair, split_pairs
 from schemas.packed_folder import PackedFolder
@@ -88,6 +89,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (FloatingPointError, NonFiniteError) as error:
         logger.error("%s", error)
         return FAILED
+    except InterruptedError as error:
+        logger.warning("%s", error)
+        return STOPPED
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
@@ -153,13 +157,10 @@ class Variant:
         packed = self._pack("train", captions, codes_IN, {"reverse_ratio": 0.5}, self.config.epochs)
         config = self.config.language
         logger.info("variant=%s language steps=%d", self.folder.name, config.num_steps)
-        train(
-            dataclasses.replace(
-                config,
-                output=str(self.folder / "language"),
-                data=dataclasses.replace(config.data, packed=str(packed)),
-            )
-        )
+        data = dataclasses.replace(config.data, packed=str(packed))
+        run = dataclasses.replace(config, output=str(self.folder / "language"), data=data)
+        if not train(run).is_finished:
+            raise InterruptedError("stopped by SIGTERM; the same command goes on from here")
 
     def _judge_language(self, held_out: HeldOut, codes_IN: Tensor) -> dict[str, float]:
         """Retrieval by the tokenizer, perplexities by the language model, and pictures that it draws."""
