@@ -5,10 +5,8 @@
     feature loss = (CE(image -> text) + CE(text -> image)) / 2 over the captions and pictures of all ranks
 
 The paper scores a picture by its *last* query: under causal attention that one has read all others. Reviewers
-asked for BLIP-2's maximum over all queries; it is ``query: max``. The paper starts from BLIP-2, whose queries
-all speak for the picture already; from random weights the first 31 learn it through the last alone, slowly.
-``query: drawn`` scores each picture by a random query, later ones more often, which trains them all.
-Bilateral attention is ``causal: false`` of the model.
+asked for BLIP-2's maximum over all queries; it is ``query: max``. Bilateral attention is ``causal: false`` of
+the model.
 
 What other ranks contribute carries no gradient, as in the published code; each rank's own side does. Averaged
 over ranks (as DDP does) the gradient equals that of one process with the whole batch, where the gathered copy
@@ -34,7 +32,7 @@ from tokenizer.seed import SeedModel
 from tokenizer.text_branch import TextBranch, TextLayer, text_layout
 from tokenizer.vit import VisionTransformer
 
-QueryChoice = Literal["last", "max", "drawn"]
+QueryChoice = Literal["last", "max"]
 ENCODER_PARTS = ("vit.", "ln_vision.", "qformer.")
 """Parameters of a ``SeedModel`` that stage 1 owns (by the start of their names)."""
 
@@ -48,8 +46,7 @@ class ContrastiveConfig:
     embed_dim: int = 256
     """Width of the joint space."""
     query: QueryChoice = "last"
-    """Which query scores a picture: the last (the paper), the best of all (BLIP-2), or one drawn for each
-    picture and step, the k-th with probability proportional to 2k - 1."""
+    """Which query scores a picture: the last (the paper) or the best of all (BLIP-2)."""
     label_smoothing: float = 0.1
     temperature: float = 0.07
     """Initial; logits are cosines divided by it."""
@@ -158,7 +155,7 @@ def contrast(image_BNE: Tensor, text_BE: Tensor, temp: Tensor, stage: Contrastiv
     """InfoNCE of normalised features, both ways, against the pairs of all ranks."""
     rank = dist.get_rank() if dist.is_initialized() else 0
     targets_B = torch.arange(len(text_BE), device=text_BE.device) + rank * len(text_BE)
-    picture_BNE = scoring_queries(image_BNE, stage.query)
+    picture_BNE = image_BNE[:, -1:] if stage.query == "last" else image_BNE
     with torch.autocast(text_BE.device.type, enabled=False):
         i2t_BG = best_similarity(picture_BNE, gather(text_BE)) / temp
         t2i_BG = best_similarity(gather(picture_BNE), text_BE).T / temp
@@ -167,18 +164,6 @@ def contrast(image_BNE: Tensor, text_BE: Tensor, temp: Tensor, stage: Contrastiv
             for logits in (i2t_BG, t2i_BG)
         ]
     return Contrast((losses[0] + losses[1]) / 2, image_BNE, text_BE, i2t_BG, t2i_BG, targets_B)
-
-
-def scoring_queries(image_BNE: Tensor, choice: QueryChoice) -> Tensor:
-    """(B, N, E) -> the features that score each picture, (B, 1, E) or with ``max`` all of them."""
-    if choice == "max":
-        return image_BNE
-    num_pictures, num_queries, _ = image_BNE.shape
-    if choice == "last":
-        return image_BNE[:, -1:]
-    drawn_B = (torch.rand(num_pictures, device=image_BNE.device).sqrt() * num_queries).long()
-    rows_B = torch.arange(num_pictures, device=image_BNE.device)
-    return image_BNE[rows_B, drawn_B.clamp(max=num_queries - 1)][:, None]
 
 
 def best_similarity(picture_PNE: Tensor, text_TE: Tensor) -> Tensor:

@@ -26,7 +26,6 @@ from tokenizer.contrastive_stage import (
     best_similarity,
     contrast,
     contrastive_layout,
-    scoring_queries,
 )
 
 LAYOUT = contrastive_layout(stage1_config())
@@ -130,18 +129,6 @@ def test_best_similarity_and_its_gradients_are_those_of_the_whole_product(wanted
     expected = torch.autograd.grad((whole * weights).sum(), leaves)
     for gradient, other in zip(torch.autograd.grad((ours * weights).sum(), leaves), expected, strict=True):
         torch.testing.assert_close(gradient, other)
-
-
-def test_drawn_queries_are_one_a_picture_and_later_ones_more_often() -> None:
-    """The k-th of N with probability proportional to k, give or take 1/N^2 of rounding."""
-    torch.manual_seed(0)
-    num_pictures, num_queries = 40_000, 4
-    image_BNE = torch.arange(num_queries).float().expand(num_pictures, -1)[..., None]
-    drawn_B1E = scoring_queries(image_BNE, "drawn")
-    assert drawn_B1E.shape == (num_pictures, 1, 1)
-    shares = torch.bincount(drawn_B1E.flatten().long(), minlength=num_queries) / num_pictures
-    expected = (2 * torch.arange(num_queries) + 1) / num_queries**2
-    torch.testing.assert_close(shares, expected, atol=0.01, rtol=0)
 
 
 def test_settings_change_what_they_name() -> None:
