@@ -95,7 +95,7 @@ def test_all_stages_end_in_a_tokenizer_that_encodes_and_draws(
 def test_resumed_stages_equal_uninterrupted_ones(
     care: dict[str, int], pairs: list[TrainingPair], tmp_path: Path
 ) -> None:
-    """To the last bit, with dropout, k-means, re-seeding; stopped between checkpoints."""
+    """To the last bit, with dropout, k-means and re-seeding."""
     batches, held_out = PairBatches(pairs, RUN.batch_size, seed=0), held_out_of(pairs[:4])
     long = dataclasses.replace(
         RUN, steps=5, evaluate_every=0, warmup_steps=0, min_lr=RUN.lr
