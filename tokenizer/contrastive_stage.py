@@ -12,11 +12,12 @@ What other ranks contribute carries no gradient, as in the published code; each 
 over ranks (as DDP does) the gradient equals that of one process with the whole batch, where the gathered copy
 of its own features is cut off from the graph as well.
 
-Dimensions: B pairs of this rank, G pairs of all ranks, N queries, T text tokens, E joint width.
+Dimensions: B pairs of this rank, G pairs of all ranks, N queries, T text tokens, E joint width; in
+similarities P pictures, T texts.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -156,13 +157,54 @@ def contrast(image_BNE: Tensor, text_BE: Tensor, temp: Tensor, stage: Contrastiv
     targets_B = torch.arange(len(text_BE), device=text_BE.device) + rank * len(text_BE)
     picture_BNE = image_BNE[:, -1:] if stage.query == "last" else image_BNE
     with torch.autocast(text_BE.device.type, enabled=False):
-        i2t_BG = torch.einsum("bne,ge->bng", picture_BNE, gather(text_BE)).amax(dim=1) / temp
-        t2i_BG = torch.einsum("be,gne->bgn", text_BE, gather(picture_BNE)).amax(dim=2) / temp
+        i2t_BG = best_similarity(picture_BNE, gather(text_BE)) / temp
+        t2i_BG = best_similarity(gather(picture_BNE), text_BE).T / temp
         losses = [
             F.cross_entropy(logits, targets_B, label_smoothing=stage.label_smoothing)
             for logits in (i2t_BG, t2i_BG)
         ]
     return Contrast((losses[0] + losses[1]) / 2, image_BNE, text_BE, i2t_BG, t2i_BG, targets_B)
+
+
+def best_similarity(picture_PNE: Tensor, text_TE: Tensor) -> Tensor:
+    """(P, N, E) and (T, E) fp32 -> (P, T), each picture's best query for each text; differentiable."""
+    if picture_PNE.shape[1] == 1:
+        return picture_PNE[:, 0] @ text_TE.T
+    best_PT: Tensor = BestSimilarity.apply(picture_PNE, text_TE)  # type: ignore[no-untyped-call]
+    return best_PT
+
+
+class BestSimilarity(torch.autograd.Function):
+    """The maximum over queries, one query at a time: (P, N, T) similarities never exist at once.
+
+    What is kept for the backward pass is the index of the best query. Of equal ones the first counts.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, picture_PNE: Tensor, text_TE: Tensor) -> Tensor:
+        """As ``best_similarity``."""
+        best_PT = picture_PNE[:, 0] @ text_TE.T
+        index_PT = torch.zeros_like(best_PT, dtype=torch.int16)
+        for query in range(1, picture_PNE.shape[1]):
+            similarity_PT = picture_PNE[:, query] @ text_TE.T
+            index_PT[similarity_PT > best_PT] = query
+            torch.maximum(best_PT, similarity_PT, out=best_PT)
+        ctx.save_for_backward(picture_PNE, text_TE, index_PT)
+        return best_PT
+
+    @staticmethod
+    def backward(ctx: Any, grad_PT: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of pictures and texts, where they are wanted."""
+        picture_PNE, text_TE, index_PT = ctx.saved_tensors
+        grad_picture = torch.empty_like(picture_PNE) if ctx.needs_input_grad[0] else None
+        grad_text = torch.zeros_like(text_TE) if ctx.needs_input_grad[1] else None
+        for query in range(picture_PNE.shape[1]):
+            share_PT = grad_PT.where(index_PT == query, 0.0)
+            if grad_picture is not None:
+                grad_picture[:, query] = share_PT @ text_TE
+            if grad_text is not None:
+                grad_text.addmm_(share_PT.T, picture_PNE[:, query])
+        return grad_picture, grad_text
 
 
 @torch.no_grad()

@@ -3,7 +3,8 @@ published names.
 
 ``blip2_pretrained.pth`` has the names of a stage-1 checkpoint (with or without the ViT, and with heads that
 stage 1 does not train); ``eva_vit_g.pth`` has the ViT's names without the prefix ``visual_encoder.`` and one
-block more than is used. Neither file could be tried here: names follow the published loading code.
+block more than is used. Neither file could be tried here: names follow the published loading code. A finished
+tokenizer gives its image side; what stage 2 trained of it is left out.
 """
 
 import logging
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from tokenizer.config import SeedTokenizerConfig
 from tokenizer.contrastive_stage import ContrastiveModel, contrastive_layout
-from tokenizer.official_names import fuse
+from tokenizer.official_names import Layout, fuse, official_layout
 from tokenizer.weights_file import read_tensors
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def load_initial_weights(model: ContrastiveModel, files: Iterable[Path]) -> list
     for path in files:
         official |= published_tensors(path, model.config)
     layout = contrastive_layout(model.config)
-    known = {part for parts in layout.values() for part in parts if part is not None} | {"temp"}
+    known = _names(layout) | {"temp"}
     unknown = sorted(official.keys() - known)
     if unknown:
         raise ValueError(
@@ -73,13 +74,20 @@ def published_tensors(path: Path, config: SeedTokenizerConfig) -> dict[str, Tens
     tensors: Mapping[str, Tensor] = read_tensors(path)
     if EVA_MARK in tensors:
         tensors = {f"{VIT_PREFIX}{name}": tensor for name, tensor in tensors.items()}
-    unused_block = re.compile(rf"{re.escape(VIT_PREFIX)}blocks\.(\d+)\.")
+    block_pattern = re.compile(rf"{re.escape(VIT_PREFIX)}blocks\.(\d+)\.")
+    of_stage_2 = _names(official_layout(config)) - _names(contrastive_layout(config))
 
     def is_used(name: str) -> bool:
-        block = unused_block.match(name)
-        return not UNUSED.fullmatch(name) and (block is None or int(block[1]) < config.vit_depth)
+        if UNUSED.fullmatch(name) or name in of_stage_2:
+            return False
+        block = block_pattern.match(name)
+        return block is None or int(block[1]) < config.vit_depth
 
     return {name: tensor for name, tensor in tensors.items() if is_used(name)}
+
+
+def _names(layout: Layout) -> set[str]:
+    return {part for parts in layout.values() for part in parts if part is not None}
 
 
 @torch.no_grad()

@@ -21,7 +21,12 @@ from tests.tokenizer.training_golden import (
     stage1_config,
     stage1_model,
 )
-from tokenizer.contrastive_stage import ContrastiveConfig, contrast, contrastive_layout
+from tokenizer.contrastive_stage import (
+    ContrastiveConfig,
+    best_similarity,
+    contrast,
+    contrastive_layout,
+)
 
 LAYOUT = contrastive_layout(stage1_config())
 
@@ -109,6 +114,21 @@ def test_maximum_over_queries_is_blip2s_way() -> None:
             best = max(float(image_BNE[i, q] @ text_BE[j]) for q in range(5)) / 0.5
             assert math.isclose(out.logits_i2t_BG[i, j].item(), best, rel_tol=1e-5)
             assert math.isclose(out.logits_t2i_BG[j, i].item(), best, rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("wanted", ["picture", "text", "both"])
+def test_best_similarity_and_its_gradients_are_those_of_the_whole_product(wanted: str) -> None:
+    rng = torch.Generator().manual_seed(0)
+    pictures = torch.randn(7, 5, 6, generator=rng, dtype=torch.float64, requires_grad=wanted != "text")
+    texts = torch.randn(4, 6, generator=rng, dtype=torch.float64, requires_grad=wanted != "picture")
+    weights = torch.randn(7, 4, generator=rng, dtype=torch.float64)
+    leaves = [tensor for tensor in (pictures, texts) if tensor.requires_grad]
+    whole = torch.einsum("pne,te->pnt", pictures, texts).amax(dim=1)
+    ours = best_similarity(pictures, texts)
+    torch.testing.assert_close(ours, whole)
+    expected = torch.autograd.grad((whole * weights).sum(), leaves)
+    for gradient, other in zip(torch.autograd.grad((ours * weights).sum(), leaves), expected, strict=True):
+        torch.testing.assert_close(gradient, other)
 
 
 def test_settings_change_what_they_name() -> None:

@@ -8,9 +8,11 @@ import torch
 from safetensors.torch import save_file
 
 from tests.tokenizer.training_golden import STAGE1, stage1_batch, stage1_config
+from tokenizer.checkpoint import save_model
 from tokenizer.contrastive_stage import ContrastiveConfig, ContrastiveModel
 from tokenizer.from_scratch import init_from_scratch
 from tokenizer.initial_weights import load_initial_weights
+from tokenizer.seed import SeedModel
 from tokenizer.weights_file import read_tensors
 
 
@@ -57,6 +59,19 @@ def test_queries_start_from_berts_feed_forward_layers(pieces: tuple[Path, Path],
     assert "qformer.layers.0.mlp.fc1.weight" in missing
     for shared, text in zip(model.qformer.layers, model.text_branch.layers, strict=True):
         assert torch.equal(shared.mlp.fc1.weight, text.mlp.fc1.weight)
+
+
+def test_a_finished_tokenizer_gives_its_image_side(tmp_path: Path) -> None:
+    finished = SeedModel(stage1_config())
+    init_from_scratch(finished, torch.Generator().manual_seed(5))
+    save_model(finished, tmp_path)
+    model = fresh()
+    missing = load_initial_weights(model, [tmp_path / "model.safetensors"])
+    assert all(name.startswith(("text_", "vision_proj")) for name in missing)
+    for part in ("vit", "ln_vision", "qformer"):
+        for name, value in finished.get_submodule(part).state_dict().items():
+            if "folded" not in name:
+                assert torch.equal(model.state_dict()[f"{part}.{name}"], value), name
 
 
 def test_a_frozen_vit_must_be_given_and_sizes_must_fit(pieces: tuple[Path, Path], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.inputs import expand_inputs
@@ -24,7 +25,7 @@ from tokenizer.from_scratch import init_from_scratch
 from tokenizer.preprocess import PreprocessConfig
 from tokenizer.seed import SeedModel
 from trainer.codebook_run import CodebookCareConfig
-from trainer.contrastive_run import HeldOut, load_contrastive
+from trainer.contrastive_run import HeldOut, held_out_of, load_contrastive
 from trainer.stage_loop import StageRunConfig
 from trainer.train_tokenizer import StagesConfig, run_stage
 
@@ -88,6 +89,38 @@ def test_all_stages_end_in_a_tokenizer_that_encodes_and_draws(
     assert load_detokenizer(str(tmp_path / "codebook")).draw(codes).shape == (6, 64, 64, 3)
     lines = [json.loads(line) for line in (tmp_path / "codebook" / "metrics.jsonl").read_text().splitlines()]
     assert {"codes_used", "perplexity", "codes_dead"} <= set().union(*lines)
+
+
+@pytest.mark.parametrize("care", [{}, {"cached_views": 1}], ids=["views of their own", "cached views"])
+def test_resumed_stages_equal_uninterrupted_ones(
+    care: dict[str, int], pairs: list[TrainingPair], tmp_path: Path
+) -> None:
+    """To the last bit, with dropout, k-means and re-seeding."""
+    batches, held_out = PairBatches(pairs, RUN.batch_size, seed=0), held_out_of(pairs[:4])
+    long = dataclasses.replace(
+        RUN, steps=5, evaluate_every=0, warmup_steps=0, min_lr=RUN.lr
+    )  # a rate for all
+    contrastive = ContrastiveConfig(embed_dim=8, train_vit=True, query="max")
+    care_config = CodebookCareConfig(kmeans_vectors=200, reseed_every=2, **care)
+    codebook = CodebookConfig(dropout=0.1, encoder_dropout=not care)
+
+    def run(output: Path, steps: tuple[int, ...]) -> None:
+        for stage in ("qformer", "codebook"):
+            for last in steps:
+                part = dataclasses.replace(long, steps=last)
+                run_stage(
+                    stages(output, stage=stage, contrastive=contrastive, contrastive_run=part,
+                           codebook=codebook, codebook_run=part, care=care_config),
+                    batches, held_out, [pair.caption for pair in pairs],
+                )  # fmt: skip
+
+    run(tmp_path / "whole", (5,))
+    run(tmp_path / "parts", (2, 5))
+    for file in ("qformer/stage1.safetensors", "codebook/model.safetensors"):
+        whole, parts = (load_file(tmp_path / name / file) for name in ("whole", "parts"))
+        assert whole.keys() == parts.keys()
+        for name, tensor in whole.items():
+            assert torch.equal(tensor, parts[name]), (file, name)
 
 
 def test_stage_2_needs_stage_1(pairs: list[TrainingPair], tmp_path: Path) -> None:

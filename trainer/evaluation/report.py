@@ -33,6 +33,27 @@ def markdown(tables: Tables, settings: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write_comparison(figures: Tables, settings: Mapping[str, Any], output: Path) -> None:
+    """Write ``OUTPUT.json`` and ``OUTPUT.md``: figures by variant, one table with a column for each.
+
+    Args:
+        figures: figures by name, by variant; all variants have the same.
+        settings: what was compared on what.
+        output: path without suffix.
+    """
+    content = {
+        "settings": dict(settings),
+        "results": {name: dict(column) for name, column in figures.items()},
+    }
+    text = json.dumps(content, indent=1, default=str) + "\n"
+    write_atomically(output.with_name(f"{output.name}.json"), text.encode())
+    columns = list(figures.values())
+    lines = ["# Comparison", "", *(f"- {name}: `{value}`" for name, value in settings.items()), ""]
+    lines += [f"| | {' | '.join(figures)} |", "|---|" + "---:|" * len(columns)]
+    lines += [f"| {row} | {' | '.join(_number(column[row]) for column in columns)} |" for row in columns[0]]
+    write_atomically(output.with_name(f"{output.name}.md"), ("\n".join(lines) + "\n").encode())
+
+
 def _number(value: float) -> str:
     return (
         f"{value:,}" if isinstance(value, int) else f"{value:,.2f}" if abs(value) >= 0.1 else f"{value:.4g}"

@@ -17,10 +17,8 @@ from tokenizer.contrastive_stage import ContrastiveModel
 from tokenizer.seed import SeedModel
 from trainer.contrastive_run import HeldOut, pair_features
 from trainer.evaluation.codes import encode_all
-from trainer.evaluation.retrieval import retrieval, retrieval_by_query
+from trainer.evaluation.retrieval import retrieval, retrieval_by_query, rise_by_query
 
-PAPER_R_MEAN_BY_TOKEN = {1: 65.8, 4: 70.2, 12: 77.8, 20: 80.5, 28: 82.0, 32: 82.5}
-"""The paper's discussion: COCO test set, causal embeddings of single query tokens."""
 BATCH = 64
 
 
@@ -49,4 +47,6 @@ def tokenizer_retrieval(
         "retrieval from codes (last query)": retrieval(from_codes_INE[:, -1], texts_IE),
         "R@mean by query, causal embeddings": {str(index): value for index, value in by_query.items()},
         "R@mean by query, from codes": {str(index): value for index, value in by_query_codes.items()},
+        "R@mean against query index, causal embeddings": rise_by_query(images_INE, texts_IE),
+        "R@mean against query index, from codes": rise_by_query(from_codes_INE, texts_IE),
     }

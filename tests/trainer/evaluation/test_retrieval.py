@@ -1,11 +1,19 @@
 """Retrieval figures against counting by hand, and their invariants."""
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.evaluation.retrieval import ranks_of_matches, recalls, retrieval, retrieval_by_query
+from trainer.evaluation.retrieval import (
+    rank_correlation,
+    ranks_of_matches,
+    recalls,
+    retrieval,
+    retrieval_by_query,
+    rise_by_query,
+)
 
 
 def random_features(num: int, seed: int, width: int = 6) -> torch.Tensor:
@@ -13,6 +21,7 @@ def random_features(num: int, seed: int, width: int = 6) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.randn(num, width, generator=rng), dim=-1)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30), st.integers(0, 1000))
 def test_ranks_equal_sorting(num: int, seed: int) -> None:
     similarity = random_features(num, seed) @ random_features(num, seed + 1).T
@@ -36,6 +45,7 @@ def test_ties_never_help() -> None:
     assert retrieval(same, same)["R@mean"] == 0
 
 
+@settings(deadline=None)
 @given(st.integers(2, 30), st.integers(0, 1000))
 def test_perfect_features_are_found_in_any_order(num: int, seed: int) -> None:
     features = random_features(num, seed, width=8)
@@ -53,6 +63,31 @@ def test_each_query_is_ranked_by_itself() -> None:
     by_query = retrieval_by_query(images, texts)
     assert by_query[2] == 100
     assert by_query[1] == retrieval(images[:, 0], texts)["R@mean"]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=3, max_size=12))
+def test_rank_correlation_is_pearsons_of_mean_ranks(values: list[int]) -> None:
+    ours = rank_correlation(torch.tensor([values]).double()).item()
+    if len(set(values)) == 1:
+        assert ours == 0
+    else:
+        places = {value: [i for i, v in enumerate(sorted(values)) if v == value] for value in values}
+        ranks = [sum(places[value]) / len(places[value]) for value in values]
+        assert ours == pytest.approx(np.corrcoef(ranks, range(len(values)))[0, 1])
+
+
+def test_a_rise_is_seen_and_its_absence_too() -> None:
+    texts, noise = random_features(60, 0, width=16), random_features(60, 1, width=16)
+    rising = torch.stack([(1 - share) * noise + share * texts for share in torch.linspace(0, 0.6, 8)], dim=1)
+    rise = rise_by_query(rising, texts, num_resamples=200)
+    assert rise["Spearman"] > 0.95
+    assert 0.8 < rise["95 % from"] <= rise["Spearman"] <= rise["95 % to"] <= 1
+    fall = rise_by_query(rising.flip(1), texts, num_resamples=200)
+    assert fall["Spearman"] == pytest.approx(-rise["Spearman"])
+    chance = torch.stack([random_features(60, seed, width=16) for seed in range(2, 10)], dim=1)
+    none = rise_by_query(chance, texts, num_resamples=200)
+    assert none["95 % from"] < 0 < none["95 % to"]
 
 
 def test_wrong_input_is_refused() -> None:
