@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OUT := out
 TOKENIZE := --tokenizer sample --color clean
 
-.PHONY: demo tokens train-demo test test-all setup setup-dev lint clean
+.PHONY: demo tokens train-demo emoji-tokens test test-all setup setup-dev lint clean
 
 demo: tokens train-demo
 
@@ -25,6 +25,11 @@ train-demo: setup
 	$(BIN)/seed-pack build recipes/mixture_demo.yaml --output $(OUT)/packed
 	$(BIN)/seed-pack show $(OUT)/packed --row 0 --root recipes
 	$(BIN)/python jobs/pretrain.py --config recipes/pretrain_tiny.yaml --data.packed $(OUT)/packed
+
+# After a change of the tokenizer in tokenizer/sample; EMOJI are WebDataset shards of all 3,545 emoji.
+EMOJI ?= ../shared/data/emoji/*.tar
+emoji-tokens: setup
+	$(BIN)/python samples/emoji/make.py --input '$(EMOJI)'
 
 test: setup-dev lint
 	$(BIN)/python -m pytest -m "not slow and not gpu"
