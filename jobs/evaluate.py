@@ -1,39 +1,67 @@
 #!/usr/bin/env python3
-"""Evaluate what was trained; results as JSON and as a Markdown table.
+"""Evaluate what was trained; results as JSON and as a Markdown table. ``COMMAND --help`` lists the settings.
 
-    python jobs/evaluate.py tokenizer --recipe recipes/tokenizer_small.yaml --tokenizer
-    out/tokenizer_small/codebook \
-        --stage1 out/tokenizer_small/qformer --draw --output out/evaluation/tokenizer
-    python jobs/evaluate.py language --model out/pretrain/model --packed out/packed_held_out --output
-    out/evaluation/language python jobs/evaluate.py captions --file captions.jsonl --output
-    out/evaluation/captions python jobs/evaluate.py answers --file answers.jsonl --output
-    out/evaluation/answers
+    python jobs/evaluate.py tokenizer --recipe recipes/tokenizer_small.yaml --draw \
+        --tokenizer out/small/codebook --stage1 out/small/qformer --output out/tokenizer
+    python jobs/evaluate.py language --model out/run/model --packed out/packed_held_out --output out/language
+    python jobs/evaluate.py captioning --model out/run/model --tokens tokens/coco --output out/captioning
+    python jobs/evaluate.py questions --model out/run/model --tokens tokens/vqa --output out/questions
+    python jobs/evaluate.py drawing --model out/run/model --tokens tokens/coco --output out/drawing
+    python jobs/evaluate.py captions --file captions.jsonl --output out/captions
+    python jobs/evaluate.py answers --file answers.jsonl --output out/answers
+
+``--tokens`` are token shards, as the tokenization jobs write them; the model reads and draws codes.
 """
 
+import itertools
 import json
 import logging
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+import torch
 import tyro
 import yaml
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.config_file import from_entries
-from pipeline.training_pairs import PairDataConfig, split_pairs
+from pipeline.inputs import expand_inputs
+from pipeline.packing.metadata_filter import parse_expression, read_metadata
+from pipeline.shard_task import TOKEN_SHARD_SUFFIX
+from pipeline.storage import open_folder
+from pipeline.token_dataset import TokenDataset
+from pipeline.training_pairs import PairDataConfig, read_pairs, split_pairs
+from schemas.atomic_write import write_atomically
+from schemas.document import Document
 from schemas.packed_folder import PackedFolder
+from schemas.token_shard import read_documents
 from tokenizer.augment import AugmentConfig
-from tokenizer.text_tokenizer import TextTokenizer
+from tokenizer.detokenizer import load_detokenizer
+from tokenizer.preprocess import PreprocessConfig
+from trainer.answering import AnsweringModel
 from trainer.contrastive_run import held_out_of
-from trainer.evaluation.language_model import image_structure, language_losses
+from trainer.evaluation.answers import PROMPT as VQA_PROMPT
+from trainer.evaluation.documents import (
+    PLAIN_CAPTION_PROMPT,
+    captioned_image,
+    fill_prompt,
+    image_question,
+)
+from trainer.evaluation.drawing import drawing_tables, picture_tables
+from trainer.evaluation.language_model import language_losses
+from trainer.evaluation.pictures import ClipSimilarity
 from trainer.evaluation.report import Tables, write_report
 from trainer.evaluation.text_scores import answer_tables, caption_tables
 from trainer.evaluation.tokenizer_tables import TokenizerEvaluation, tokenizer_tables
+from trainer.generate import SamplingConfig
 from trainer.load_model import load_model
-from trainer.prompt import encode_prompt
+from trainer.prompt import Content
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,25 +113,155 @@ class EvaluateLanguage:
     packed: Path
     output: Path
     num_rows: int = 256
-    text_tokenizer: str = ""
-    """With ``prompts``: the text tokenizer that the rows were packed with."""
-    prompts: Path | None = None
-    """Captions, one a line: images are drawn of them without constraint, and malformed ones counted."""
 
     def tables(self) -> Tables:
-        model, layout = load_model(self.model)
-        tables = {"language model": language_losses(model, PackedFolder(self.packed), self.num_rows)}
-        if self.prompts is not None:
-            tokenizer = TextTokenizer(self.text_tokenizer)
-            lines = self.prompts.read_text(encoding="utf-8").splitlines()
-            prompts = [encode_prompt([line], tokenizer, layout) for line in lines if line.strip()]
-            tables["images drawn without constraint, percent"] = image_structure(model, prompts, layout)
-        return tables
+        model, _ = load_model(self.model)
+        return {"language model": language_losses(model, PackedFolder(self.packed), self.num_rows)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnTokenShards:
+    """What evaluations of generated text and images have in common."""
+
+    model: Path
+    """Exported folder, or checkpoint."""
+    tokens: str
+    """Folder of token shards that the model was not trained on."""
+    output: Path
+    text_tokenizer: str = ""
+    """The one that the model's data were packed with; empty: it lies beside the model."""
+    where: str = ""
+    """Only documents whose metadata this holds for, as in a mixture: ``not skin_tone``."""
+    limit: int = 0
+    """Documents at most; 0 for all."""
+    batch_size: int = 16
+    device: str = "auto"
+    precision: str = "fp32"
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0, max_new_ids=48))
+
+    def load(self) -> AnsweringModel:
+        return AnsweringModel.load(self.model, self.text_tokenizer, self.device, self.precision)
+
+    def documents(self) -> Iterator[Document]:
+        """Documents of the shards in order of their names."""
+        dataset = TokenDataset.open(open_folder(self.tokens))
+        sources = (
+            dataset.folder.parquet_source(name + TOKEN_SHARD_SUFFIX) for name in sorted(dataset.done())
+        )
+        documents = itertools.chain.from_iterable(read_documents(**source) for source in sources)
+        if self.where:
+            holds = parse_expression(self.where, "--where")
+            documents = (document for document in documents if holds(read_metadata(document.metadata)))
+        return itertools.islice(documents, self.limit or None)
+
+    def answers(self, prompts: list[list[Content]]) -> list[str]:
+        if not prompts:
+            raise ValueError(f"{self.tokens}: no documents to evaluate")
+        return self.load().texts(prompts, self.sampling, self.batch_size)
+
+    def write_rows(self, rows: list[dict[str, Any]]) -> None:
+        """What was generated, beside the results, one JSON object a line."""
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_atomically(self.output.with_name(f"{self.output.name}.jsonl"), text.encode())
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateCaptioning(OnTokenShards):
+    """Captions of images of a pairs dataset: CIDEr-D and BLEU against their own."""
+
+    references_field: str = ""
+    """Field of the documents' metadata with further captions (kept by ``--pairs.metadata-fields``)."""
+    prompt: str = PLAIN_CAPTION_PROMPT
+    """What the model is asked; instruction-tuned models: see ``CHAT_CAPTION_PROMPT``."""
+
+    def tables(self) -> Tables:
+        images = [captioned_image(document, self.references_field) for document in self.documents()]
+        captions = self.answers([fill_prompt(self.prompt, [image.codes]) for image in images])
+        rows = [
+            {"key": image.key, "caption": caption, "references": list(image.references)}
+            for image, caption in zip(images, captions, strict=True)
+        ]
+        self.write_rows(rows)
+        return caption_tables(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateQuestions(OnTokenShards):
+    """Short answers to questions about images, asked with the paper's prompt: VQA accuracy."""
+
+    answers_field: str = ""
+    """Field of the documents' metadata with all annotators' answers (``--chats.metadata-fields``)."""
+    prompt: str = VQA_PROMPT
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0, max_new_ids=16))
+
+    def tables(self) -> Tables:
+        questions = [image_question(document, self.answers_field) for document in self.documents()]
+        prompts = [fill_prompt(self.prompt, asked.images, asked.question) for asked in questions]
+        rows = [
+            {"key": asked.key, "question": asked.question, "answer": first_line(answer)}
+            | {"annotators": list(asked.annotators)}
+            for asked, answer in zip(questions, self.answers(prompts), strict=True)
+        ]
+        self.write_rows(rows)
+        return answer_tables(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateDrawing(OnTokenShards):
+    """Images drawn of captions: codes against those of the captions' images, malformed images with and
+    without constraint; with ``pictures`` also CLIP similarity and FID."""
+
+    tokenizer: str = "sample"
+    """The image tokenizer that made the shards."""
+    pictures: tuple[str, ...] = ()
+    """Source shards of these documents; only documents with a picture there are then drawn."""
+    diffusion: str | None = None
+    """unCLIP pipeline that draws; without, the small pixel decoder."""
+    clip: str | None = None
+    """CLIP model for the similarities (the paper's measure)."""
+    inception: str = ""
+    """TorchScript file of the features for FID."""
+
+    def tables(self) -> Tables:
+        pairs = [captioned_image(document) for document in self.documents()]
+        real = self._pictures()
+        if real:
+            pairs = [pair for pair in pairs if pair.key in real]
+        detokenizer = load_detokenizer(self.tokenizer, self.diffusion)
+        tokenizer = detokenizer.tokenizer
+        sampling = replace(self.sampling, num_codes=tokenizer.config.n_embed)
+        drawn, tables = drawing_tables(
+            self.load(), pairs, tokenizer.generation_embedding, sampling, self.batch_size
+        )
+        rows = zip(pairs, drawn, strict=True)
+        self.write_rows(
+            [{"key": pair.key, "caption": pair.references[0], "codes": row.tolist()} for pair, row in rows]
+        )
+        if not real:
+            return tables
+        return {**tables} | picture_tables(
+            torch.from_numpy(detokenizer.draw(drawn)),
+            torch.from_numpy(np.stack([real[pair.key] for pair in pairs])),
+            [pair.references[0] for pair in pairs],
+            ClipSimilarity(self.clip) if self.clip else None,
+            self.inception,
+        )
+
+    def _pictures(self) -> dict[str, NDArray[np.uint8]]:
+        """Squashed originals by key, prepared as the token shards' manifest says."""
+        if not self.pictures:
+            return {}
+        made = TokenDataset.open(open_folder(self.tokens)).manifest.fingerprint.components["preprocessing"]
+        preprocess = PreprocessConfig(filter=made["filter"], color=made["color"])
+        return {pair.key: pair.image for pair in read_pairs(expand_inputs(self.pictures), preprocess)}
 
 
 Command = (
     Annotated[EvaluateTokenizer, tyro.conf.subcommand("tokenizer")]
     | Annotated[EvaluateLanguage, tyro.conf.subcommand("language")]
+    | Annotated[EvaluateCaptioning, tyro.conf.subcommand("captioning")]
+    | Annotated[EvaluateQuestions, tyro.conf.subcommand("questions")]
+    | Annotated[EvaluateDrawing, tyro.conf.subcommand("drawing")]
     | Annotated[EvaluateCaptions, tyro.conf.subcommand("captions")]
     | Annotated[EvaluateAnswers, tyro.conf.subcommand("answers")]
 )
@@ -120,6 +278,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     print(command.output.with_name(f"{command.output.name}.md").read_text(encoding="utf-8"))
     return 0
+
+
+def first_line(answer: str) -> str:
+    """An answer up to its first line break: models go on with a question of their own."""
+    return answer.strip().partition("\n")[0].strip()
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
