@@ -36,11 +36,11 @@ emoji-tokens: setup
 	$(BIN)/python samples/emoji/make.py --input '$(EMOJI)'
 
 # All figures of the emoji model in docs/seed.md, and its contact sheet.
-EMOJI_MODEL := --model $(OUT)/pretrain_emoji/model
+EMOJI_MODEL := --model $(OUT)/pretrain_tiny_emoji/model
 emoji-model: setup
 	$(BIN)/seed-pack build recipes/mixture_emoji.yaml --output $(OUT)/packed_emoji
-	$(BIN)/python jobs/pretrain.py --config recipes/pretrain_emoji.yaml --data.packed $(OUT)/packed_emoji \
-		--output $(OUT)/pretrain_emoji
+	$(BIN)/python jobs/pretrain.py --config recipes/pretrain_tiny_emoji.yaml --data.packed $(OUT)/packed_emoji \
+		--output $(OUT)/pretrain_tiny_emoji
 	for part in train held_out; do for what in drawing captioning; do \
 		$(BIN)/python jobs/evaluate.py $$what $(EMOJI_MODEL) --tokens samples/tokens_emoji/$$part --limit 183 \
 			--where 'not skin_tone' --output $(OUT)/evaluation/$$what-$$part || exit 1; done; done

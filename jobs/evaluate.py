@@ -17,7 +17,7 @@ import itertools
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.config_file import from_entries
 from pipeline.inputs import expand_inputs
+from pipeline.made_by import check_tokenizer, preprocess_of
 from pipeline.packing.metadata_filter import parse_expression, read_metadata
 from pipeline.shard_task import TOKEN_SHARD_SUFFIX
 from pipeline.storage import open_folder
@@ -43,7 +44,6 @@ from schemas.packed_folder import PackedFolder
 from schemas.token_shard import read_documents
 from tokenizer.augment import AugmentConfig
 from tokenizer.detokenizer import load_detokenizer
-from tokenizer.preprocess import PreprocessConfig
 from trainer.answering import AnsweringModel
 from trainer.contrastive_run import held_out_of
 from trainer.evaluation.answers import PROMPT as VQA_PROMPT
@@ -139,15 +139,17 @@ class OnTokenShards:
     precision: str = "fp32"
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0, max_new_ids=48))
 
+    @property
+    def dataset(self) -> TokenDataset:
+        return TokenDataset.open(open_folder(self.tokens))
+
     def load(self) -> AnsweringModel:
         return AnsweringModel.load(self.model, self.text_tokenizer, self.device, self.precision)
 
     def documents(self) -> Iterator[Document]:
         """Documents of the shards in order of their names."""
-        dataset = TokenDataset.open(open_folder(self.tokens))
-        sources = (
-            dataset.folder.parquet_source(name + TOKEN_SHARD_SUFFIX) for name in sorted(dataset.done())
-        )
+        folder, names = self.dataset.folder, sorted(self.dataset.done())
+        sources = (folder.parquet_source(name + TOKEN_SHARD_SUFFIX) for name in names)
         documents = itertools.chain.from_iterable(read_documents(**source) for source in sources)
         if self.where:
             holds = parse_expression(self.where, "--where")
@@ -224,11 +226,12 @@ class EvaluateDrawing(OnTokenShards):
 
     def tables(self) -> Tables:
         pairs = [captioned_image(document) for document in self.documents()]
-        real = self._pictures()
-        if real:
+        real = self._pictures({pair.key for pair in pairs})
+        if self.pictures:
             pairs = [pair for pair in pairs if pair.key in real]
         detokenizer = load_detokenizer(self.tokenizer, self.diffusion)
         tokenizer = detokenizer.tokenizer
+        check_tokenizer(self.dataset, tokenizer, self.tokenizer)
         sampling = replace(self.sampling, num_codes=tokenizer.config.n_embed)
         drawn, tables = drawing_tables(
             self.load(), pairs, tokenizer.generation_embedding, sampling, self.batch_size
@@ -247,13 +250,13 @@ class EvaluateDrawing(OnTokenShards):
             self.inception,
         )
 
-    def _pictures(self) -> dict[str, NDArray[np.uint8]]:
-        """Squashed originals by key, prepared as the token shards' manifest says."""
+    def _pictures(self, wanted: Container[str]) -> dict[str, NDArray[np.uint8]]:
+        """Squashed originals by key, prepared as those of the token shards were."""
         if not self.pictures:
             return {}
-        made = TokenDataset.open(open_folder(self.tokens)).manifest.fingerprint.components["preprocessing"]
-        preprocess = PreprocessConfig(filter=made["filter"], color=made["color"])
-        return {pair.key: pair.image for pair in read_pairs(expand_inputs(self.pictures), preprocess)}
+        preprocess = preprocess_of(self.dataset)
+        pairs = read_pairs(expand_inputs(self.pictures), preprocess, is_wanted=lambda key: key in wanted)
+        return {pair.key: pair.image for pair in pairs}
 
 
 Command = (

@@ -20,13 +20,14 @@ import numpy.typing as npt
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.made_by import check_tokenizer, preprocess_of
 from pipeline.shard_task import TOKEN_SHARD_SUFFIX
 from pipeline.token_dataset import TokenDataset
 from schemas.document import Codes, Document
 from schemas.token_shard import read_documents
 from tokenizer.checkpoint import load_tokenizer
 from tokenizer.detokenizer import read_codes
-from tokenizer.preprocess import PreprocessConfig, load_image
+from tokenizer.preprocess import load_image
 from tokenizer.seed import SeedTokenizer
 
 BATCH = 256
@@ -148,12 +149,7 @@ def print_nearest(
     if limit < 1:
         raise ValueError(f"--limit must be at least 1 with --nearest, got {limit}")
     loaded = load_tokenizer(tokenizer)
-    made_by = dataset.manifest.fingerprint.components["weights"]
-    if made_by != loaded.weights_sha256:
-        raise ValueError(
-            f"{dataset.folder.url}: its codes were made by the tokenizer with weights {made_by[:12]}..., "
-            f"{tokenizer} has {loaded.weights_sha256[:12]}...; give the one that made them (--tokenizer)"
-        )
+    check_tokenizer(dataset, loaded, tokenizer)
     codes, itself = _codes_of(query, dataset, shard, loaded)
     others = ((place, codes) for place, codes in images_of(dataset, shard) if place != itself)
     for neighbour in find_nearest(others, codes, embedder(loaded, space), limit):
@@ -175,9 +171,7 @@ def _codes_of(
             raise ValueError(f"{path}: holds codes of {len(rows)} images; --nearest takes one")
         return rows[0].astype(np.uint16), None
     if path.is_file():
-        made = dataset.manifest.fingerprint.components["preprocessing"]
-        preprocess = PreprocessConfig(filter=made["filter"], color=made["color"])
-        return tokenizer.encode(load_image(path, preprocess)[None])[0], None
+        return tokenizer.encode(load_image(path, preprocess_of(dataset))[None])[0], None
     for place, codes in images_of(dataset, shard):
         if place.key == query:
             return codes, place
