@@ -219,14 +219,9 @@ def write_gallery(
         if codes is not None:
             picture = Image.fromarray(detokenizer.draw(codes[None])[0])
             picture.save(folder / f"{number:03d}.png")
-        texts = (
-            " ".join(part for part in parts if isinstance(part, str)) for parts in (prompt.contents, answer)
-        )
-        asked, said = (text.strip() for text in texts)
-        source = (
-            Image.open(prompt.picture) if prompt.picture and Path(prompt.picture).suffix != ".npy" else None
-        )
-        cells.append(Cell(source, picture, asked, said, prompt.note))
+        has_source = prompt.picture and not prompt.picture.endswith(".npy")
+        source = Image.open(prompt.picture) if has_source else None
+        cells.append(Cell(source, picture, text_of(prompt.contents), text_of(answer), prompt.note))
     contact_sheet(cells).save(folder / "sheet.png", optimize=True)
     print(f"{folder}/sheet.png: {len(cells)} prompts, {sum(codes is not None for codes in drawn)} drawn")
 
