@@ -27,6 +27,7 @@ import torch
 import tyro
 import yaml
 from numpy.typing import NDArray
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -223,6 +224,8 @@ class EvaluateDrawing(OnTokenShards):
     """CLIP model for the similarities (the paper's measure)."""
     inception: str = ""
     """TorchScript file of the features for FID."""
+    folder: Path | None = None
+    """With ``pictures``: where drawn pictures and originals go as PNG, for other tools such as clean-fid."""
 
     def tables(self) -> Tables:
         pairs = [captioned_image(document) for document in self.documents()]
@@ -236,18 +239,29 @@ class EvaluateDrawing(OnTokenShards):
         drawn, tables = drawing_tables(
             self.load(), pairs, tokenizer.generation_embedding, sampling, self.batch_size
         )
-        rows = zip(pairs, drawn, strict=True)
         self.write_rows(
-            [{"key": pair.key, "caption": pair.references[0], "codes": row.tolist()} for pair, row in rows]
+            [
+                {"key": pair.key, "caption": pair.references[0], "codes": codes.tolist()}
+                for pair, codes in zip(pairs, drawn, strict=True)
+            ]
         )
         if not real:
             return tables
-        return {**tables} | picture_tables(
-            torch.from_numpy(detokenizer.draw(drawn)),
-            torch.from_numpy(np.stack([real[pair.key] for pair in pairs])),
-            [pair.references[0] for pair in pairs],
-            ClipSimilarity(self.clip) if self.clip else None,
-            self.inception,
+        pictures = {
+            "drawn": detokenizer.draw(drawn),
+            "original": np.stack([real[pair.key] for pair in pairs]),
+        }
+        if self.folder is not None:
+            for name, rows in pictures.items():
+                write_pictures(self.folder / name, [pair.key for pair in pairs], rows)
+        return dict(tables) | dict(
+            picture_tables(
+                torch.from_numpy(pictures["drawn"]),
+                torch.from_numpy(pictures["original"]),
+                [pair.references[0] for pair in pairs],
+                ClipSimilarity(self.clip) if self.clip else None,
+                self.inception,
+            )
         )
 
     def _pictures(self, wanted: Container[str]) -> dict[str, NDArray[np.uint8]]:
@@ -281,6 +295,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     print(command.output.with_name(f"{command.output.name}.md").read_text(encoding="utf-8"))
     return 0
+
+
+def write_pictures(folder: Path, keys: list[str], pictures: NDArray[np.uint8]) -> None:
+    """``NUMBER_KEY.png`` of each picture; a key's slashes become dashes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (key, picture) in enumerate(zip(keys, pictures, strict=True)):
+        Image.fromarray(picture).save(folder / f"{number:05d}_{key.replace('/', '-')}.png")
 
 
 def first_line(answer: str) -> str:

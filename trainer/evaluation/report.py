@@ -26,11 +26,15 @@ def write_report(tables: Tables, settings: Mapping[str, Any], output: Path) -> N
 
 def markdown(tables: Tables, settings: Mapping[str, Any]) -> str:
     """One section a table, rows in order; settings first."""
-    lines = ["# Evaluation", "", *(f"- {name}: `{value}`" for name, value in settings.items())]
+    lines = ["# Evaluation", "", *(f"- {name}: `{_one_line(value)}`" for name, value in settings.items())]
     for title, table in tables.items():
         lines += ["", f"## {title}", "", "| | |", "|---|---:|"]
         lines += [f"| {name} | {_number(value)} |" for name, value in table.items()]
     return "\n".join(lines) + "\n"
+
+
+def _one_line(value: object) -> str:
+    return str(value).replace("\n", "\\n")
 
 
 def _number(value: float) -> str:
