@@ -5,14 +5,15 @@ lmms-eval finds ``manifest`` by the entry point of this project (group ``lmms_ev
 
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from schemas.document import Codes
 from tokenizer.checkpoint import load_tokenizer
@@ -109,12 +110,25 @@ class SeedLlama(lmms):
         if isinstance(visual, Image.Image):
             buffer = io.BytesIO()
             (visual if visual.mode in PNG_MODES else visual.convert("RGB")).save(buffer, "PNG")
-            pixels = load_image(buffer.getvalue(), self._preprocess)
+            source: bytes | Path = buffer.getvalue()
         elif isinstance(visual, str):
-            pixels = load_image(Path(visual), self._preprocess)
+            source = Path(visual)
         else:
             raise ValueError(f"seed_llama reads pictures, the task gives {type(visual).__name__}")
+        with refusing_truncated_pictures():
+            pixels = load_image(source, self._preprocess)
         return self._images.encode(pixels[None])[0]
+
+
+@contextmanager
+def refusing_truncated_pictures() -> Iterator[None]:
+    """Without Pillow's switch for truncated pictures, which lmms-eval sets and our decoder refuses."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def sampling_of(kwargs: dict[str, Any]) -> SamplingConfig:
