@@ -1,13 +1,15 @@
 # Two commands do everything on a fresh machine with Python 3.11 or newer:
-#   make demo    sets up, tokenizes the bundled real pictures, clips and pages, packs them, trains a little
+#   make demo    sets up, tokenizes the bundled real pictures, clips and pages, packs them, trains a little,
+#                draws captions and captions pictures (out/gallery/sheet.png)
 #   make test    sets up, lints, type-checks, runs the tests
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT := out
 TOKENIZE := --tokenizer sample --color clean
+GREEDY := --sampling.temperature 0 --sampling.max-new-ids 48
 
-.PHONY: demo tokens train-demo test test-all setup setup-dev lint clean
+.PHONY: demo tokens train-demo emoji-tokens emoji-model test test-all setup setup-dev lint clean
 
 demo: tokens train-demo
 
@@ -24,7 +26,26 @@ tokens: setup
 train-demo: setup
 	$(BIN)/seed-pack build recipes/mixture_demo.yaml --output $(OUT)/packed
 	$(BIN)/seed-pack show $(OUT)/packed --row 0 --root recipes
-	$(BIN)/python jobs/pretrain.py --config recipes/pretrain_tiny.yaml --data.packed $(OUT)/packed
+	$(BIN)/python jobs/pretrain.py --config recipes/pretrain_tiny.yaml --data.packed $(OUT)/packed --output $(OUT)/pretrain_tiny
+	$(BIN)/python jobs/generate.py --model $(OUT)/pretrain_tiny/model --image-tokenizer sample --color clean \
+		--input samples/emoji/prompts.jsonl --output $(OUT)/answers.jsonl --gallery $(OUT)/gallery $(GREEDY)
+
+# After a change of the tokenizer in tokenizer/sample; EMOJI are WebDataset shards of all 3,545 emoji.
+EMOJI ?= ../shared/data/emoji/*.tar
+emoji-tokens: setup
+	$(BIN)/python samples/emoji/make.py --input '$(EMOJI)'
+
+# All figures of the emoji model in docs/seed.md, and its contact sheet.
+EMOJI_MODEL := --model $(OUT)/pretrain_tiny_emoji/model
+emoji-model: setup
+	$(BIN)/seed-pack build recipes/mixture_emoji.yaml --output $(OUT)/packed_emoji
+	$(BIN)/python jobs/pretrain.py --config recipes/pretrain_tiny_emoji.yaml --data.packed $(OUT)/packed_emoji \
+		--output $(OUT)/pretrain_tiny_emoji
+	for part in train held_out; do for what in drawing captioning; do \
+		$(BIN)/python jobs/evaluate.py $$what $(EMOJI_MODEL) --tokens samples/tokens_emoji/$$part --limit 183 \
+			--where 'not skin_tone' --output $(OUT)/evaluation/$$what-$$part || exit 1; done; done
+	$(BIN)/python jobs/generate.py $(EMOJI_MODEL) --image-tokenizer sample --color clean \
+		--input samples/emoji/prompts.jsonl --output $(OUT)/answers_emoji.jsonl --gallery $(OUT)/gallery_emoji $(GREEDY)
 
 test: setup-dev lint
 	$(BIN)/python -m pytest -m "not slow and not gpu"

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.config_file import from_entries
+from schemas.settings import parse_settings
 from tokenizer.codebook_stage import CodebookModel
 from tokenizer.contrastive_stage import ContrastiveConfig, ContrastiveModel, QueryChoice, contrast
 from tokenizer.from_scratch import init_from_scratch
@@ -112,7 +112,7 @@ def stage_step(kind: str, size: int, benchmark: Benchmark, device: torch.device)
     """One optimiser step of a stage, as ``StageLoop`` takes it."""
     entries = yaml.safe_load(benchmark.recipe.read_text(encoding="utf-8"))
     entries.pop("data")
-    config = replace(from_entries(StagesConfig, entries), stage=kind)
+    config = replace(parse_settings(StagesConfig, entries), stage=kind)
     run, side = config.run_of_stage, config.model.img_size
     if kind == "qformer":
         network: nn.Module = ContrastiveModel(config.model, replace(config.contrastive, vocab_size=30_523))

@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
-"""Evaluate what was trained; results as JSON and as a Markdown table.
+"""Evaluate what was trained; results as JSON and as a Markdown table. ``COMMAND --help`` lists the settings.
 
-    python jobs/evaluate.py tokenizer --recipe recipes/tokenizer_small.yaml --tokenizer
-    out/tokenizer_small/codebook \
-        --stage1 out/tokenizer_small/qformer --draw --output out/evaluation/tokenizer
-    python jobs/evaluate.py language --model out/pretrain/model --packed out/packed_held_out --output
-    out/evaluation/language python jobs/evaluate.py captions --file captions.jsonl --output
-    out/evaluation/captions python jobs/evaluate.py answers --file answers.jsonl --output
-    out/evaluation/answers
+    python jobs/evaluate.py tokenizer --recipe recipes/tokenizer_small.yaml --draw \
+        --tokenizer out/small/codebook --stage1 out/small/qformer --output out/tokenizer
+    python jobs/evaluate.py language --model out/run/model --packed out/packed_held_out --output out/language
+    python jobs/evaluate.py captioning --model out/run/model --tokens tokens/coco --output out/captioning
+    python jobs/evaluate.py questions --model out/run/model --tokens tokens/vqa --output out/questions
+    python jobs/evaluate.py drawing --model out/run/model --tokens tokens/coco --output out/drawing
+    python jobs/evaluate.py captions --file captions.jsonl --output out/captions
+    python jobs/evaluate.py answers --file answers.jsonl --output out/answers
+
+``--tokens`` are token shards, as the tokenization jobs write them; the model reads and draws codes.
 """
 
 import json
@@ -21,19 +24,18 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from jobs.evaluate_generation import EvaluateCaptioning, EvaluateDrawing, EvaluateQuestions
 from pipeline.strict_yaml import read_yaml
 from pipeline.training_pairs import PairDataConfig, split_pairs
 from schemas.packed_folder import PackedFolder
 from schemas.settings import parse_settings
 from tokenizer.augment import AugmentConfig
-from tokenizer.text_tokenizer import TextTokenizer
 from trainer.contrastive_run import held_out_of
-from trainer.evaluation.language_model import image_structure, language_losses
+from trainer.evaluation.language_model import language_losses
 from trainer.evaluation.report import Tables, write_report
 from trainer.evaluation.text_scores import answer_tables, caption_tables
 from trainer.evaluation.tokenizer_tables import TokenizerEvaluation, tokenizer_tables
-from trainer.load_model import load_marks, load_model
-from trainer.prompt import encode_prompt
+from trainer.load_model import load_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,27 +87,18 @@ class EvaluateLanguage:
     packed: Path
     output: Path
     num_rows: int = 256
-    text_tokenizer: str = ""
-    """With ``prompts``: the text tokenizer that the rows were packed with."""
-    prompts: Path | None = None
-    """Captions, one a line: images are drawn of them without constraint, and malformed ones counted."""
 
     def tables(self) -> Tables:
-        model, layout = load_model(self.model)
-        tables = {"language model": language_losses(model, PackedFolder(self.packed), self.num_rows)}
-        if self.prompts is not None:
-            tokenizer = TextTokenizer(self.text_tokenizer)
-            if (marks := load_marks(self.model)) is not None:
-                tokenizer.use_marks(marks.bos_id, marks.eos_id)
-            lines = self.prompts.read_text(encoding="utf-8").splitlines()
-            prompts = [encode_prompt([line], tokenizer, layout) for line in lines if line.strip()]
-            tables["images drawn without constraint, percent"] = image_structure(model, prompts, layout)
-        return tables
+        model, _ = load_model(self.model)
+        return {"language model": language_losses(model, PackedFolder(self.packed), self.num_rows)}
 
 
 Command = (
     Annotated[EvaluateTokenizer, tyro.conf.subcommand("tokenizer")]
     | Annotated[EvaluateLanguage, tyro.conf.subcommand("language")]
+    | Annotated[EvaluateCaptioning, tyro.conf.subcommand("captioning")]
+    | Annotated[EvaluateQuestions, tyro.conf.subcommand("questions")]
+    | Annotated[EvaluateDrawing, tyro.conf.subcommand("drawing")]
     | Annotated[EvaluateCaptions, tyro.conf.subcommand("captions")]
     | Annotated[EvaluateAnswers, tyro.conf.subcommand("answers")]
 )

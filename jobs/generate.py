@@ -8,30 +8,37 @@
     python jobs/generate.py ... --prompt "A red bicycle" --force-image
     python jobs/generate.py ... --input prompts.jsonl --output answers.jsonl
 
+    python jobs/generate.py ... --input samples/emoji/prompts.jsonl --gallery out/gallery
+
 ``<image>`` in the prompt stands for the next of ``--images``: a picture, which the tokenizer turns into
 codes, or a ``.npy`` of 32 codes. A line of ``--input`` is ``{"prompt": [...]}`` with strings, ``{"image":
-PATH}`` and ``{"codes": [32 integers]}``. Answers are JSON lines of the same form. Exit status: 0, or 2 for
+PATH}`` and ``{"codes": [32 integers]}``; it may say ``forces_image`` for itself, and give the contact sheet a
+``picture`` (a file) and a ``note``. Answers are JSON lines of the same form. Exit status: 0, or 2 for
 wrong input.
 """
 
+import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `ray job submit` imports from elsewhere
 
 from jobs.config_file import parse_config
 from schemas.document import Codes
-from tokenizer.text_tokenizer import TextTokenizer
-from trainer.generate import SamplingConfig, generate
-from trainer.load_model import load_marks, load_model
-from trainer.prompt import Content, decode_contents, encode_prompt
+from tokenizer.checkpoint import load_tokenizer
+from tokenizer.detokenizer import Detokenizer, load_detokenizer
+from tokenizer.preprocess import PreprocessConfig, load_image
+from trainer.answering import PRECISIONS, AnsweringModel
+from trainer.contact_sheet import Cell, contact_sheet
+from trainer.generate import SamplingConfig
+from trainer.prompt import Content
 
 PLACEHOLDER = "<image>"
 
@@ -43,7 +50,7 @@ class GenerateConfig:
     model: str = ""
     """Folder of an exported model, or of a checkpoint (``checkpoints/step-...``)."""
     text_tokenizer: str = ""
-    """Folder or file of the text tokenizer that the data were packed with."""
+    """Folder or file of the one that the data were packed with; empty: it lies beside the model."""
     prompt: str = ""
     images: tuple[str, ...] = ()
     """Pictures or ``.npy`` files of codes, for the ``<image>`` of the prompt."""
@@ -52,7 +59,13 @@ class GenerateConfig:
     output: str = "-"
     """File of JSON lines, ``-`` for the terminal."""
     image_tokenizer: str = "seed-2"
-    """Turns pictures into codes; loaded only when there are pictures."""
+    """Turns pictures into codes, and codes into pictures; loaded only when there are any."""
+    color: str = "reference"
+    """Colour rule for pictures, that of the tokenized data: reference, or clean (the sample tokenizer)."""
+    gallery: str = ""
+    """Folder for the drawn pictures as PNG and a contact sheet of prompts and answers; empty for none."""
+    diffusion: str = ""
+    """unCLIP pipeline that draws the gallery; empty: the small pixel decoder beside the image tokenizer."""
     batch_size: int = 16
     device: str = "auto"
     precision: str = "fp32"
@@ -64,41 +77,74 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.precision not in ("fp32", "bf16"):
+        if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be fp32 or bf16, got {self.precision!r}")
         if self.force_image:
             object.__setattr__(self, "sampling", replace(self.sampling, forces_image=True))
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question to the model."""
+
+    contents: list[Content]
+    forces_image: bool = False
+    picture: str = ""
+    """File of what is asked for or about, for the contact sheet."""
+    note: str = ""
+    """A word about the prompt, for the contact sheet."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the job; returns the exit status."""
     try:
         config = parse_config(GenerateConfig, arguments, __doc__ or "")
-        for name in ("model", "text_tokenizer"):
-            if not getattr(config, name):
-                raise ValueError(f"--{name} is missing")
-        write_answers(config, list(answer_all(config, read_prompts(config))))
+        if not config.model:
+            raise ValueError("--model is missing")
+        detokenizer = None
+        if config.gallery:
+            detokenizer = load_detokenizer(config.image_tokenizer, config.diffusion or None)
+            num_codes = detokenizer.tokenizer.config.n_embed
+            config = replace(config, sampling=replace(config.sampling, num_codes=num_codes))
+        prompts = read_prompts(config)
+        answers = answer_all(config, prompts)
+        write_answers(config, answers)
+        if detokenizer is not None:
+            write_gallery(Path(config.gallery), detokenizer, prompts, answers)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def read_prompts(config: GenerateConfig) -> list[list[Content]]:
+def read_prompts(config: GenerateConfig) -> list[Prompt]:
     """Prompts of the command line or of the input file."""
     if bool(config.prompt) == bool(config.input):
         raise ValueError("give either --prompt or --input")
-    reader = ImageReader(config.image_tokenizer)
+    reader = ImageReader(config.image_tokenizer, config.color)
+    forces_image = config.sampling.forces_image
     if config.prompt:
-        return [_fill(config.prompt, config.images, reader)]
+        contents = _fill(config.prompt, config.images, reader)
+        return [Prompt(contents, forces_image, next(iter(config.images), ""))]
     lines = Path(config.input).read_text(encoding="utf-8").splitlines()
     prompts = []
     for number, line in enumerate(lines, start=1):
         try:
-            prompts.append([_content(part, reader) for part in json.loads(line)["prompt"]])
-        except (KeyError, TypeError, ValueError) as error:
+            prompts.append(_prompt(json.loads(line), forces_image, reader))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{config.input} line {number}: {error}") from error
     return prompts
+
+
+def _prompt(fields: Mapping[str, Any], forces_image: bool, reader: "ImageReader") -> Prompt:
+    parts = fields["prompt"]
+    pictures = [part["image"] for part in parts if isinstance(part, Mapping) and "image" in part]
+    return Prompt(
+        [_content(part, reader) for part in parts],
+        bool(fields.get("forces_image", forces_image)),
+        str(fields.get("picture", next(iter(pictures), ""))),
+        str(fields.get("note", "")),
+    )
 
 
 def _fill(prompt: str, images: Iterable[str], reader: "ImageReader") -> list[Content]:
@@ -123,44 +169,30 @@ def _content(part: Any, reader: "ImageReader") -> Content:
 class ImageReader:
     """Codes of image files; the tokenizer is loaded when the first picture comes."""
 
-    def __init__(self, tokenizer: str) -> None:
+    def __init__(self, tokenizer: str, color: str) -> None:
         self._name = tokenizer
+        self._preprocess = PreprocessConfig(color=color)
         self._tokenizer: Any = None
 
     def codes(self, path: str) -> Codes:
         """Codes of a picture, or of a ``.npy`` that holds them."""
         if path.endswith(".npy"):
             return np.load(path, allow_pickle=False)
-        from tokenizer.checkpoint import load_tokenizer
-        from tokenizer.preprocess import PreprocessConfig, load_image
-
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._name, batch_size=1)
-        pixels = load_image(Path(path), PreprocessConfig())
+        pixels = load_image(Path(path), self._preprocess)
         return self._tokenizer.encode(pixels[None])[0]
 
 
-def answer_all(config: GenerateConfig, prompts: list[list[Content]]) -> Iterator[list[Content]]:
-    """Answers in the order of the prompts."""
-    tokenizer = TextTokenizer(config.text_tokenizer)
-    device = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
-    if config.device != "auto":
-        device = torch.device(config.device)
-    model, layout = load_model(Path(config.model))
-    if layout.base_size < tokenizer.base_size:  # more rows than ids: `text_tokenizer.base_vocabulary`
-        raise ValueError(
-            f"{config.text_tokenizer} has {tokenizer.base_size} ids, {config.model} was trained with "
-            f"{layout.base_size}; give the text tokenizer of its mixture"
-        )
-    if marks := load_marks(Path(config.model)):
-        tokenizer.use_marks(marks.bos_id, marks.eos_id)
-    model = model.to(device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
-    for start in range(0, len(prompts), config.batch_size):
-        ids = [
-            encode_prompt(prompt, tokenizer, layout) for prompt in prompts[start : start + config.batch_size]
-        ]
-        for answer in generate(model, ids, layout, tokenizer.eos_id, config.sampling, first_row=start):
-            yield decode_contents(answer, tokenizer, layout)
+def answer_all(config: GenerateConfig, prompts: list[Prompt]) -> list[list[Content]]:
+    """Answers in the order of the prompts, each drawn by its place among all of them."""
+    model = AnsweringModel.load(config.model, config.text_tokenizer, config.device, config.precision)
+    answers: list[list[Content]] = []
+    for forces_image, group in itertools.groupby(prompts, lambda prompt: prompt.forces_image):
+        sampling = replace(config.sampling, forces_image=forces_image)
+        contents = [prompt.contents for prompt in group]
+        answers += model.answers(contents, sampling, config.batch_size, first_row=len(answers))
+    return answers
 
 
 def write_answers(config: GenerateConfig, answers: list[list[Content]]) -> None:
@@ -173,6 +205,30 @@ def write_answers(config: GenerateConfig, answers: list[list[Content]]) -> None:
         sys.stdout.write("".join(lines))
     else:
         Path(config.output).write_text("".join(lines), encoding="utf-8")
+
+
+def write_gallery(
+    folder: Path, detokenizer: Detokenizer, prompts: list[Prompt], answers: list[list[Content]]
+) -> None:
+    """``NUMBER.png`` of the first image of each answer, and ``sheet.png`` of all prompts and answers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = [next((part for part in answer if not isinstance(part, str)), None) for answer in answers]
+    cells = []
+    for number, (prompt, answer, codes) in enumerate(zip(prompts, answers, drawn, strict=True)):
+        picture = None
+        if codes is not None:
+            picture = Image.fromarray(detokenizer.draw(codes[None])[0])
+            picture.save(folder / f"{number:03d}.png")
+        has_source = prompt.picture and not prompt.picture.endswith(".npy")
+        source = Image.open(prompt.picture) if has_source else None
+        cells.append(Cell(source, picture, text_of(prompt.contents), text_of(answer), prompt.note))
+    contact_sheet(cells).save(folder / "sheet.png", optimize=True)
+    print(f"{folder}/sheet.png: {len(cells)} prompts, {sum(codes is not None for codes in drawn)} drawn")
+
+
+def text_of(contents: list[Content]) -> str:
+    """The text parts in a row."""
+    return " ".join(part.strip() for part in contents if isinstance(part, str))
 
 
 if __name__ == "__main__":

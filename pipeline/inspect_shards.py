@@ -4,6 +4,7 @@
     seed-shards status DIR [--input ...]  what is done, missing and failed
     seed-shards validate DIR              check every file
     seed-shards show DIR [--limit N]      print documents
+    seed-shards show DIR --nearest QUERY  images with the most similar embeddings
     seed-shards report DIR                one HTML page: counts, quarantine, code usage, documents
     seed-shards clean DIR                 remove what killed runs left behind
 
@@ -71,7 +72,12 @@ def make_parser() -> argparse.ArgumentParser:
         if name == "show":
             command.add_argument("--shard", help="name of one token shard (default: the first)")
             command.add_argument("--start", type=_count, default=0, help="documents to pass over")
-            command.add_argument("--limit", type=_count, default=3, help="documents to print")
+            command.add_argument("--limit", type=_count, default=3, help="documents, or images, to print")
+            text = "a picture, a file of codes or a key: show the images with the most similar embeddings"
+            command.add_argument("--nearest", metavar="QUERY", help=text)
+            command.add_argument("--tokenizer", default="sample", help="with --nearest: what made the codes")
+            text = "with --nearest: compare what pictures are drawn from, or the causal embeddings"
+            command.add_argument("--space", choices=("generation", "causal"), default="generation", help=text)
         if name == "report":
             command.add_argument("--page", type=Path, default=Path("report.html"), help="file to write")
             command.add_argument("--documents", type=int, default=12, help="documents to show")
@@ -163,7 +169,15 @@ def print_faults(dataset: TokenDataset, options: argparse.Namespace, output: Tex
 
 
 def print_documents(dataset: TokenDataset, options: argparse.Namespace, output: TextIO) -> int:
-    """Print a few documents for a human."""
+    """Print a few documents for a human, or the images nearest to a query."""
+    if options.nearest is not None:
+        from pipeline.nearest import print_nearest  # torch, which the other commands do without
+
+        return print_nearest(
+            dataset, options.nearest,
+            tokenizer=options.tokenizer, space=options.space, shard=options.shard, limit=options.limit,
+            output=output,
+        )  # fmt: skip
     names = sorted(dataset.done())
     if not names:
         raise ValueError(f"{dataset.folder.url}: holds no token shard yet")

@@ -70,6 +70,11 @@ class SeedModel(nn.Module):
         """(B, img_size, img_size, 3) uint8 RGB -> (B, N) int64 codes."""
         return self.codebook.nearest(self.encode_features(images_B))
 
+    def causal_embeddings(self, codes_BN: Tensor) -> Tensor:
+        """(B, N) integer codes -> (B, N, W) fp32: the Q-Former's outputs, W wide, as codes hold them."""
+        out: Tensor = self.reconstruction_head(self.decode_task_layer(self.codebook.vectors(codes_BN)))
+        return out
+
     def generation_embedding(self, codes_BN: Tensor) -> Tensor:
         """(B, N) integer codes -> (B, F) fp32."""
         out: Tensor = self.generation_head(self.decode_task_layer(self.codebook.vectors(codes_BN)))
@@ -200,6 +205,19 @@ class SeedTokenizer:
         Raises:
             ValueError: another shape, or a code outside the codebook.
         """
+        return self.model.generation_embedding(self._checked(codes))
+
+    @torch.inference_mode()
+    def causal_embeddings(self, codes: npt.NDArray[np.integer] | Tensor) -> Tensor:
+        """The Q-Former's outputs as codes hold them: (B, N) integer codes -> (B, N, W) fp32 on ``device``.
+
+        Raises:
+            ValueError: another shape, or a code outside the codebook.
+        """
+        return self.model.causal_embeddings(self._checked(codes))
+
+    def _checked(self, codes: npt.NDArray[np.integer] | Tensor) -> Tensor:
+        """Codes as (B, N) int64 on ``device``."""
         codes_BN = torch.as_tensor(np.asarray(codes).astype(np.int64))
         if codes_BN.ndim != 2 or codes_BN.shape[1] != self.config.num_query_token:
             raise ValueError(
@@ -210,7 +228,7 @@ class SeedTokenizer:
                 f"codes span {int(codes_BN.min())}..{int(codes_BN.max())}, but the codebook has "
                 f"{self.config.n_embed} entries; are they of another tokenizer, or LLM token ids?"
             )
-        return self.model.generation_embedding(codes_BN.to(self.device))
+        return codes_BN.to(self.device)
 
     def _in_batches(self, run: Callable[[Tensor], Tensor], images: npt.NDArray[np.uint8] | Tensor) -> Tensor:
         """Results of ``run`` over full batches, padding cut off."""

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from schemas.vocabulary import IMAGE_SPAN_LENGTH, VocabularyLayout
+from schemas.vocabulary import CODEBOOK_SIZE, IMAGE_SPAN_LENGTH, VocabularyLayout
 from trainer.image_grammar import TEXT, ImageGrammar
 from trainer.llama import KeyValueCache, Llama
 
@@ -31,6 +31,8 @@ class SamplingConfig:
     forces_image: bool = False
     """Begin the answer with ``<img>``."""
     seed: int = 0
+    num_codes: int = CODEBOOK_SIZE
+    """Entries of the image tokenizer's codebook, where it is a small one: codes beyond are never drawn."""
 
     def __post_init__(self) -> None:
         if self.max_new_ids < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
@@ -38,6 +40,8 @@ class SamplingConfig:
                 "max_new_ids must be at least 1, temperature at least 0 and top_p in (0, 1], got "
                 f"{self.max_new_ids}, {self.temperature}, {self.top_p}"
             )
+        if not 1 <= self.num_codes <= CODEBOOK_SIZE:
+            raise ValueError(f"num_codes must be in 1..{CODEBOOK_SIZE}, got {self.num_codes}")
         if self.forces_image and self.max_new_ids < IMAGE_SPAN_LENGTH:
             raise ValueError(f"an image needs max_new_ids of {IMAGE_SPAN_LENGTH}, got {self.max_new_ids}")
 
@@ -100,7 +104,7 @@ class _Rows:
         weight = next(model.parameters())
         self._model, self._eos_id, self._config = model, eos_id, config
         self._device = weight.device
-        self._grammar = ImageGrammar(layout)
+        self._grammar = ImageGrammar(layout, config.num_codes)
         self._random = [np.random.default_rng((config.seed, first_row + row)) for row in range(len(prompts))]
         self._lengths = torch.tensor([len(prompt) for prompt in prompts], device=self._device)
         self._prompts = torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.int64)

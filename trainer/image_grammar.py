@@ -9,7 +9,7 @@ Dimensions: B rows, T ids read, V rows of the vocabulary.
 import torch
 from torch import Tensor
 
-from schemas.vocabulary import CODES_PER_IMAGE, IMAGE_SPAN_LENGTH, VocabularyLayout
+from schemas.vocabulary import CODEBOOK_SIZE, CODES_PER_IMAGE, IMAGE_SPAN_LENGTH, VocabularyLayout
 
 TEXT = -1
 """State of a row that has no image open."""
@@ -18,8 +18,10 @@ TEXT = -1
 class ImageGrammar:
     """Which ids may come next, given the ids so far."""
 
-    def __init__(self, layout: VocabularyLayout) -> None:
+    def __init__(self, layout: VocabularyLayout, num_codes: int = CODEBOOK_SIZE) -> None:
+        """``num_codes``: entries of the codebook in use; codes beyond are never allowed."""
         self.layout = layout
+        self._num_codes = num_codes
 
     def state_of(self, ids_BT: Tensor) -> Tensor:
         """State after rows of ids: (B,) int64.
@@ -58,7 +60,8 @@ class ImageGrammar:
         may_open = (ids_left_B >= IMAGE_SPAN_LENGTH)[:, None]
         state = state_B[:, None]
         in_text = (state == TEXT) & (is_text | (is_start & may_open))
-        return in_text | ((state > 0) & self._is_code(ids)) | ((state == 0) & is_end)
+        is_usable = self._is_code(ids) & (ids < self.layout.image_code_offset + self._num_codes)
+        return in_text | ((state > 0) & is_usable) | ((state == 0) & is_end)
 
     def _is_code(self, ids: Tensor) -> Tensor:
         return (ids >= self.layout.image_code_offset) & (ids < self.layout.img_start_id)

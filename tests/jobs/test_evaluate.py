@@ -2,13 +2,27 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs.config_file import parse_config
 from jobs.evaluate import main
+from jobs.tokenize_chats import main as tokenize_chats
 from pipeline.training_pairs import PairDataConfig
+from schemas.packed_shard import TextTokenizerIdentity
+from schemas.token_shard import read_documents
+from tests.schemas.packed_rows import make_sequences, write_packed
+from tests.trainer.runs import run_alone, run_config
+from tokenizer.checkpoint import load_tokenizer
+from tokenizer.text_tokenizer import TextTokenizer
+from trainer.answering import AnsweringModel
+from trainer.generate import SamplingConfig
+from trainer.run_config import ModelConfig
+
+SAMPLES = Path(__file__).parents[2] / "samples"
+HELD_OUT = SAMPLES / "tokens_emoji" / "held_out"
 
 CAPTION = {"caption": "A red fish swims.", "references": ["a red fish swims", "red fish"]}
 
@@ -32,7 +46,79 @@ def test_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_answers(tmp_path: Path) -> None:
     rows = [{"answer": "Two", "annotators": ["2"] * 9 + ["3"]}, {"answer": "no", "annotators": ["yes"] * 10}]
     main(["answers", "--file", str(write(tmp_path / "a.jsonl", rows)), "--output", str(tmp_path / "result")])
-    assert json.loads((tmp_path / "result.json").read_text())["results"]["answers"]["VQA accuracy %"] == 50
+    table = json.loads((tmp_path / "result.json").read_text())["results"]["answers"]
+    assert table == {"VQA accuracy %": 50, "exact match %": 50, "answers": 2}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export with its text tokenizer inside, after two steps on rows whose document marks are unusual."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    tokenizer = TextTokenizer(SAMPLES / "text_tokenizer")
+    identity = TextTokenizerIdentity("sample", tokenizer.sha256, bos_id=5, eos_id=6)
+    rows = make_sequences(8, 0, tokenizer.layout)
+    (folder / "packed").mkdir()
+    shard = folder / "packed" / "packed-00000.parquet"
+    write_packed(shard, rows, vocabulary=tokenizer.layout, tokenizer=identity)
+    config = run_config(folder / "packed", folder / "run", num_steps=2, exports_model=True)
+    tiny = ModelConfig(preset="tiny")
+    run_alone(replace(config, model=tiny, text_tokenizer=str(SAMPLES / "text_tokenizer")))
+    return folder / "run" / "model"
+
+
+def evaluate(what: str, model: Path, tokens: Path, output: Path, *more: str) -> dict[str, dict[str, float]]:
+    flags = ["--model", str(model), "--tokens", str(tokens), "--output", str(output), "--device", "cpu"]
+    assert main([what, *flags, *more]) == 0
+    return json.loads(output.with_name(f"{output.name}.json").read_text())["results"]
+
+
+def test_captioning_of_token_shards(model: Path, tmp_path: Path) -> None:
+    """The captions are those of the generate job for the same codes, with the marks of the export."""
+    flags = ["--where", "not skin_tone", "--limit", "3", "--sampling.max-new-ids", "12"]
+    table = evaluate("captioning", model, HELD_OUT, tmp_path / "captioning", *flags)["captions"]
+    rows = [json.loads(line) for line in (tmp_path / "captioning.jsonl").read_text().splitlines()]
+    assert table["captions"] == len(rows) == 3
+    shown = {document.key: document for document in read_documents(HELD_OUT / "held_out.parquet")}
+    answering = AnsweringModel.load(model, device="cpu")
+    assert (answering.tokenizer.bos_id, answering.tokenizer.eos_id) == (5, 6)
+    greedy = SamplingConfig(temperature=0.0, max_new_ids=12)
+    for row in rows:
+        assert row["references"] == shown[row["key"]].texts
+        assert answering.texts([[shown[row["key"]].images[0].codes]], greedy) == [row["caption"]]
+
+
+def test_questions_of_token_shards(model: Path, tmp_path: Path) -> None:
+    tokens = tmp_path / "chats"
+    arguments = [
+        "--input",
+        str(SAMPLES / "chats" / "00000.tar"),
+        "--output",
+        str(tokens),
+        "--num-actors",
+        "0",
+    ]
+    assert tokenize_chats([*arguments, "--tokenizer", "sample", "--decode-workers", "0"]) == 0
+    flags = ["--limit", "1", "--sampling.max-new-ids", "8"]
+    table = evaluate("questions", model, tokens, tmp_path / "questions", *flags)["answers"]
+    assert table["answers"] == 1
+    row = json.loads((tmp_path / "questions.jsonl").read_text())
+    assert row["question"] == "What is in this picture?"
+    assert row["annotators"] == ["A wedge of yellow cheese with round holes, drawn on a white background."]
+    assert "\n" not in row["answer"]
+
+
+def test_drawing_of_token_shards(model: Path, tmp_path: Path) -> None:
+    pictures = ["--pictures", str(SAMPLES / "emoji" / "held_out.tar"), "--limit", "12"]
+    pictures += ["--folder", str(tmp_path / "pictures")]
+    tables = evaluate("drawing", model, HELD_OUT, tmp_path / "drawing", *pictures)
+    (title,) = (name for name in tables if name.startswith("codes drawn"))
+    assert title == "codes drawn from 3 captions"  # of twelve, every fourth has its picture in samples/
+    assert tables["images drawn constrained, percent"]["sound"] == 100
+    rows = [json.loads(line) for line in (tmp_path / "drawing.jsonl").read_text().splitlines()]
+    num_codes = load_tokenizer("sample").config.n_embed
+    assert all(max(row["codes"]) < num_codes for row in rows)
+    for name in ("drawn", "original"):
+        assert len(list((tmp_path / "pictures" / name).glob("*.png"))) == 3
 
 
 @pytest.mark.parametrize(

@@ -199,3 +199,13 @@ def test_what_does_not_fit_is_refused() -> None:
         SamplingConfig(max_new_ids=33, forces_image=True)
     with pytest.raises(ValueError, match="at least one id"):
         generate(model, [np.ones(0, int)], LAYOUT, EOS, SamplingConfig())
+
+
+def test_codes_beyond_a_small_codebook_are_never_drawn() -> None:
+    config = SamplingConfig(max_new_ids=IMAGE_SPAN_LENGTH, forces_image=True, num_codes=3)
+    (answer,) = generate(tiny_model().eval(), [np.array([1, 5])], LAYOUT, EOS, config)
+    first = LAYOUT.image_code_offset
+    assert {value - first for value in answer[1:-1]} == {0, 1, 2}
+    assert (answer[0], answer[-1]) == (LAYOUT.img_start_id, LAYOUT.img_end_id)
+    with pytest.raises(ValueError, match=r"num_codes must be in 1\.\.8192"):
+        SamplingConfig(num_codes=0)

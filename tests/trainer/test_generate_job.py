@@ -14,7 +14,9 @@ from schemas.packed_shard import TextTokenizerIdentity
 from schemas.vocabulary import VocabularyLayout
 from tests.schemas.packed_rows import make_sequences, write_packed
 from tests.trainer.runs import run_alone, run_config
+from tokenizer.detokenizer import load_detokenizer
 from tokenizer.text_tokenizer import TextTokenizer
+from trainer.contact_sheet import contact_sheet
 from trainer.huggingface import DocumentMarks
 from trainer.load_model import load_marks
 from trainer.run_config import ModelConfig
@@ -129,3 +131,36 @@ def test_a_text_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "config.json").write_text(json.dumps(fields | {"intermediate_size": 8}))
     assert main(flags(tmp_path, "--prompt", "a")) == 2
     assert "names no seed_vocabulary" in capsys.readouterr().err
+
+
+def test_a_gallery_of_drawings_and_captions(model: Path, tmp_path: Path) -> None:
+    """Each line says for itself whether it wants a picture; what is drawn is what the pixel decoder draws."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)).save(tmp_path / "a.png")
+    source = str(tmp_path / "a.png")
+    prompts = [
+        {"prompt": ["A dog"], "forces_image": True, "picture": source, "note": "seen"},
+        {"prompt": [{"image": source}]},
+        {"prompt": ["A cat"], "forces_image": True},
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    files = ["--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")]
+    gallery = ["--gallery", str(tmp_path / "gallery"), "--color", "clean"]
+    assert main([*flags(model / "model", *files, *gallery), "--sampling.max-new-ids", "34"]) == 0
+    found = answers(tmp_path / "out.jsonl")
+    detokenizer = load_detokenizer("sample")
+    for number in (0, 2):
+        codes = np.array(found[number][0]["codes"])
+        assert codes.max() < detokenizer.tokenizer.config.n_embed
+        drawn = np.asarray(Image.open(tmp_path / "gallery" / f"{number:03d}.png"))
+        assert np.array_equal(drawn, detokenizer.draw(codes[None])[0])
+    with Image.open(tmp_path / "gallery" / "sheet.png") as sheet:
+        pixels = np.asarray(sheet)
+    side, gap = 96, 10
+    shown = np.asarray(Image.open(tmp_path / "gallery" / "000.png").resize((side, side)))
+    drawn_cell = pixels[gap : gap + side, 2 * gap + side : 2 * gap + 2 * side]
+    assert np.abs(drawn_cell.astype(int) - shown.astype(int)).max() <= 1
+
+
+def test_a_contact_sheet_needs_prompts() -> None:
+    with pytest.raises(ValueError, match="at least one prompt"):
+        contact_sheet([])

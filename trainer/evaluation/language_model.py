@@ -12,10 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from schemas.packed_folder import PackedFolder
-from schemas.vocabulary import CODES_PER_IMAGE, VocabularyLayout
+from schemas.vocabulary import CODES_PER_IMAGE, IMAGE_SPAN_LENGTH, VocabularyLayout
+from trainer.generate import SamplingConfig, generate
 from trainer.llama import KeyValueCache, Llama
 from trainer.metrics import LossTable
 from trainer.packed_data import collate
+
+BATCH = 32
+NO_ID = -1
 
 
 @torch.inference_mode()
@@ -48,25 +52,36 @@ def language_losses(
 
 @torch.inference_mode()
 def image_structure(
-    model: Llama, prompts: Sequence[NDArray[np.integer]], layout: VocabularyLayout
+    model: Llama,
+    prompts: Sequence[NDArray[np.integer]],
+    layout: VocabularyLayout,
+    *,
+    is_constrained: bool = False,
 ) -> dict[str, float]:
-    """How often images are malformed when nothing constrains the drawing.
+    """How often images are malformed, when nothing constrains the drawing or under ``generate``'s grammar.
 
     Each prompt is continued by ``<img>`` and then by the most probable ids. An image is sound when 32 codes
-    follow and then ``</img>``. Under ``generate``'s constraint every image is; the paper's discussion counts
+    follow and then ``</img>``. Under the constraint every image should be; the paper's discussion counts
     failures without.
 
     Args:
         model: whole, in evaluation mode, on one device.
         prompts: ids of each, BOS first, without ``<img>``.
         layout: of the vocabulary.
+        is_constrained: by the grammar.
 
     Returns:
         percent of ``sound``, ``too few codes`` and ``too many codes`` images.
     """
     if not prompts:
         raise ValueError("image structure needs at least one prompt")
-    outcomes = Counter(image_outcome(_greedy_image(model, prompt, layout), layout) for prompt in prompts)
+    if is_constrained:
+        greedy = SamplingConfig(temperature=0.0, forces_image=True, max_new_ids=IMAGE_SPAN_LENGTH)
+        parts = (prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH))
+        images = [ids[1:] for part in parts for ids in generate(model, part, layout, NO_ID, greedy)]
+    else:
+        images = [_greedy_image(model, prompt, layout) for prompt in prompts]
+    outcomes = Counter(image_outcome(drawn, layout) for drawn in images)
     names = ("sound", "too few codes", "too many codes")
     return {name: 100 * outcomes[name] / len(prompts) for name in names}
 

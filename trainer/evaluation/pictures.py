@@ -85,3 +85,36 @@ def extract(network: nn.Module, pictures_I: Tensor) -> Tensor:
     """Features (I, F) of a network that takes (B, 3, H, W) fp32 in 0..1."""
     parts = [network(part.permute(0, 3, 1, 2).float() / 255).cpu() for part in pictures_I.split(BATCH)]
     return torch.cat(parts)
+
+
+def fid_network(path: str | Path) -> nn.Module:
+    """The feature network of FID from a TorchScript file: (B, 3, H, W) fp32 in 0..1 -> (B, F).
+
+    NVIDIA's ``inception-2015-12-05.pt``, which clean-fid uses, too, takes 0..255 and ``return_features``;
+    it resizes to 299x299 itself, as TensorFlow's graph of 2015 does. Any other TorchScript module is called
+    with pictures in 0..1.
+
+    Raises:
+        FileNotFoundError, ValueError: no file, or no TorchScript.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no file of features; give a TorchScript Inception (docs/seed.md)")
+    try:
+        script = torch.jit.load(str(path), map_location="cpu").eval()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: no TorchScript module ({str(error).splitlines()[0]})") from error
+    takes_features = any(argument.name == "return_features" for argument in script.forward.schema.arguments)
+    return _ReturnsFeatures(script) if takes_features else script
+
+
+class _ReturnsFeatures(nn.Module):
+    """NVIDIA's convention behind ours."""
+
+    def __init__(self, script: nn.Module) -> None:
+        super().__init__()
+        self._script = script
+
+    def forward(self, pictures_B: Tensor) -> Tensor:
+        """(B, 3, H, W) in 0..1 -> (B, F)."""
+        features: Tensor = self._script(pictures_B * 255, return_features=True)
+        return features

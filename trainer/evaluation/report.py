@@ -26,7 +26,7 @@ def write_report(tables: Tables, settings: Mapping[str, Any], output: Path) -> N
 
 def markdown(tables: Tables, settings: Mapping[str, Any]) -> str:
     """One section a table, rows in order; settings first."""
-    lines = ["# Evaluation", "", *(f"- {name}: `{value}`" for name, value in settings.items())]
+    lines = ["# Evaluation", "", *(f"- {name}: `{_one_line(value)}`" for name, value in settings.items())]
     for title, table in tables.items():
         lines += ["", f"## {title}", "", "| | |", "|---|---:|"]
         lines += [f"| {name} | {_number(value)} |" for name, value in table.items()]
@@ -52,6 +52,10 @@ def write_comparison(figures: Tables, settings: Mapping[str, Any], output: Path)
     lines += [f"| | {' | '.join(figures)} |", "|---|" + "---:|" * len(columns)]
     lines += [f"| {row} | {' | '.join(_number(column[row]) for column in columns)} |" for row in columns[0]]
     write_atomically(output.with_name(f"{output.name}.md"), ("\n".join(lines) + "\n").encode())
+
+
+def _one_line(value: object) -> str:
+    return str(value).replace("\n", "\\n")
 
 
 def _number(value: float) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainer.evaluation.answers import vqa_accuracy
+from trainer.evaluation.answers import normalise_answer, vqa_accuracy
 from trainer.evaluation.captions import bleu, caption_words, cider
 from trainer.evaluation.report import Tables
 
@@ -20,10 +20,20 @@ def caption_tables(rows: Sequence[Mapping[str, Any]]) -> Tables:
 
 
 def answer_tables(rows: Sequence[Mapping[str, Any]]) -> Tables:
-    """VQA accuracy of rows with ``answer`` and ``annotators``."""
+    """VQA accuracy and exact match of rows with ``answer`` and ``annotators``.
+
+    An exact match equals one of the annotators after normalisation: the figure for data with a single answer
+    a question (GQA), where VQA accuracy, which leaves each annotator out in turn, is always 0.
+    """
     _check(rows, "answer", "annotators")
     scores = [vqa_accuracy(row["answer"], row["annotators"]) for row in rows]
-    return {"answers": {"VQA accuracy %": 100 * sum(scores) / len(scores), "answers": len(rows)}}
+    matches = [
+        normalise_answer(row["answer"]) in {normalise_answer(text) for text in row["annotators"]}
+        for row in rows
+    ]
+    means = {"VQA accuracy %": scores, "exact match %": matches}
+    table = {name: 100 * sum(values) / len(rows) for name, values in means.items()}
+    return {"answers": table | {"answers": len(rows)}}
 
 
 def _check(rows: Sequence[Mapping[str, Any]], text: str, texts: str) -> None:

@@ -28,8 +28,7 @@ def features_from_codes(model: SeedModel, stage1: ContrastiveModel, codes_IN: Te
     device = model.codebook.weight.device
     parts = []
     for codes_BN in codes_IN.split(BATCH):
-        lifted = model.decode_task_layer(model.codebook.vectors(codes_BN.to(device)))
-        recon = model.reconstruction_head(lifted)
+        recon = model.causal_embeddings(codes_BN.to(device))
         parts.append(F.normalize(stage1.vision_proj(recon).float(), dim=-1).cpu())
     return torch.cat(parts)
 

@@ -73,3 +73,22 @@ def test_pairs_must_fit() -> None:
         bleu([["a"]], [[]])
     with pytest.raises(ValueError, match="at least one"):
         vqa_accuracy("a", [])
+
+
+def test_the_stored_scores_are_those_of_the_packages() -> None:
+    """Where they are installed (``pip install pycocoevalcap==1.2 sacrebleu``), compute the stored figures
+    again. Words stand between blanks already: no Java tokenizer is needed."""
+    cider_module = pytest.importorskip("pycocoevalcap.cider.cider")
+    bleu_module = pytest.importorskip("pycocoevalcap.bleu.bleu")
+    sacrebleu = pytest.importorskip("sacrebleu")
+    candidates = [" ".join(words) for words in CANDIDATES]
+    references = [[" ".join(words) for words in options] for options in REFERENCES]
+    given = dict(enumerate(references)), {index: [text] for index, text in enumerate(candidates)}
+    _, scores = cider_module.Cider().compute_score(*given)
+    assert scores.tolist() == pytest.approx([row["cider"] for row in EXPECTED["captions"]], abs=1e-9)
+    totals, _ = bleu_module.Bleu(4).compute_score(*given, verbose=0)
+    assert [100 * total for total in totals] == pytest.approx(EXPECTED["bleu"], abs=1e-6)
+    longest = max(map(len, references))
+    streams = [[row[i] if i < len(row) else None for row in references] for i in range(longest)]
+    theirs = sacrebleu.corpus_bleu(candidates, streams, smooth_method="none", tokenize="none", force=True)
+    assert theirs.score == pytest.approx(EXPECTED["bleu_sacrebleu"], abs=1e-6)
