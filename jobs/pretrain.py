@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `ray job submit` imports from elsewhere
 
 from jobs.config_file import parse_config
-from trainer.loss_curve import draw_losses
+from trainer.curves_page import write_curves
 from trainer.metrics import read_metrics
 from trainer.run_config import TrainConfig
 from trainer.train import NonFiniteError, TrainResult, train
@@ -66,15 +66,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     if os.environ.get("RANK", "0") == "0":
-        draw_curve(Path(config.output))
+        draw_curves(Path(config.output))
     return FINISHED if result.is_finished else STOPPED
 
 
-def draw_curve(output: Path) -> None:
-    """``loss.svg`` beside the metrics, where they are enough for a line."""
-    metrics = output / "metrics.jsonl"
-    if sum("loss" in record for record in read_metrics(metrics)) > 1:
-        draw_losses(metrics, output / "loss.svg")
+def draw_curves(output: Path) -> None:
+    """``curves.html`` beside the metrics, where they are enough for a line."""
+    if len(read_metrics(output / "metrics.jsonl")) > 1:
+        write_curves(output)
 
 
 def launch(config: PretrainConfig) -> TrainResult:

@@ -1,0 +1,59 @@
+"""Axes of charts: round, in order, and around all values."""
+
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.html_page import Html, markup, table
+from schemas.svg_chart import number_text, smoothed, spread, ticks
+
+NUMBERS = st.floats(-1e9, 1e9, allow_subnormal=False)
+
+
+@given(NUMBERS, NUMBERS)
+def test_ticks_surround_the_values(low: float, high: float) -> None:
+    low, high = min(low, high), max(low, high)
+    found = ticks(low, high)
+    span = found[-1] - found[0]
+    assert found[0] <= low + 1e-6 * span
+    assert found[-1] >= high - 1e-6 * span
+    assert 2 <= len(found) <= 8
+    assert all(a < b for a, b in pairwise(found))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "texts"),
+    [
+        (0, 1, "0.0 0.2 0.4 0.6 0.8 1.0"),
+        (3.6, 9.2, "2 4 6 8 10"),
+        (0, 2e-3, "0.0000 0.0005 0.0010 0.0015 0.0020"),
+        (0, 1200, "0 250 500 750 1,000 1,250"),
+        (0, 8e6, "0 2M 4M 6M 8M"),
+        (5, 5, "5.0 5.1 5.2 5.3 5.4 5.5"),
+    ],
+)
+def test_ticks_are_round(low: float, high: float, texts: str) -> None:
+    found = ticks(low, high)
+    assert " ".join(number_text(tick, found[1] - found[0]) for tick in found) == texts
+
+
+@given(st.integers(1, 5000), st.integers(2, 300))
+def test_spread_keeps_both_ends(number: int, most: int) -> None:
+    picked = spread(number, most)
+    assert picked[0] == 0
+    assert picked[-1] == number - 1
+    assert len(set(picked)) == len(picked) == min(number, most)
+
+
+def test_running_mean_of_a_constant_is_the_constant() -> None:
+    assert smoothed([2.0] * 5, 0.7) == pytest.approx([2.0] * 5)
+    assert math.isclose(smoothed([0.0, 1.0], 0.75)[1], 0.25)
+
+
+def test_only_markup_is_taken_as_markup() -> None:
+    assert markup("<b>") == "&lt;b&gt;"
+    assert markup(Html("<b>")) == "<b>"
+    assert "<td>&lt;i&gt;</td>" in table(["head"], [["<i>"]])
