@@ -86,7 +86,7 @@ svg text.name { fill: var(--ink); }
 svg .grid { stroke: var(--grid); }
 svg .axis { stroke: var(--line); fill: none; }
 svg polyline, svg .stroke { fill: none; stroke-width: 2; stroke-linejoin: round; }
-svg .faint { opacity: .38; stroke-width: 1; }
+svg .faint { opacity: .5; stroke-width: 1; }
 svg .dashed { stroke-dasharray: 6 4; }
 svg .mark { stroke: var(--ink); stroke-width: 2; }
 .at > * { visibility: hidden; }
