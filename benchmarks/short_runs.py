@@ -79,7 +79,7 @@ def tar_reader(results: Figures) -> list[Row]:
 def tokenization(results: Figures) -> list[Row]:
     return [
         Row(
-            what=f"{r['tokenizer']} tokenizer end to end, decode workers: {r['workers']}, shards: {r['shards']}",
+            what=f"{r['tokenizer']} tokenizer, decode workers {r['workers']}, shards {r['shards']}",
             ours=r["images_per_s"], unit="images/s", limit=r["bound_images_per_s"],
             limit_name="decoding or model alone", least_share=0.95,
         )
