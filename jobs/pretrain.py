@@ -66,14 +66,23 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     if os.environ.get("RANK", "0") == "0":
-        draw_curves(Path(config.output))
+        summarize(Path(config.output), result)
     return FINISHED if result.is_finished else STOPPED
 
 
-def draw_curves(output: Path) -> None:
-    """``curves.html`` beside the metrics, where they are enough for a line."""
-    if len(read_metrics(output / "metrics.jsonl")) > 1:
-        write_curves(output)
+def summarize(output: Path, result: TrainResult) -> None:
+    """Print how the run ended; ``curves.html`` beside the metrics, where they are enough for a line."""
+    records = read_metrics(output / "metrics.jsonl")
+    losses = [record["loss"] for record in records if "loss" in record]
+    course = f", loss {losses[0]:.2f} at first and {losses[-1]:.2f} at the end" if losses else ""
+    print(f"{'finished' if result.is_finished else 'stopped'} after {result.step:,} steps{course}")
+    if len(records) > 1:
+        print(f"  curves       {write_curves(output)}")
+    print(f"  checkpoints  {output / 'checkpoints'}")
+    if result.is_finished and (output / "model").exists():
+        print(f"  model        {output / 'model'}")
+    if not result.is_finished:
+        print("  the same command goes on from there")
 
 
 def launch(config: PretrainConfig) -> TrainResult:
