@@ -61,13 +61,20 @@ class Row:
             benchmark,
             self.what,
             f"{figure(self.ours)} {self.unit}".strip(),
-            f"{self.baseline_name} {figure(self.baseline)}" if self.baseline is not None else "-",
+            _named(self.baseline_name, self.baseline),
             f"{self.ratio:.2f}" if self.ratio is not None else "-",
-            f"{self.limit_name} {figure(self.limit)}" if self.limit is not None else "-",
+            _named(self.limit_name, self.limit),
             f"{self.share:.0%}" if self.share is not None else "-",
             ", ".join(filter(None, targets)) or "-",
             {None: "-", True: "yes", False: "**no**"}[self.is_met],
         )
+
+
+def _named(name: str, value: float | None) -> str:
+    """A baseline or limit; that of a share is 1, which goes without saying."""
+    if value is None:
+        return "-"
+    return name if value == 1.0 else f"{name} {figure(value)}"
 
 
 def figure(value: float) -> str:
