@@ -93,7 +93,7 @@ svg .mark { stroke: var(--ink); stroke-width: 2; }
 .at > .reach { visibility: visible; fill: none; pointer-events: all; }
 .at:hover > * { visibility: visible; }
 .at .box { fill: var(--card); stroke: var(--line); }
-.charts .at text { fill: var(--ink); font-size: 13px; }
+.charts .at text { fill: var(--ink); font-size: 15px; }
 
 .gallery { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 14px; }
 article { padding: 16px 18px; min-width: 0; }

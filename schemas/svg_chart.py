@@ -242,10 +242,10 @@ def _values_under_pointer(axes: _Axes, series: Sequence[Series], x_label: str) -
     parts = []
     for index, (x, values) in enumerate(places):
         lines = [f"{x_label} {number_text(x)}", *(f"{line.name} {number_text(y)}" for line, y in values)]
-        width = 14 + 6.6 * max(map(len, lines))
+        width = 16 + 7.7 * max(map(len, lines))
         left = xs[index] + 10 if xs[index] + 10 + width < WIDTH else xs[index] - 10 - width
         texts = "".join(
-            f'<text x="{left + 7:.0f}" y="{TOP + 15 + 16 * row}">{escape(line)}</text>'
+            f'<text x="{left + 7:.0f}" y="{TOP + 17 + 19 * row}">{escape(line)}</text>'
             for row, line in enumerate(lines)
         )
         dots = "".join(
@@ -258,7 +258,7 @@ def _values_under_pointer(axes: _Axes, series: Sequence[Series], x_label: str) -
             f' width="{edges[index + 1] - edges[index]:.1f}" height="{HEIGHT - TOP - BOTTOM}"/>'
             f'<path class="axis" d="M{xs[index]:.1f} {TOP}V{HEIGHT - BOTTOM}"/>'
             f'{dots}<rect class="box" x="{left:.0f}" y="{TOP - 1}" width="{width:.0f}"'
-            f' height="{8 + 16 * len(lines)}" rx="4"/>{texts}</g>'
+            f' height="{9 + 19 * len(lines)}" rx="4"/>{texts}</g>'
         )
     return "".join(parts)
 
@@ -297,4 +297,4 @@ def _figure(title: str, legend: str, body: str, summary: str, below: str = "", h
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= 20 else f"{text[:19]}…"
+    return text if len(text) <= 14 else f"{text[:13]}…"

@@ -1,6 +1,7 @@
 """Axes of charts: round, in order, and around all values."""
 
 import math
+import re
 from itertools import pairwise
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.html_page import Html, markup, table
+from schemas.html_style import NUM_SERIES_COLOURS, STYLE
 from schemas.svg_chart import number_text, smoothed, spread, ticks
 
 NUMBERS = st.floats(-1e9, 1e9, allow_subnormal=False)
@@ -57,3 +59,31 @@ def test_only_markup_is_taken_as_markup() -> None:
     assert markup("<b>") == "&lt;b&gt;"
     assert markup(Html("<b>")) == "<b>"
     assert "<td>&lt;i&gt;</td>" in table(["head"], [["<i>"]])
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, as WCAG 2 defines it."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_text_and_lines_stand_out(scheme: int) -> None:
+    block = re.findall(r":root \{(.*?)\}", STYLE, re.DOTALL)[scheme]
+    colours = dict(re.findall(r"--(\w+): (#\w{6});", block))
+    for ground in ("page", "card", "wash"):
+        assert contrast(colours["ink"], colours[ground]) >= 7, ground
+    for ground in ("page", "card"):
+        for text in ("soft", "warn"):
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    assert contrast(colours["mark"], colours["wash"]) >= 4.5
+    for series in range(NUM_SERIES_COLOURS):
+        assert contrast(colours[f"s{series}"], colours["card"]) >= 3, series
