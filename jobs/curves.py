@@ -1,7 +1,9 @@
 #!/usr/bin/env python
 """Draw the metrics of training runs, also of runs that still go on: `curves.html` beside `metrics.jsonl`.
 
-python jobs/curves.py out/pretrain_tiny [...]
+    python jobs/curves.py out/pretrain_tiny [...]
+
+The stages of `jobs/train_tokenizer.py` leave such a file as well.
 """
 
 import argparse

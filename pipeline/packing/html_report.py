@@ -126,7 +126,11 @@ def prefix_chart(
         )
         lines.append(weight)
     return line_chart(
-        f"Share of the {unit} so far", lines, x_label="row", y_label="share", y_range=(0.0, 1.0)
+        f"Share of the {unit} so far; dashed: weight",
+        lines,
+        x_label="row",
+        y_label="share",
+        y_range=(0.0, 1.0),
     )
 
 
