@@ -36,9 +36,10 @@ class Chart:
 
 
 CHARTS = (
-    Chart("Learning rate", "learning rate", {"learning_rate": "learning rate"}),
+    Chart("Learning rate", "learning rate", {"learning_rate": "learning rate", "lr": "learning rate"}),
     Chart("Gradient norm, before clipping", "norm", {"grad_norm": "norm"}, 1, SMOOTHING, True),
     Chart("Speed", "ids/s, padding left out", {"ids_per_s": "ids/s"}, 1, 0, True),
+    Chart("Speed", "images/s", {"images_s": "images/s"}, 1, 0, True),
     Chart("Model FLOPs utilisation", "% of the device's peak", {"mfu": "MFU"}, 100, 0, True),
     Chart(
         "Waiting and padding",
@@ -75,7 +76,8 @@ def render_curves(name: str, records: Records, settings: str = "") -> str:
     names = dict.fromkeys(key for record in records for key in record if key != "step")
     known = {metric for chart in CHARTS for metric in chart.names} | set(LOSSES)
     others = [key for key in names if key not in known and not key.startswith((BY_SOURCE, VALIDATION))]
-    losses = [_lines("Loss", _loss_lines(records, LOSSES)), *_losses_by_source(records, names)]
+    by_modality = LOSSES if any(name in names for name in LOSSES if name != "loss") else {"loss": "loss"}
+    losses = [_lines("Loss", _loss_lines(records, by_modality)), *_losses_by_source(records, names)]
     charts = [*CHARTS, *(Chart(key, key, {key: key}) for key in others)]
     return page(
         f"Training run {name}",
@@ -145,7 +147,7 @@ def _losses_by_source(records: Records, names: Iterable[str]) -> list[Html]:
 
 
 def _lines(title: str, lines: list[Series]) -> Html:
-    return line_chart(title, lines, x_label="step", y_label="nats an id") if lines else Html()
+    return line_chart(title, lines, x_label="step", y_label="nats") if lines else Html()
 
 
 def _chart(records: Records, chart: Chart) -> Html:

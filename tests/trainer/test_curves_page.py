@@ -67,3 +67,12 @@ def test_hostile_names_and_values() -> None:
 def test_a_run_without_records_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds 0 records"):
         write_curves(tmp_path)
+
+
+def test_stages_of_tokenizer_training() -> None:
+    figures = {"loss": 4.8, "lr": 6e-4, "grad_norm": 1.6, "images_s": 12.4, "batch_R@1": 0.02}
+    page = HtmlPage(render_curves("qformer", [figures | {"step": step} for step in (20, 40)]))
+    assert [chart.split(":")[0] for chart in charts(page)] == [
+        "Loss", "Learning rate", "Gradient norm, before clipping", "Speed", "batch_R@1"
+    ]  # fmt: skip
+    assert "all ids" not in page.text
