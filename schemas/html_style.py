@@ -67,7 +67,7 @@ td { font-variant-numeric: tabular-nums; }
 tfoot td { font-weight: 600; border-top: 1px solid var(--line); }
 td .bar { display: inline-block; height: 10px; border-radius: 0 3px 3px 0; background: var(--mark); }
 
-.charts { --least: 330px; display: grid; gap: 14px; align-items: start; }
+.charts { --least: 330px; display: grid; gap: 14px; }
 .charts { grid-template-columns: repeat(auto-fit, minmax(min(100%, var(--least)), 1fr)); }
 .charts.two { --least: 440px; }
 figure { margin: 0; padding: 16px 18px 12px; min-width: 0; }
