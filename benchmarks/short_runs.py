@@ -88,12 +88,11 @@ def tokenization(results: Figures) -> list[Row]:
 
 
 def documents(results: Figures) -> list[Row]:
+    """Storage alone: the engine's cost is `tokenization`'s, and needs longer runs here."""
     return [
         Row(what=f"token shards over images and texts, {results['documents']} pages", less_is_better=True,
             ours=100 * results["storage_fraction"], unit="%", baseline=6.0, most=6,
             baseline_name="paper, OBELISC"),
-        Row(what="pages end to end, processor time", ours=results["processor"], unit="", limit=1.0,
-            limit_name="decoding alone"),
     ]  # fmt: skip
 
 
@@ -205,7 +204,7 @@ SHORT_RUNS: dict[str, ShortRun] = {
     "tokenization": ShortRun(
         tokenization, ("--images", "300", "--workers", "1", "--shards", "1", "6", "--repeats", "3"), None
     ),
-    "documents": ShortRun(documents, ("--copies", "4", "--rounds", "1", "--decode-workers", "1")),
+    "documents": ShortRun(documents, ("--copies", "2", "--rounds", "1", "--decode-workers", "1")),
     "scale": ShortRun(scale, ("--shards", "10000")),
     "kills": ShortRun(kills, ("--kills", "6", "--shards", "4", "--samples", "10")),
     "packing": ShortRun(packing, ("--documents", "10000")),
