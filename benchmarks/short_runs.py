@@ -197,7 +197,7 @@ SHORT_RUNS: dict[str, ShortRun] = {
         ("--batch-size", "8", "--repetitions", "5", "--threads", "1", "--cpu-time"),
         ("--sizes", "--full", "--precision", "bf16", "--batch-size", "64"),
     ),
-    "decode": ShortRun(decode, ("--limit", "40", "--repeats", "3", "--rounds", "3")),
+    "decode": ShortRun(decode, ("--limit", "24", "--repeats", "3", "--rounds", "3")),
     "tar_reader": ShortRun(tar_reader, ("--seconds", "0.7")),
     "video_frames": ShortRun(video_frames),
     "codes_encoding": ShortRun(codes_encoding, ("--images", "65536", "--repeats", "1")),
