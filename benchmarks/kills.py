@@ -8,7 +8,6 @@ equal to the undisturbed run, and the folder is begun anew.
 """
 
 import argparse
-import json
 import random
 import shutil
 import signal
@@ -57,7 +56,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shards", type=int, default=12)
     parser.add_argument("--samples", type=int, default=40)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as temporary:
@@ -87,9 +85,6 @@ def main() -> int:
     print(f"{num_kills} kills, {num_complete} runs ended, {num_different} differ from the undisturbed run")
     for how, number in sorted(kinds.items()):
         print(f"  {number:4}  {how}")
-    if options.json:
-        results = {"kills": num_kills, "complete": num_complete, "different": num_different}
-        options.json.write_text(json.dumps(results))
     return int(num_different > 0)
 
 

@@ -48,7 +48,7 @@ def measure(name: str, run: ShortRun, has_gpu: bool) -> Record:
     load, started = os.getloadavg()[0], time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "figures.json"
-        output = ["--json", str(file)] if run.writes_file else []
+        output = ["--json", str(file)] if run.output == "file" else []
         command = ["-m", f"benchmarks.{name}", *flags]
         try:
             done = subprocess.run(
@@ -63,8 +63,15 @@ def measure(name: str, run: ShortRun, has_gpu: bool) -> Record:
             raise BenchmarkError(f"took more than {run.timeout_s:g} s") from error
         if done.returncode:
             raise BenchmarkError(f"exit status {done.returncode}: {done.stderr.strip()[-400:]}")
-        lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        figures = json.loads(file.read_bytes()) if run.writes_file else lines
+        figures: Any = done.stdout
+        if run.output == "file":
+            figures = json.loads(file.read_bytes())
+        elif run.output == "lines":
+            figures = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    try:
+        rows = run.rows(figures)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise BenchmarkError(f"its figures are not those that short_runs.py expects: {error!r}") from error
     settings = [f"{key}={value}" for key, value in run.environment]
     return {
         "benchmark": name,
@@ -73,7 +80,7 @@ def measure(name: str, run: ShortRun, has_gpu: bool) -> Record:
         "command": " ".join([*settings, "python", *command]),
         "load": round(load, 1),
         "seconds": round(time.perf_counter() - started, 1),
-        "rows": [asdict(row) for row in run.rows(figures)],
+        "rows": [asdict(row) for row in rows],
     }
 
 

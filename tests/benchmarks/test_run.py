@@ -86,6 +86,22 @@ def test_a_benchmark_that_fails_keeps_its_old_figures(
     assert json.loads(results.read_bytes())["records"] == [old]
 
 
+def test_what_kills_prints() -> None:
+    said = "6 kills, 4 runs ended, 1 differ from the undisturbed run\n     2  SIGKILL at start\n"
+    (row,) = short_runs.kills(said)
+    assert (row.ours, row.is_met) == (1, False)
+    with pytest.raises(ValueError, match="do not say"):
+        short_runs.kills("Killed")
+
+
+def test_figures_that_changed_fail_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(run.SHORT_RUNS, "scale", short_runs.ShortRun(short_runs.encoder, ("--shards", "10")))
+    assert run.main(["--only", "scale"]) == 1
+    assert "scale: failed: its figures are not those that short_runs.py expects" in capsys.readouterr().out
+
+
 def test_results_of_two_machines_do_not_mix(tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     results.write_text(json.dumps({"device": "another", "records": []}))
