@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.trainer.tiny import CONFIG, bounds, positions, tiny_model
-from trainer.metrics import MetricsConfig, MetricsWriter, flops_per_id, read_metrics
+from trainer.metrics import MetricsConfig, MetricsWriter, flops_per_id, log_line, read_metrics
 
 
 def test_flops_equal_those_that_pytorch_counts() -> None:
@@ -50,3 +50,10 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
     writer.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss_image")] == [(1, 3.0), (2, 1.5)]
+
+
+def test_the_log_line_is_short() -> None:
+    record = {"step": 38, "loss": 5.273266772644894, "loss_text": 5.672517891540084, "loss/pairs": 4.04641630}
+    record |= {"learning_rate": 0.0017312752145210155, "ids_per_s": 41_234.996323582839, "mfu": float("nan")}
+    expected = "step=38 loss=5.273 text=5.673 loss/pairs=4.046 lr=0.001731 ids/s=41235 mfu=nan"
+    assert log_line(record) == expected
