@@ -149,7 +149,7 @@ def merge(path: Path, records: Sequence[Record]) -> dict[str, Any]:
 def render(folder: Path = RESULTS) -> str:
     """What the results files of a folder say, as Markdown."""
     parts = []
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob("*.json"), key=lambda path: path.stem):
         content = json.loads(path.read_bytes())
         records = content["records"]
         parts.append(f"## {content.get('title', path.stem)}\n\n{content['device']}. Results: `{path.name}`.")
