@@ -1,6 +1,6 @@
 """All benchmarks in a short mode, one after another, as one table; and docs/performance.md from such runs.
 
-    python -m benchmarks.run                                 # about eight minutes on two cores
+    python -m benchmarks.run                                 # some ten minutes on two cores
     python -m benchmarks.run --only encoder decode --json benchmarks/results/2026-11-23-two-cores.json
     python -m benchmarks.run --write docs/performance.md     # nothing is measured
 
