@@ -64,7 +64,7 @@ def build(folder: Path, num_documents: int) -> dict[str, float]:
     start = time.perf_counter()
     shuffled = [folder / f"shuffled-{bucket:06d}.arrow" for bucket in range(segment.num_buckets)]
     for bucket, path in enumerate(shuffled):
-        shuffle_bucket(ShuffleTask(bucket, tuple(rendered), path))
+        shuffle_bucket(ShuffleTask(bucket, tuple(rendered), path, segment, splits=1))
     windows = plan_windows([Supply(ShuffledSource(shuffled), 1.0, is_endless=False)], WINDOW, max_ids=None)
     footer = PackedShardFooter(
         SEQ_LENGTH, LAYOUT, TextTokenizerIdentity("none", "0" * 64, 1, 2), "0" * 32, 0, 0,
