@@ -22,9 +22,11 @@ tokens: setup
 	$(BIN)/seed-shards show $(OUT)/tokens/pairs --limit 2
 	$(BIN)/seed-shards report $(OUT)/tokens/pairs --page $(OUT)/pairs.html
 	$(BIN)/seed-shards report $(OUT)/tokens/documents --page $(OUT)/documents.html
+	$(BIN)/seed-shards report $(OUT)/tokens/videos --page $(OUT)/videos.html
 
 train-demo: setup
 	$(BIN)/seed-pack build recipes/mixture_demo.yaml --output $(OUT)/packed
+	$(BIN)/seed-pack report $(OUT)/packed
 	$(BIN)/seed-pack show $(OUT)/packed --row 0 --root recipes
 	$(BIN)/python jobs/pretrain.py --config recipes/pretrain_tiny.yaml --data.packed $(OUT)/packed --output $(OUT)/pretrain_tiny
 	$(BIN)/python jobs/generate.py --model $(OUT)/pretrain_tiny/model --image-tokenizer sample --color clean \

@@ -11,6 +11,7 @@ picture by picture, so that a busy neighbour slows all of them.
 
 import argparse
 import io
+import json
 import os
 import sys
 import tarfile
@@ -92,8 +93,8 @@ METHODS: dict[str, Callable[[bytes], Pixels]] = {
 }
 
 
-def compare_methods(title: str, files: Sequence[bytes], repeats: int) -> None:
-    """Print the speed of every method, its ratio to Pillow, and how many pictures are equal."""
+def compare_methods(title: str, files: Sequence[bytes], repeats: int) -> dict[str, dict[str, float]]:
+    """Print the speed of every method, its ratio to Pillow, and how many pictures are equal; return them."""
     best = {name: np.full(len(files), np.inf) for name in METHODS}
     equal = dict.fromkeys(METHODS, 0)
     for index, data in enumerate(files):
@@ -114,6 +115,10 @@ def compare_methods(title: str, files: Sequence[bytes], repeats: int) -> None:
             f"  {name:28} {len(files) / seconds.sum():7.1f} images/s a core  {ratio:5.2f} x Pillow"
             f"  {equal[name]}/{len(files)} equal"
         )
+    return {
+        name: {"images_per_s": len(files) / seconds.sum(), "equal_fraction": equal[name] / len(files)}
+        for name, seconds in best.items()
+    }
 
 
 def busy(stop: threading.Event) -> None:
@@ -161,8 +166,9 @@ def measure_loop(files: Sequence[bytes], num_tasks: int) -> tuple[float, float]:
     return (time.perf_counter() - started) / num_tasks, (time.process_time() - processor_started) / num_tasks
 
 
-def compare_pool(files: Sequence[bytes], num_tasks: int, rounds: int) -> None:
-    """Print the pool's speed a worker over that of the loops run before and after it."""
+def compare_pool(files: Sequence[bytes], num_tasks: int, rounds: int) -> dict[str, float]:
+    """Print and return the pool's speed a worker over that of the loops run before and after it."""
+    found = {}
     print(f"\npool over a plain loop, medians of {rounds} rounds, {os.cpu_count()} cores")
     for num_workers, is_busy in ((1, False), (2, False), (1, True)):
         ratios = []
@@ -175,6 +181,8 @@ def compare_pool(files: Sequence[bytes], num_tasks: int, rounds: int) -> None:
         figure = "" if is_busy else f", by processor time {processor:.3f}"
         where = " beside a busy Python thread" if is_busy else ""
         print(f"  {num_workers} worker(s){where}: wall {wall:.3f} of the loop a worker{figure}")
+        found[f"{num_workers} worker(s){where}"] = float(wall)
+    return found
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -184,15 +192,20 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("paths", nargs="*", type=Path, help="JPEG files, folders, or tars of them")
     parser.add_argument("--limit", type=int, default=120, help="pictures of web size")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each picture; the best counts")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of the pool's comparison")
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     files = list(islice(pictures(options.paths or default_paths()), options.limit))
     if not files:
         sys.exit(f"no JPEG found in {', '.join(map(str, options.paths))}")
-    compare_methods("web pictures", files, options.repeats)
-    compare_methods(
-        "12-megapixel pictures", [enlarged(data) for data in files[:6]], max(options.repeats // 2, 1)
-    )
-    compare_pool(files, num_tasks=4 * len(files), rounds=5)
+    large = [enlarged(data) for data in files[:6]]
+    results = {
+        "web pictures": compare_methods("web pictures", files, options.repeats),
+        "12 megapixels": compare_methods("12-megapixel pictures", large, max(options.repeats // 2, 1)),
+        "pool": compare_pool(files, num_tasks=4 * len(files), rounds=options.rounds),
+    }
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,10 @@ long and a short run, so that starting processes does not count. On a shared mac
 import argparse
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
+import statistics
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -86,6 +88,8 @@ def main() -> None:
     parser.add_argument(
         "--copies", type=int, default=8, help="copies of each shard, for a run of useful length"
     )
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     found = documents(options.input)
     text = sum(len(run.encode()) for document in found for run in _texts(document))
@@ -109,7 +113,8 @@ def main() -> None:
             for copy in range(options.copies):
                 shutil.copy(shard.url, copies / f"{copy:03d}-{shard.name}.tar")
         more = len(images) * (options.copies - 1)
-        for number in range(ROUNDS):
+        ratios = []
+        for number in range(options.rounds):
             short, _ = end_to_end(dataclasses.replace(config, output=f"{folder}/short{number}"))
             few = decode_alone(images, options.decode_workers)
             many = decode_alone(images * options.copies, options.decode_workers)
@@ -123,6 +128,11 @@ def main() -> None:
                 f"processor ms an image: {1e3 * alone.processor / more:.2f}"
                 f" and {1e3 * engine.processor / more:.2f} ({alone.processor / engine.processor:.3f})"
             )
+            ratios.append((alone.wall / engine.wall, alone.processor / engine.processor))
+    if options.json:
+        wall, processor = (statistics.median(values) for values in zip(*ratios, strict=True))
+        results = {"storage_fraction": num_bytes / originals, "wall": wall, "processor": processor}
+        options.json.write_text(json.dumps(results | {"images": len(images), "documents": len(found)}))
 
 
 def _texts(document: RawDocument) -> list[str]:

@@ -115,11 +115,13 @@ def main() -> None:
     parser.add_argument("--memory", type=int, nargs="+", default=[], help="shards of real runs, for memory")
     parser.add_argument("--samples", type=int, default=20, help="samples a shard of those")
     parser.add_argument("--actors", type=int, default=1, help="Ray actors of those; 0: without Ray")
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(simulate(options.one, options.workers)))
         return
+    results = []
     print(f"{'shards':>9} {'workers':>7} {'start-up s':>10} {'CPU us/shard':>12} {'peak MB':>8}")
     for num_shards in options.shards:  # a process for each, so that peak memory is its own
         own = [f"--one={num_shards}", f"--workers={options.workers}"]
@@ -129,6 +131,9 @@ def main() -> None:
             f"{row['shards']:>9} {row['workers']:>7} {row['start_up_s']:>10.2f} "
             f"{row['driver_cpu_us_per_shard']:>12.1f} {row['peak_mb']:>8.1f}"
         )
+        results.append(row)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1))
     for num_shards in options.memory:
         row = job_memory(num_shards, options.samples, options.actors)
         print(

@@ -7,10 +7,12 @@ Many small members show the cost of the interpreter per sample; few large ones t
 
 import argparse
 import io
+import json
 import os
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import webdataset.tariterators as wds
 import zstandard
@@ -69,7 +71,9 @@ def samples_per_s(read: Callable[[bytes], int], data: bytes, num_samples: int, s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=2.0, help="time for each figure")
-    seconds = parser.parse_args().seconds
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    seconds, results = options.seconds, {}
     print(f"{'shard':28} {'ours/s':>10} {'webdataset/s':>13} {'tarfile/s':>10} {'ratio':>6} {'MB/s':>6}")
     for label, num_samples, image_bytes in (
         ("5,000 samples of 200 B", 5_000, 200),
@@ -81,11 +85,14 @@ def main() -> None:
             samples_per_s(read, data, num_samples, seconds)
             for read in (read_ours, read_webdataset, read_tarfile)
         ]
+        results[label] = dict(zip(("ours", "webdataset", "tarfile"), rates, strict=True))
         megabytes = rates[0] * len(data) / num_samples / 1e6
         print(
             f"{label:28} {rates[0]:10.0f} {rates[1]:13.0f} {rates[2]:10.0f} "
             f"{rates[0] / rates[1]:6.2f} {megabytes:6.0f}"
         )
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1))
     data = make_tar(2_000, 30_000)
     packed = zstandard.ZstdCompressor().compress(data)
     rate = samples_per_s(read_ours, packed, 2_000, seconds)

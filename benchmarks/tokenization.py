@@ -9,6 +9,7 @@ times, and the medians compared, because the machine may be shared.
 
 import argparse
 import io
+import json
 import multiprocessing
 import statistics
 import tarfile
@@ -195,7 +196,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--shards", type=int, nargs="+", default=[1, 20])
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    rows: list[dict[str, object]] = []
     corpus = Corpus.read(options.input, options.images)
     print(
         "tokenizer workers shards  decode/s  model/s  end-to-end/s  ratio  model waits  memory MB  "
@@ -206,7 +209,9 @@ def main() -> None:
         tasks = {number: corpus.write(folder / str(number), number) for number in options.shards}
         for tokenizer in options.tokenizer:
             for workers in options.workers:
-                measure_rows(options, corpus, tasks, tokenizer, workers, folder / "out")
+                rows += measure_rows(options, corpus, tasks, tokenizer, workers, folder / "out")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
 
 
 def pairs_setup(encoder: EncoderConfig, output: Path, num_decode_workers: int) -> WorkerSetup:
@@ -227,8 +232,9 @@ def measure_rows(
     tokenizer: str,
     workers: int,
     output: Path,
-) -> None:
-    """One row for each number of shards."""
+) -> list[dict[str, object]]:
+    """One row for each number of shards, printed and returned."""
+    rows: list[dict[str, object]] = []
     encoder = EncoderConfig(tokenizer=tokenizer, batch_size=options.batch_size)
     with (
         open_tools(pairs_setup(encoder, output, workers)) as tools,
@@ -253,6 +259,9 @@ def measure_rows(
                 f"{loop_us / (pool_us + cpu_us):>23.2f}",
                 flush=True,
             )
+            row = {"tokenizer": tokenizer, "workers": workers, "shards": number, "images_per_s": rate}
+            rows.append(row | {"bound_images_per_s": bound, "cpu_us_per_image": cpu_us})
+    return rows
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `ray job submit` imports from elsewhere
 
 from jobs.config_file import parse_config
-from trainer.loss_curve import draw_losses
+from trainer.curves_page import write_curves
 from trainer.metrics import read_metrics
 from trainer.run_config import TrainConfig
 from trainer.train import NonFiniteError, TrainResult, train
@@ -66,15 +66,23 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     if os.environ.get("RANK", "0") == "0":
-        draw_curve(Path(config.output))
+        summarize(Path(config.output), result)
     return FINISHED if result.is_finished else STOPPED
 
 
-def draw_curve(output: Path) -> None:
-    """``loss.svg`` beside the metrics, where they are enough for a line."""
-    metrics = output / "metrics.jsonl"
-    if sum("loss" in record for record in read_metrics(metrics)) > 1:
-        draw_losses(metrics, output / "loss.svg")
+def summarize(output: Path, result: TrainResult) -> None:
+    """Print how the run ended; ``curves.html`` beside the metrics, where they are enough for a line."""
+    records = read_metrics(output / "metrics.jsonl")
+    losses = [record["loss"] for record in records if "loss" in record]
+    course = f", loss {losses[0]:.2f} at first and {losses[-1]:.2f} at the end" if losses else ""
+    print(f"{'finished' if result.is_finished else 'stopped'} after {result.step:,} steps{course}")
+    if len(records) > 1:
+        print(f"  curves       {write_curves(output)}")
+    print(f"  checkpoints  {output / 'checkpoints'}")
+    if result.is_finished and (output / "model").exists():
+        print(f"  model        {output / 'model'}")
+    if not result.is_finished:
+        print("  the same command goes on from there")
 
 
 def launch(config: PretrainConfig) -> TrainResult:

@@ -45,10 +45,12 @@ def _print_summary(outcome: RunOutcome) -> None:
     counts = progress.counts
     images = max(1, counts.images_written)
     print(
-        f"{progress.num_done} token shards written to {plan.output} ({plan.num_done} were there before), "
-        f"{counts.documents_written} documents, {counts.images_written} images, "
-        f"{progress.output_bytes / images:.1f} bytes an image (texts, metadata and ledgers included), "
-        f"{progress.elapsed_s:.1f} s"
+        f"{progress.num_done:,} token shards written to {plan.output} ({plan.num_done:,} were there before)"
+    )
+    print(
+        f"  {counts.documents_written:,} documents, {counts.images_written:,} images, "
+        f"{progress.output_bytes / images:,.1f} bytes an image (with texts and ledgers), "
+        f"{progress.elapsed_s:,.1f} s"
     )
     for reason, number in progress.quarantined.most_common():
         print(f"  quarantined {number} samples: {reason}")

@@ -1,6 +1,7 @@
 """How a run goes: totals as events come in, shown on a terminal, or as a log line now and then."""
 
 import logging
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -23,6 +25,7 @@ RATE_WINDOW_S = 60.0
 SAMPLE_EVERY_S = 0.5
 LOG_EVERY_S = 15.0
 MAX_FAILURES_SHOWN = 5
+BAR_WIDTH = 40
 
 
 class RunProgress:
@@ -97,8 +100,11 @@ class RunProgress:
 
     @property
     def num_images(self) -> int:
-        """Images that the model did, also those of attempts that failed later."""
-        return self._total().images
+        """Images that the model did, also those of attempts that failed later.
+
+        Workers tell now and then, so what is committed may be ahead of what they have told.
+        """
+        return max(self._total().images, self.counts.images_written)
 
     @property
     def elapsed_s(self) -> float:
@@ -188,10 +194,15 @@ class ProgressDisplay:
         self._console = console or Console(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._next_line_s = time.monotonic() + LOG_EVERY_S
+        self._streams: list[tuple[logging.StreamHandler[Any], Any]] = []
 
     def __enter__(self) -> Self:
         if self._live is not None:
-            self._live.start()
+            before = sys.stderr
+            self._live.start()  # puts a stream in place of stderr that writes above the display
+            for handler in logging.getLogger().handlers:
+                if isinstance(handler, logging.StreamHandler) and handler.stream is before:
+                    self._streams.append((handler, handler.setStream(sys.stderr)))
         return self
 
     def __exit__(
@@ -200,6 +211,8 @@ class ProgressDisplay:
         if self._live is not None:
             self._live.update(self.render(), refresh=True)
             self._live.stop()
+        for handler, stream in self._streams:
+            handler.setStream(stream)
 
     def tick(self, schedule: ShardSchedule) -> None:
         if self._live is not None:
@@ -241,13 +254,18 @@ class ProgressDisplay:
         """The display: one figure a line."""
         progress = self._progress
         table = Table.grid(padding=(0, 2))
-        eta = "?" if progress.eta_s is None else _duration(progress.eta_s)
-        table.add_row("shards", f"{progress.num_done} of {progress.num_shards}   {eta} to go")
-        table.add_row("images", f"{progress.num_images:,}   {progress.images_per_s:,.1f} images/s")
+        num_over = progress.num_done + len(progress.failures)
+        table.add_row("shards", ProgressBar(max(1, progress.num_shards), num_over, width=BAR_WIDTH))
+        is_over = num_over >= progress.num_shards
+        spent, eta = _duration(progress.elapsed_s), progress.eta_s
+        time_left = f"in {spent}" if is_over else f"{'?' if eta is None else _duration(eta)} to go"
+        table.add_row("", f"{progress.num_done:,} of {progress.num_shards:,}, {time_left}")
+        table.add_row("images", f"{progress.num_images:,}, {progress.images_per_s:,.1f} images/s")
+        workers = "1 worker" if progress.num_workers == 1 else f"{progress.num_workers} workers"
         wait = f"{progress.model_wait_fraction:.0%} of the time without data"
-        table.add_row("model", f"{progress.num_workers} workers   {wait}")
-        reasons = "  ".join(f"{reason} {count}" for reason, count in progress.quarantined.most_common(6))
-        table.add_row("quarantined", f"{progress.counts.num_quarantined:,}   {reasons}")
+        table.add_row("model", f"{workers}, {wait}")
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in progress.quarantined.most_common(6))
+        table.add_row("quarantined", f"{progress.counts.num_quarantined:,}{': ' * bool(reasons)}{reasons}")
         for failure in progress.failures[-MAX_FAILURES_SHOWN:]:
             table.add_row(Text("failed", "red"), Text(f"{failure.name}: {failure.error}"[:160]))
         return table

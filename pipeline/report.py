@@ -66,11 +66,6 @@ class CodeUsage:
         """(8192,) uses of each code."""
         return self.counts.sum(axis=0)
 
-    @property
-    def num_dead(self) -> int:
-        """Codes that never occur."""
-        return int((self.totals == 0).sum())
-
     def perplexity(self) -> float:
         """Number of codes that, used equally, would be as unpredictable."""
         return _perplexity(self.totals)
@@ -112,6 +107,13 @@ class Report:
     usage: CodeUsage
     examples: Examples
     gallery: list[ShownDocument]
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes that the tokenizer has; the full codebook where it does not say."""
+        architecture = self.components.get("architecture")
+        size = architecture.get("n_embed") if isinstance(architecture, dict) else None
+        return size if isinstance(size, int) and 0 < size < CODEBOOK_SIZE else CODEBOOK_SIZE
 
     @property
     def num_bytes(self) -> int:

@@ -22,6 +22,17 @@ logger = logging.getLogger(__name__)
 _DENSE_BF16_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
 """Vendors' figures without sparsity, per second."""
 
+LOG_NAMES = {
+    "loss_text": "text",
+    "loss_image": "image",
+    "learning_rate": "lr",
+    "ids_per_s": "ids/s",
+    "padding_fraction": "pad",
+    "data_wait_fraction": "wait",
+    "memory_gib": "GiB",
+}
+"""Names in the log line where they differ from those in the file."""
+
 
 class LossTable:
     """Sums and counts of learned ids by source and by modality (0 text, 1 image), on the device.
@@ -171,7 +182,7 @@ class MetricsWriter:
         if self._board is not None:
             for name, value in record.items():
                 self._board.add_scalar(name, value, step)
-        logger.info(" ".join(f"{name}={_short(value)}" for name, value in record.items()))
+        logger.info(log_line(record))
 
     def close(self) -> None:
         self._file.close()
@@ -194,5 +205,12 @@ def _keep_until(path: Path, step: int) -> None:
     os.replace(beside, path)
 
 
+def log_line(record: dict[str, float]) -> str:
+    """A record in half the characters: short names, four digits; the file has all of it."""
+    return " ".join(f"{LOG_NAMES.get(name, name)}={_short(value)}" for name, value in record.items())
+
+
 def _short(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.5g}"
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import sys
 
 import pytest
 from rich.console import Console
@@ -75,6 +76,31 @@ def test_the_display_shows_figures_and_failures() -> None:
     text = console.file.getvalue()
     for piece in ("1 of 4", "image_truncated 2", "OSError: bad sector"):
         assert piece in text
+
+
+def test_log_lines_stand_above_the_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    handler = logging.StreamHandler()
+    logging.getLogger().addHandler(handler)
+    try:
+        with ProgressDisplay(RunProgress(4), Console(stderr=True, force_terminal=True, width=80)) as display:
+            display.tick(ShardSchedule([]))
+            logging.getLogger().warning("one line")
+        assert handler.stream is terminal
+    finally:
+        logging.getLogger().removeHandler(handler)
+    above, below = terminal.getvalue().split("one line")
+    assert above.endswith("\x1b[2K"), "the display is erased before the line"
+    assert below.lstrip().startswith("shards"), "and drawn again below it"
+
+
+def test_images_are_those_committed_where_workers_have_not_told_yet() -> None:
+    progress = RunProgress(1)
+    progress.worker_joined("a")
+    progress.worker_status(WorkerStatus("a", images=3))
+    progress.shard_done(report("0"))
+    assert progress.num_images == 10
 
 
 def test_without_a_terminal_there_are_log_lines(

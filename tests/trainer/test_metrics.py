@@ -1,7 +1,6 @@
-"""Records of a run: flops, files that survive kills, the curve."""
+"""Records of a run: flops, files that survive kills."""
 
 import json
-import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +8,7 @@ import pytest
 import torch
 
 from tests.trainer.tiny import CONFIG, bounds, positions, tiny_model
-from trainer.loss_curve import draw_losses
-from trainer.metrics import MetricsConfig, MetricsWriter, flops_per_id, read_metrics
+from trainer.metrics import MetricsConfig, MetricsWriter, flops_per_id, log_line, read_metrics
 
 
 def test_flops_equal_those_that_pytorch_counts() -> None:
@@ -54,16 +52,8 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
     assert [(event.step, event.value) for event in events.Scalars("loss_image")] == [(1, 3.0), (2, 1.5)]
 
 
-def test_curve_names_first_and_last_loss(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    with pytest.raises(ValueError, match="holds 0 records"):
-        draw_losses(path, tmp_path / "curve.svg")
-    records = [{"step": s, "loss": 9 - s, "loss_text": 8 - s, "loss_image": 9.5 - s} for s in range(1, 5)]
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    draw_losses(path, tmp_path / "curve.svg")
-    root = ET.parse(tmp_path / "curve.svg").getroot()
-    space = "{http://www.w3.org/2000/svg}"
-    texts = [element.text for element in root.iter(f"{space}text")]
-    assert "text ids 7.00 to 4.00" in texts
-    assert "image ids 8.50 to 5.50" in texts
-    assert len(list(root.iter(f"{space}polyline"))) == 6
+def test_the_log_line_is_short() -> None:
+    record = {"step": 38, "loss": 5.273266772644894, "loss_text": 5.672517891540084, "loss/pairs": 4.04641630}
+    record |= {"learning_rate": 0.0017312752145210155, "ids_per_s": 41_234.996323582839, "mfu": float("nan")}
+    expected = "step=38 loss=5.273 text=5.673 loss/pairs=4.046 lr=0.001731 ids/s=41235 mfu=nan"
+    assert log_line(record) == expected
