@@ -6,8 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT := out
 TOKENIZE := --tokenizer sample --color clean
+# Two test processes; tests with a Ray cluster stay in one of them (tests/conftest.py).
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo tokens train-demo test test-all setup setup-dev lint clean
+.PHONY: demo tokens train-demo test test-all setup setup-dev lint docs clean
 
 demo: tokens train-demo
 
@@ -27,15 +29,19 @@ train-demo: setup
 	$(BIN)/python jobs/pretrain.py --config recipes/pretrain_tiny.yaml --data.packed $(OUT)/packed
 
 test: setup-dev lint
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: setup-dev lint
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup-dev
+	$(BIN)/pdoc --docformat google --output-directory site schemas tokenizer pipeline trainer jobs
+	@echo "API reference: site/index.html"
 
 setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev
@@ -54,4 +60,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(OUT)
+	rm -rf $(VENV) $(OUT) site
