@@ -144,8 +144,8 @@ def _ray(parts: list[str]) -> None:
         command = command.commands[name]
     context = command.make_context(command.name, list(parts))
     _files([value for value in context.params.values() if isinstance(value, str)])
-    if command.name == "submit" and "script" in context.params:  # ray submit CLUSTER SCRIPT ...
-        _python([context.params["script"], *context.params["script_args"]])
+    if command.name == "exec":  # on the head of a cluster, by its shell
+        check_command(context.params["cmd"])
 
 
 def _pip(parts: list[str]) -> None:

@@ -28,7 +28,7 @@ def test_the_ray_cluster_fits_rays_schema() -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(cluster | {"max_wrokers": 3}, schema)
     assert cluster["head_node_type"] in cluster["available_node_types"]
-    for commands in ("head_start_ray_commands", "worker_start_ray_commands", "setup_commands"):
+    for commands in ("head_start_ray_commands", "worker_start_ray_commands", "worker_setup_commands"):
         for line in cluster[commands]:
             check_command(line)
 

@@ -1,11 +1,11 @@
-"""`ray job submit jobs/tokenize_obelics.py` as written, and the form with flags, on a real local cluster.
+"""`ray job submit jobs/tokenize_obelics.py` as written, on a real local cluster.
 
 The literal form runs where `ray start` ran, executes the file itself (executable bit, shebang found on that
-PATH), and gets no flags: settings come from recipes/obelics_sample.yaml or from the environment.
+PATH), and gets no flags: settings come from recipes/obelics_sample.yaml or from the environment. The form
+with a working directory and flags is tested as the README has it (tests/docs/test_readme.py).
 """
 
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,21 +49,3 @@ def test_as_written(checkout: Path, environment: dict[str, str], address: str) -
     assert "2 token shards written" in output
     shards = sorted((checkout / "out/obelics_sample").glob("*.parquet"))
     assert sum(check_token_shard(shard).counts.images_written for shard in shards) == 21
-
-
-def test_with_a_working_directory_and_flags(
-    checkout: Path, environment: dict[str, str], address: str, tmp_path: Path
-) -> None:
-    pattern = checkout / "samples/documents/*.tar"
-    script = [
-        sys.executable,
-        "jobs/tokenize_obelics.py",
-        "--input",
-        str(pattern),
-        "--output",
-        str(tmp_path / "out"),
-    ]
-    flags = ["--tokenizer", "null", "--num-actors", "1", "--decode-workers", "1"]
-    _submit(checkout, environment, address, "--working-dir", ".", "--", *script, *flags)
-    shards = sorted((tmp_path / "out").glob("*.parquet"))
-    assert sum(check_token_shard(shard).counts.documents_written for shard in shards) == 11
