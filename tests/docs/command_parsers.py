@@ -166,7 +166,7 @@ def _make(parts: list[str]) -> None:
 def _files(parts: list[str]) -> None:
     """Files of ours that another's program is given."""
     for part in parts:
-        if part.startswith("deploy/"):
+        if part.startswith(("deploy/", "tests/")):
             assert (ROOT / part).is_file(), part
 
 

@@ -15,6 +15,9 @@ from tests.docs.fences import PAGES, ROOT, SHELL, Fence, fences, shell_lines
 ALL = [fence for page in PAGES if page.exists() for fence in fences(page)]
 SHELL_FENCES = [fence for fence in ALL if fence.language in SHELL and "──" not in fence.text]
 YAML_FENCES = [fence for fence in ALL if fence.language == "yaml"]
+INLINE = re.compile(
+    r"`((?:OMP_NUM_THREADS=1 )?(?:python (?:-m )?benchmarks|pytest|make|pip install) ?[^`]*)`"
+)
 INDENTED = re.compile(r"^    ((?:python|torchrun|seed-pack|seed-shards|ray) .*(?:\n {8}.*)*)", re.MULTILINE)
 
 
@@ -41,6 +44,14 @@ def test_indented_commands_can_be_typed(page: Path, monkeypatch: pytest.MonkeyPa
                 check_command(line)
             except (Exception, SystemExit) as error:
                 pytest.fail(f"{page.name}: {line}\n{type(error).__name__}: {error}")
+
+
+def test_benchmarks_tests_and_extras_named_in_passing_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    named = [match[1] for page in PAGES if page.exists() for match in INLINE.finditer(page.read_text())]
+    assert len(named) > 20
+    for line in named:
+        check_command(" ".join(line.split()))
 
 
 @pytest.mark.parametrize("fence", YAML_FENCES, ids=lambda fence: fence.name)

@@ -97,9 +97,7 @@ def test_own_data_from_pictures_to_a_drawing_model(
     checkout: Path, environment: dict[str, str], cluster: tuple[str, str]
 ) -> None:
     on_cluster = environment | {"RAY_ADDRESS": cluster[1]}
-    (first, *others) = commands("Tokenize your own data in five minutes")
-    run_all([first], checkout, environment)
-    printed = run_all(others, checkout, on_cluster)
+    printed = run_all(commands("Tokenize your own data in five minutes"), checkout, on_cluster)
     assert re.search(r"^done +1$", printed, re.MULTILINE)
     assert "1 token shards checked, 0 faults" in printed
     documents = list(read_documents(checkout / "tokens" / "mine" / "00000.parquet"))
