@@ -39,7 +39,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkout")
     for name in PACKAGES:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "recipes", "samples"):
+    for name in (".gitignore", "pyproject.toml", "recipes", "samples"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "photos").mkdir()
     with tarfile.open(ROOT / "samples" / "pairs" / "00000.tar") as tar:
