@@ -8,8 +8,10 @@ BIN := $(VENV)/bin
 OUT := out
 TOKENIZE := --tokenizer sample --color clean
 GREEDY := --sampling.temperature 0 --sampling.max-new-ids 48
+# Two test processes; tests with a Ray cluster stay in one of them (tests/conftest.py).
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo tokens train-demo emoji-tokens emoji-model test test-all setup setup-dev lint clean
+.PHONY: demo tokens train-demo emoji-tokens emoji-model test test-all setup setup-dev lint docs clean
 
 demo: tokens train-demo
 
@@ -50,31 +52,38 @@ emoji-model: setup
 		--input samples/emoji/prompts.jsonl --output $(OUT)/answers_emoji.jsonl --gallery $(OUT)/gallery_emoji $(GREEDY)
 
 test: setup-dev lint
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: setup-dev lint
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: setup-dev
+	$(BIN)/pdoc --docformat google --output-directory site schemas tokenizer pipeline trainer jobs
+	@echo "API reference: site/index.html"
+
 setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev
 
 $(VENV)/.installed: pyproject.toml constraints.txt
+	$(call install,-e .)
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt
+	$(call install,-e '.[dev]')
+	@touch $(VENV)/.installed $@
+
+define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "SEED Shards needs Python 3.11 or newer; set PYTHON=...")'
 	@echo "setting up $(VENV): some 3 GB of packages with a CUDA build of torch, 1 GB without; a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
-	@touch $@
-
-$(VENV)/.installed-dev: $(VENV)/.installed
-	@echo "adding what the tests need"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
-	@touch $@
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(1)
+endef
 
 clean:
-	rm -rf $(VENV) $(OUT)
+	rm -rf $(VENV) $(OUT) site

@@ -76,7 +76,7 @@ def test_show_emphasises_what_is_learned(corpus: Path, capsys: pytest.CaptureFix
 
 
 def test_trace_leads_back_to_the_source(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("show", corpus / "packed", "--row", 5, "--trace", "--root", corpus) == 0
+    assert run("show", corpus / "packed", "--rows", 20, "--trace", "--root", corpus) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("pairs")]
     assert lines
     for line in lines:

@@ -191,14 +191,12 @@ def test_answers_are_bounded_in_time_however_steadily_they_drip() -> None:
 
 
 def test_redirects_share_one_time_budget() -> None:
-    """Each hop takes less than the limit, all of them take more."""
-    limits = HttpLimits(allowed_networks=("127.0.0.1/32",), max_seconds=1.0)
-    begin = time.monotonic()
+    """Each hop takes far less than the limit, all of them take more."""
+    limits = HttpLimits(allowed_networks=("127.0.0.1/32",), max_seconds=2.0)
     with serving({}) as server:
         opener = guarded_opener(limits)
-        with pytest.raises(OSError, match="within 1 s"):
-            opener.open(f"{server.url}/slow-redirects?4", timeout=5).read()
-        assert time.monotonic() - begin < 1.8
+        with pytest.raises(OSError, match="within 2 s"):
+            opener.open(f"{server.url}/slow-redirects?9", timeout=5).read()
         request = urllib.request.Request(f"{server.url}/slow-redirects?1")
         for _ in range(2):  # the same request again has its own time
             assert opener.open(request, timeout=5).read() == b""
