@@ -18,7 +18,7 @@ from schemas.packed_shard import FORMAT_VERSION
 from schemas.settings import SettingsError, parse_settings
 from tokenizer.text_tokenizer import TextTokenizer, load_text_tokenizer
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raised when the same mixture comes out as other packed sequences than before."""
 
 SUFFIXES = {"token_shards": (".parquet",), "parquet": (".parquet",), "jsonl": (".jsonl", ".json", ".ndjson")}

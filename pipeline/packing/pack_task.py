@@ -76,7 +76,7 @@ def pack_window(
     rows = assign_rows(items.lengths.astype(np.int32), plan.footer.seq_length)
     row_order = order_rows(
         row_amounts(items.lengths, item_sources, rows, len(sources)),
-        np.random.default_rng(stable_hash(plan.footer.seed, plan.footer.mixture, window)),
+        np.random.default_rng(stable_hash(plan.footer.seed, window)),
     )
     rows = np.argsort(row_order)[rows]
     order = np.argsort(rows, kind="stable")

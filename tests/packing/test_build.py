@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from schemas.packed_check import check_packed_shard
 from schemas.packed_folder import PackedFolder
 from schemas.token_shard import read_documents
 from tests.packing.corpus import ROOT, make_pairs, mixture_text, write_corpus, write_token_shard
+from tests.packing.golden_inputs import SAMPLE_TOKENIZER
 
 PAIRS_ONCE = "\n  - {name: pairs, paths: [pairs], epochs: %s, template: {name: pair, reverse_ratio: 0.5}}"
 
@@ -201,6 +203,17 @@ class TestDeterminism:
         ours, theirs = PackedFolder(corpus / "other-chunks"), PackedFolder(built[1])
         assert places_of(ours) == places_of(theirs)
         assert packed_bytes(corpus / "other-chunks") == packed_bytes(built[1])
+
+    def test_where_the_text_tokenizer_lies(
+        self, corpus: Path, built: tuple[Mixture, Path, dict[str, Any]], tmp_path: Path
+    ) -> None:
+        """Its path is noted in the footers; the order of what is packed does not know it."""
+        shutil.copytree(SAMPLE_TOKENIZER, tmp_path / "text_tokenizer")
+        mixture = write_mixture(
+            corpus, "other-path", text_tokenizer=f"{{path: {tmp_path / 'text_tokenizer'}}}"
+        )
+        Build(mixture, corpus / "other-path").run()
+        assert places_of(PackedFolder(corpus / "other-path")) == places_of(PackedFolder(built[1]))
 
     def test_seed(self, corpus: Path, built: tuple[Mixture, Path, dict[str, Any]]) -> None:
         mixture = write_mixture(corpus, "other-seed", seed="8")
