@@ -38,7 +38,7 @@ def plan_actors(config: TokenizeConfig, nodes: Sequence[Mapping[str, float]]) ->
         return shape, places if config.num_actors is None else config.num_actors
     cpus = [node.get("CPU", 0.0) for node in nodes] or [1.0]
     share = min(CPUS_PER_ACTOR, max(1.0, max(cpus)))
-    if config.num_actors:
+    if config.num_actors and sum(cpus):  # none yet: a head without cores, before any other node has joined
         share = min(share, sum(cpus) / config.num_actors)
     share = math.floor(share) if share >= 1 else round(share, 3)
     places = sum(math.floor(number / share) for number in cpus)

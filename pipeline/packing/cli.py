@@ -204,7 +204,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: exits with 0, 1 if something failed or is unsound, 2 if the input is wrong."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        status: int = tyro.extras.subcommand_cli_from_dict(COMMANDS, args=arguments, description=__doc__)
+        status: int = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="seed-pack", args=arguments, description=__doc__
+        )
     except (
         MixtureError,
         TextTokenizerError,

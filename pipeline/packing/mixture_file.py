@@ -81,6 +81,8 @@ def load_mixture(path: Path) -> Mixture:
         content = read_yaml(path)
     except ValueError as error:
         raise MixtureError(str(error)) from error
+    except OSError as error:
+        raise MixtureError(f"{path}: the mixture file cannot be read: {error.strerror}") from error
     try:
         return resolve_mixture(parse_settings(MixtureConfig, _spread_templates(content)), path.parent)
     except SettingsError as error:

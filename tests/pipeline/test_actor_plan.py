@@ -27,6 +27,7 @@ def config(**settings: object) -> TokenizeConfig:
         ({"num_actors": 2}, [{"CPU": 2.0}], ActorShape(0, 1, 1), 2),
         ({"num_actors": 4}, [{"CPU": 2.0}], ActorShape(0, 0.5, 1), 4),
         ({}, [], ActorShape(0, 1, 1), 1),
+        ({"num_actors": 4}, [{"CPU": 0.0}], ActorShape(0, 1, 1), 4),
     ],
 )
 def test_plan(settings: dict, nodes: list[dict[str, float]], shape: ActorShape, number: int) -> None:
