@@ -26,6 +26,7 @@ from tests.packing.corpus import mixture_text, write_corpus
 from tests.packing.test_run_tasks import is_running
 
 KINDS = ("alone", "driver", "worker")
+HANGS_AFTER_S = 600
 
 
 def packed_files(output: Path) -> dict[str, bytes]:
@@ -48,19 +49,29 @@ def workers_of(driver: int) -> list[int]:
 
 
 def build_and_kill(mixture: Path, output: Path, rng: random.Random, usual_s: dict[int, float]) -> str:
-    """One build that is killed in one of several ways; says how it ended."""
+    """One build that is killed in one of several ways; says how it ended.
+
+    A whole build that ends before its kill sets ``usual_s``, by number of workers, to what it took.
+    """
     kind = rng.choice(KINDS)
     num_workers = 1 if kind == "alone" else 2
     number = signal.SIGKILL if kind == "worker" else rng.choice([signal.SIGKILL, signal.SIGTERM])
+    is_begun, begin = output.exists(), time.monotonic()
     process = start_build(mixture, output, num_workers)
-    time.sleep(rng.uniform(0.3, 1.0) * usual_s[num_workers])
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(rng.uniform(0.3, 1.0) * usual_s[num_workers])
+        if not is_begun:
+            usual_s[num_workers] = time.monotonic() - begin
     workers = workers_of(process.pid)
+    while kind == "worker" and not workers and process.poll() is None:  # between two stages
+        time.sleep(0.01)
+        workers = workers_of(process.pid)
     if kind != "worker":
         process.send_signal(number)
     elif workers:
         with suppress(ProcessLookupError):
             os.kill(rng.choice(workers), number)
-    status = process.wait(timeout=120)
+    status = process.wait(timeout=HANGS_AFTER_S)
     deadline = time.monotonic() + 20
     while left := [worker for worker in workers if is_running(worker)]:
         assert time.monotonic() < deadline, f"workers {left} outlived their driver"
@@ -92,8 +103,6 @@ def main() -> int:
         while kinds.total() - kinds["ended"] < options.kills:
             how = build_and_kill(mixture, output, rng, usual_s)
             kinds[how] += 1
-            if kinds.total() % 5 == 0:
-                print(f"{kinds.total() - kinds['ended']} kills so far, {num_different} differ", flush=True)
             files = packed_files(output)
             num_different += any(data != undisturbed[name] for name, data in files.items())
             if how == "ended":
@@ -101,6 +110,8 @@ def main() -> int:
                 num_different += files != undisturbed or not is_clean
                 num_complete += 1
                 shutil.rmtree(output)
+            num_kills = kinds.total() - kinds["ended"]
+            print(f"{num_kills} kills, {num_complete} ended, {num_different} differ: {how}", flush=True)
     num_kills = kinds.total() - kinds["ended"]
     print(
         f"{num_kills} kills, {num_complete} builds ended, {num_different} differ from the undisturbed build"
