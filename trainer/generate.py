@@ -167,11 +167,11 @@ def draw(logits_BV: Tensor, top_p: float, uniform_B: Tensor) -> Tensor:
         uniform_B: one number of [0, 1) for each row, which decides the draw.
     """
     probabilities = logits_BV.softmax(dim=-1, dtype=torch.float64)
-    probabilities, ids = probabilities.sort(dim=-1, descending=True, stable=True)
-    cumulative = probabilities.cumsum(dim=-1)
-    is_kept = cumulative - probabilities < top_p
-    mass = (probabilities * is_kept).cumsum(dim=-1)
+    highest, ids = probabilities.sort(dim=-1, descending=True, stable=True)
+    is_kept = highest.cumsum(dim=-1) - highest < top_p
+    # Drawn in the order of ids: rounding reorders near-equal probabilities, and would change what is drawn.
+    mass = (probabilities * torch.zeros_like(is_kept).scatter(1, ids, is_kept)).cumsum(dim=-1)
     wanted = uniform_B[:, None].double() * mass[:, -1:]
     place = torch.searchsorted(mass, wanted, right=True)
-    last_kept = (is_kept & (probabilities > 0)).sum(dim=-1, keepdim=True) - 1
-    return ids.gather(1, torch.minimum(place, last_kept))[:, 0]
+    last = (mass < mass[:, -1:]).sum(dim=-1, keepdim=True)
+    return torch.minimum(place, last)[:, 0]

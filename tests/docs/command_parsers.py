@@ -46,6 +46,7 @@ def _job(path: str, arguments: list[str]) -> None:
 
 def _job_config(name: str) -> type[Any]:
     from jobs import (
+        compare_attention,
         generate,
         ingest,
         pretrain,
@@ -57,6 +58,7 @@ def _job_config(name: str) -> type[Any]:
     )
 
     return {
+        "compare_attention": compare_attention.CompareConfig,
         "ingest": ingest.IngestJobConfig,
         "tokenize_pairs": tokenize_pairs.PairsJobConfig,
         "tokenize_videos": tokenize_videos.VideosJobConfig,
@@ -98,7 +100,7 @@ def _python(parts: list[str]) -> None:
     elif module.startswith("benchmarks."):
         assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), module
     else:
-        assert module in ("pytest", "venv", "build"), module
+        assert module in ("pytest", "venv", "build", "lmms_eval"), module
 
 
 def _seed_shards(parts: list[str]) -> None:

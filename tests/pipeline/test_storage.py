@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,7 +30,8 @@ from tests.pipeline.tiny_shards import (
     write_shards,
 )
 
-S3_PORT = 25_555
+with socket.create_server(("127.0.0.1", 0)) as _free:  # tests of this file may run in two processes
+    S3_PORT = _free.getsockname()[1]
 ENDPOINT = f"http://127.0.0.1:{S3_PORT}"
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "testing",
