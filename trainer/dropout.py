@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_32_BITS = 0xFFFFFFFF
+
 
 def row_keys(seed: int, row_indices: Sequence[int]) -> Tensor:
     """One number of 31 bits for each row of a batch: (B,) int64.
@@ -25,8 +27,8 @@ def row_keys(seed: int, row_indices: Sequence[int]) -> Tensor:
 
 
 def layer_keys(keys_B: Tensor, layer: int) -> Tensor:
-    """Keys of the same rows in one layer: (B,) int32."""
-    return _mix((keys_B + layer * 0x61C88647 & 0x7FFFFFFF).to(torch.int32))
+    """Keys of the same rows in one layer: (B,) int64, 32 bits in use."""
+    return _mix(keys_B + layer * 0x61C88647 & 0x7FFFFFFF)
 
 
 def dropout(x_BTD: Tensor, keys_B: Tensor, matrix: int, probability: float) -> Tensor:
@@ -34,7 +36,7 @@ def dropout(x_BTD: Tensor, keys_B: Tensor, matrix: int, probability: float) -> T
 
     Args:
         x_BTD: any float dtype.
-        keys_B: (B,) int32 of ``layer_keys``.
+        keys_B: (B,) int64 of ``layer_keys``.
         matrix: a number for each of a layer's matrices, which draw apart from each other.
         probability: in [0, 1).
     """
@@ -46,15 +48,19 @@ def dropout(x_BTD: Tensor, keys_B: Tensor, matrix: int, probability: float) -> T
 def is_kept(keys_B: Tensor, matrix: int, length: int, width: int, probability: float) -> Tensor:
     """Which values stay: (B, T, D) bool."""
     device = keys_B.device
-    places = torch.arange(length, device=device, dtype=torch.int32) + (matrix << 20)
-    channels = torch.arange(width, device=device, dtype=torch.int32)
+    places = torch.arange(length, device=device) + (matrix << 20)
+    channels = torch.arange(width, device=device)
     places_BT = _mix(keys_B[:, None] ^ _mix(places))
     bits_BTD = _mix(places_BT[..., None] ^ _mix(channels))
-    return bits_BTD >= int(probability * 2**32) - 2**31
+    return bits_BTD >= int(probability * 2**32)
 
 
 def _mix(bits: Tensor) -> Tensor:
-    """A hash of 32-bit numbers, one to one (the finaliser of MurmurHash3; products wrap around)."""
-    bits = (bits ^ (bits >> 16 & 0xFFFF)) * (0x85EBCA6B - 2**32)
-    bits = (bits ^ (bits >> 13 & 0x7FFFF)) * (0xC2B2AE35 - 2**32)
-    return bits ^ (bits >> 16 & 0xFFFF)
+    """A hash of 32-bit numbers in int64, one to one (the finaliser of MurmurHash3).
+
+    In int64 no product overflows. Products of int32 wrap around in eager mode, but in compiled C++ that is
+    undefined, and gcc made other masks of them.
+    """
+    bits = (bits ^ bits >> 16) * (0x85EBCA6B - 2**32) & _32_BITS
+    bits = (bits ^ bits >> 13) * (0xC2B2AE35 - 2**32) & _32_BITS
+    return bits ^ bits >> 16

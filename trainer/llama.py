@@ -128,7 +128,7 @@ class PackedContext:
     """(B * N + 1,) int32 over the flattened batch; None when a cache holds the documents."""
     cache: KeyValueCache | None = None
     dropout_keys_B: Tensor | None = None
-    """(B,) that the dropout of adapters in a row is drawn from; None for none."""
+    """(B,) int64 that the dropout of adapters in a row is drawn from; None for none."""
 
     def of_layer(self, layer: int) -> "PackedContext":
         """With the dropout keys of one layer; made outside of layers, so that all compile to one."""
@@ -189,6 +189,17 @@ def rotate(x_BTHK: Tensor, context: PackedContext) -> Tensor:
     return x_BTHK * context.cos_BTK[:, :, None] + turned * context.sin_BTK[:, :, None]
 
 
+def project(matrix: nn.Module, x_BTD: Tensor, context: PackedContext) -> Tensor:
+    """Through a matrix of a layer; one with an adapter takes the dropout keys of the rows as well.
+
+    An argument, since a compiled layer whose activations are computed again must not write to its modules.
+    """
+    keys_B = context.dropout_keys_B
+    projected = matrix(x_BTD) if keys_B is None else matrix(x_BTD, keys_B)
+    assert isinstance(projected, Tensor)
+    return projected
+
+
 class SelfAttention(nn.Module):
     """Grouped-query self-attention within documents."""
 
@@ -204,15 +215,15 @@ class SelfAttention(nn.Module):
     def forward(self, x_BTD: Tensor, context: PackedContext) -> Tensor:
         num_rows, length, _ = x_BTD.shape
         shape = (num_rows, length, -1, self.head_width)
-        q = rotate(self.q_proj(x_BTD).view(shape), context)
-        k = rotate(self.k_proj(x_BTD).view(shape), context)
-        v = self.v_proj(x_BTD).view(shape)
+        q = rotate(project(self.q_proj, x_BTD, context).view(shape), context)
+        k = rotate(project(self.k_proj, x_BTD, context).view(shape), context)
+        v = project(self.v_proj, x_BTD, context).view(shape)
         if context.cache is not None:
             output = context.cache.attend(self.layer, q, k, v, context.positions_BT)
         else:
             assert context.cu_seqlens is not None
             output = attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), context.cu_seqlens, length)
-        return self.o_proj(output.reshape(num_rows, length, -1))
+        return project(self.o_proj, output.reshape(num_rows, length, -1), context)
 
 
 class GatedMlp(nn.Module):
@@ -224,8 +235,9 @@ class GatedMlp(nn.Module):
         self.up_proj = nn.Linear(config.width, config.mlp_width, bias=False)
         self.down_proj = nn.Linear(config.mlp_width, config.width, bias=False)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+    def forward(self, x_BTD: Tensor, context: PackedContext) -> Tensor:
+        gate = F.silu(project(self.gate_proj, x_BTD, context))
+        return project(self.down_proj, gate * project(self.up_proj, x_BTD, context), context)
 
 
 class Block(nn.Module):
@@ -240,7 +252,7 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: PackedContext) -> Tensor:
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), context)
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD), context)
 
 
 class LanguageHead(nn.Linear):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from schemas.vocabulary import VocabularyLayout
 from trainer.dropout import dropout
 from trainer.huggingface import TABLES, huggingface_name
-from trainer.llama import Llama, PackedContext
+from trainer.llama import Llama
 from trainer.weights import WeightSource, named_generator
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -60,13 +60,12 @@ class LoraLinear(nn.Linear):
         self.scale = config.scale
         self.dropout = config.dropout
         self.number = number
-        self.dropout_keys_B: Tensor | None = None
-        """Of the rows that come next; no dropout when None."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, dropout_keys_B: Tensor | None = None) -> Tensor:
+        """(B, T, out); ``dropout_keys_B`` of ``layer_keys``, no dropout when None."""
         kept = input
-        if self.dropout_keys_B is not None and self.dropout:
-            kept = dropout(input, self.dropout_keys_B, self.number, self.dropout)
+        if dropout_keys_B is not None and self.dropout:
+            kept = dropout(input, dropout_keys_B, self.number, self.dropout)
         return super().forward(input) + self.scale * F.linear(F.linear(kept, self.lora_A), self.lora_B)
 
     @torch.no_grad()
@@ -81,14 +80,6 @@ def add_adapters(model: Llama, config: LoraConfig) -> None:
         for module in (block.self_attn, block.mlp):
             for name, child in list(module.named_children()):
                 setattr(module, name, LoraLinear(child, config, PROJECTIONS.index(name)))
-        # A hook of the layer, which runs again, with its own rows, when activations are computed again.
-        block.register_forward_pre_hook(_give_dropout_keys)
-
-
-def _give_dropout_keys(block: nn.Module, inputs: tuple[Tensor, PackedContext]) -> None:
-    for module in block.modules():
-        if isinstance(module, LoraLinear):
-            module.dropout_keys_B = inputs[1].dropout_keys_B
 
 
 def adapter_weights(base: WeightSource, loaded: Mapping[str, Tensor], seed: int) -> WeightSource:

@@ -162,15 +162,13 @@ def _tensor_plan(model: Llama) -> dict[str, ParallelStyle]:
     """Matrices by column then row, norms and residuals by sequence, the vocabulary by rows."""
     layer: dict[str, ParallelStyle] = {
         "input_layernorm": SequenceParallel(),
-        "self_attn": PrepareModuleInput(
-            input_layouts=(Shard(1), None), desired_input_layouts=(Replicate(), None)
-        ),
+        "self_attn": _gathered(),
         "self_attn.q_proj": ColwiseParallel(),
         "self_attn.k_proj": ColwiseParallel(),
         "self_attn.v_proj": ColwiseParallel(),
         "self_attn.o_proj": RowwiseParallel(output_layouts=Shard(1)),
         "post_attention_layernorm": SequenceParallel(),
-        "mlp": PrepareModuleInput(input_layouts=Shard(1), desired_input_layouts=Replicate()),
+        "mlp": _gathered(),
         "mlp.gate_proj": ColwiseParallel(),
         "mlp.up_proj": ColwiseParallel(),
         "mlp.down_proj": RowwiseParallel(output_layouts=Shard(1)),
@@ -182,6 +180,11 @@ def _tensor_plan(model: Llama) -> dict[str, ParallelStyle]:
         plan["norm"] = SequenceParallel()
         plan["lm_head"] = VocabularyParallel()
     return plan
+
+
+def _gathered() -> ParallelStyle:
+    """Hidden states, split by sequence, are gathered; the context beside them is left alone."""
+    return PrepareModuleInput(input_layouts=(Shard(1), None), desired_input_layouts=(Replicate(), None))
 
 
 class VocabularyParallel(ParallelStyle):

@@ -9,18 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import varlen
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.trainer.runs import losses_of, packed_folder, run_alone, run_config
+from tests.trainer.runs import losses_of, metrics_of, packed_folder, run_alone, run_config
 from tests.trainer.test_attention import masked_softmax_attention
 from tests.trainer.tiny import bounds
 from trainer import attention as attention_module
 from trainer import parallelize
 from trainer.attention import attention, choose_backend
 from trainer.llama import Llama
+from trainer.lora import LoraConfig
 from trainer.metrics import peak_flops
 from trainer.parallelize import ParallelConfig, _checkpoint_activations
 from trainer.presets import PRESETS
@@ -94,6 +97,38 @@ def test_varlen_attention_is_asked_for_what_the_reference_computes(monkeypatch: 
     torch.testing.assert_close(
         given, attention(q, k, v, cu_seqlens, 60, backend="reference").double(), atol=2e-6, rtol=0
     )
+
+
+def attend_with_mask(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, cu_seqlens: Tensor, _length: int) -> Tensor:
+    """Stands for ``varlen_attn``, one operator of a compiled layer; the reference would break it."""
+    num_ids = len(q_THK)
+    document_T = attention_module.document_index(cu_seqlens, num_ids)
+    is_before = torch.ones(num_ids, num_ids, dtype=torch.bool).tril()
+    mask = (document_T[:, None] == document_T) & is_before
+    q, k, v = (x.transpose(0, 1)[None] for x in (q_THK, k_TGK, v_TGK))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)[0].transpose(0, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", ["none", "selective"])
+def test_compiled_layers_with_adapters_give_the_same_losses(
+    checkpointing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the recipes of LoRA; a layer is one graph, and not eager in silence."""
+    lora = LoraConfig(rank=4, alpha=8.0, dropout=0.2)
+    eager = run_config(packed_folder(tmp_path / "packed"), tmp_path / "eager", num_steps=3, lora=lora)
+    run_alone(eager)
+    monkeypatch.setitem(attention_module.BACKENDS, "reference", attend_with_mask)
+    parallel = ParallelConfig(is_compiled=True, activation_checkpointing=checkpointing)
+    compiled = replace(eager, output=str(tmp_path / "compiled"), parallel=parallel)
+    torch._dynamo.reset()
+    counters.clear()
+    run_alone(compiled)
+    assert losses_of(compiled) == pytest.approx(losses_of(eager), abs=1e-5)
+    norms = [[record["grad_norm"] for record in metrics_of(config)] for config in (eager, compiled)]
+    assert norms[1] == pytest.approx(norms[0], rel=2e-5)
+    assert counters["stats"]["unique_graphs"] >= 1
+    assert not counters["graph_break"]
 
 
 @pytest.mark.parametrize(
