@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 OUT := out
 TOKENIZE := --tokenizer sample --color clean
 GREEDY := --sampling.temperature 0 --sampling.max-new-ids 48
-# Two test processes; tests with a Ray cluster stay in one of them (tests/conftest.py).
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+# Two test processes; each file stays in one of them, those that start a Ray cluster first (tests/conftest.py).
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo tokens train-demo emoji-tokens emoji-model test test-all setup setup-dev lint docs clean
 

@@ -6,14 +6,11 @@ import pytest
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """How tests share the machine, and second tries.
 
-    With several processes (``pytest -n 2 --dist loadgroup``) each file stays in one of them, since its tests
-    share what its fixtures made, and all tests with a real Ray cluster stay in one, so that only one cluster
-    runs at a time. These take longest and come first. Such a test also gets a second try: starting a cluster
-    can fail on a machine that is busy.
+    With several processes (``pytest -n 2 --dist loadfile``) each file stays in one of them, since its tests
+    share what its fixtures made. Tests with a real Ray cluster take longest and come first. Such a test also
+    gets a second try: starting a cluster can fail on a machine that is busy.
     """
     for item in items:
-        uses_ray = item.get_closest_marker("ray") is not None
-        item.add_marker(pytest.mark.xdist_group("ray" if uses_ray else item.nodeid.partition("::")[0]))
-        if uses_ray:
+        if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=5))
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
