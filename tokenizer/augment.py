@@ -37,6 +37,9 @@ class AugmentConfig:
             raise ValueError("augment: max_log_aspect, max_turn_degrees and max_gain must not be negative")
 
 
+NUM_DRAWS = 8
+"""Random numbers for each view."""
+
 NO_MIRROR_WORDS = frozenset(
     {"left", "right", "leftwards", "rightwards", "clockwise", "anticlockwise", "counterclockwise"}
 )
@@ -60,8 +63,7 @@ def augment(images_B: Tensor, mirrored_B: Tensor, config: AugmentConfig, rng: to
     Returns:
         (B, R, U, 3) uint8.
     """
-    num = len(images_B)
-    draws = torch.rand(8, num, generator=rng).to(images_B.device)
+    draws = torch.rand(NUM_DRAWS, len(images_B), generator=rng).to(images_B.device)
     affine = _affine(draws, mirrored_B.to(images_B.device), config)
     pixels = images_B.permute(0, 3, 1, 2).float()
     grid = F.affine_grid(affine, list(pixels.shape), align_corners=False)
@@ -72,13 +74,24 @@ def augment(images_B: Tensor, mirrored_B: Tensor, config: AugmentConfig, rng: to
     return views.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
+def mirror(images_B: Tensor, mirrored_B: Tensor, config: AugmentConfig, rng: torch.Generator) -> Tensor:
+    """The whole pictures, mirrored where ``augment`` with a generator in the same state mirrors its views."""
+    draws = torch.rand(NUM_DRAWS, len(images_B), generator=rng).to(images_B.device)
+    is_mirrored = _is_mirrored(draws, mirrored_B.to(images_B.device), config)
+    return torch.where(is_mirrored.view(-1, 1, 1, 1), images_B.flip(2), images_B)
+
+
+def _is_mirrored(draws: Tensor, mirrored_B: Tensor, config: AugmentConfig) -> Tensor:
+    return (draws[2] < config.mirror) & mirrored_B
+
+
 def _affine(draws: Tensor, mirrored_B: Tensor, config: AugmentConfig) -> Tensor:
     """(B, 2, 3): output coordinates in [-1, 1] to input coordinates; ``draws`` (8, B) uniform in [0, 1)."""
     area = config.min_area + (1 - config.min_area) * draws[0]
     aspect = torch.exp(config.max_log_aspect * (2 * draws[1] - 1))
     width = (area * aspect).sqrt().clamp(max=1)
     height = (area / aspect).sqrt().clamp(max=1)
-    sign = torch.where((draws[2] < config.mirror) & mirrored_B, -1.0, 1.0)
+    sign = torch.where(_is_mirrored(draws, mirrored_B, config), -1.0, 1.0)
     angle = math.radians(config.max_turn_degrees) * (2 * draws[3] - 1)
     shift_x = (1 - width) * (2 * draws[4] - 1)
     shift_y = (1 - height) * (2 * draws[7] - 1)

@@ -47,6 +47,9 @@ class ContrastiveConfig:
     """Width of the joint space."""
     query: QueryChoice = "last"
     """Which query scores a picture: the last (the paper) or the best of all (BLIP-2)."""
+    all_queries: float = 0.0
+    """Share of the loss that scores every query by itself, the n-th with a weight of n cubed; the rest scores
+    the last. Not in the paper, whose queries could all tell captions apart before (BLIP-2's)."""
     label_smoothing: float = 0.1
     temperature: float = 0.07
     """Initial; logits are cosines divided by it."""
@@ -59,9 +62,11 @@ class ContrastiveConfig:
     def __post_init__(self) -> None:
         if self.query not in get_args(QueryChoice):
             raise ValueError(f"contrastive.query must be one of {get_args(QueryChoice)}, got {self.query!r}")
-        for name in ("label_smoothing", "dropout"):
+        for name in ("label_smoothing", "dropout", "all_queries"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"contrastive.{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.all_queries and self.query != "last":
+            raise ValueError("contrastive.all_queries goes with contrastive.query last")
         if self.temperature <= 0:
             raise ValueError(f"contrastive.temperature must be positive, got {self.temperature}")
         if self.vocab_size < 1 or self.embed_dim < 1:
@@ -107,9 +112,17 @@ class ContrastiveModel(nn.Module):
 
     def image_features(self, images_B: Tensor) -> Tensor:
         """(B, img_size, img_size, 3) uint8 RGB -> (B, N, E) fp32, normalised, one per query."""
+        return self.project(self.causal_embeddings(images_B))
+
+    def causal_embeddings(self, images_B: Tensor) -> Tensor:
+        """(B, img_size, img_size, 3) uint8 RGB -> (B, N, D), what stage 2 quantises."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage.train_vit):
             features = self.vit(images_B)
-        queries_BND = self.qformer(self.ln_vision(features))
+        queries_BND: Tensor = self.qformer(self.ln_vision(features))
+        return queries_BND
+
+    def project(self, queries_BND: Tensor) -> Tensor:
+        """Causal embeddings in the joint space: (B, N, E) fp32, normalised."""
         return F.normalize(self.vision_proj(queries_BND).float(), dim=-1)
 
     def text_features(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -159,11 +172,39 @@ def contrast(image_BNE: Tensor, text_BE: Tensor, temp: Tensor, stage: Contrastiv
     with torch.autocast(text_BE.device.type, enabled=False):
         i2t_BG = best_similarity(picture_BNE, gather(text_BE)) / temp
         t2i_BG = best_similarity(gather(picture_BNE), text_BE).T / temp
-        losses = [
-            F.cross_entropy(logits, targets_B, label_smoothing=stage.label_smoothing)
-            for logits in (i2t_BG, t2i_BG)
-        ]
-    return Contrast((losses[0] + losses[1]) / 2, image_BNE, text_BE, i2t_BG, t2i_BG, targets_B)
+        loss = info_nce(i2t_BG, t2i_BG, targets_B, stage.label_smoothing)
+        if stage.all_queries:
+            loss = (1 - stage.all_queries) * loss + stage.all_queries * loss_of_all_queries(
+                image_BNE, text_BE, temp, targets_B, stage.label_smoothing
+            )
+    return Contrast(loss, image_BNE, text_BE, i2t_BG, t2i_BG, targets_B)
+
+
+def info_nce(i2t_BG: Tensor, t2i_BG: Tensor, targets_B: Tensor, label_smoothing: float) -> Tensor:
+    """Mean of the cross entropies of both directions, fp32 scalar."""
+    losses = [
+        F.cross_entropy(logits, targets_B, label_smoothing=label_smoothing) for logits in (i2t_BG, t2i_BG)
+    ]
+    return (losses[0] + losses[1]) / 2
+
+
+def loss_of_all_queries(
+    image_BNE: Tensor, text_BE: Tensor, temp: Tensor, targets_B: Tensor, label_smoothing: float
+) -> Tensor:
+    """Mean loss of the queries, each scoring by itself, weighted by the cube of its index (from 1)."""
+    text_GE, image_GNE = gather(text_BE), gather(image_BNE)
+    num_queries = image_BNE.shape[1]
+    weights = torch.arange(1, num_queries + 1, device=image_BNE.device) ** 3.0
+    losses = [
+        info_nce(
+            image_BNE[:, query] @ text_GE.T / temp,
+            text_BE @ image_GNE[:, query].T / temp,
+            targets_B,
+            label_smoothing,
+        )
+        for query in range(num_queries)
+    ]
+    return torch.stack(losses) @ (weights / weights.sum())
 
 
 def best_similarity(picture_PNE: Tensor, text_TE: Tensor) -> Tensor:

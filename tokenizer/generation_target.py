@@ -6,19 +6,17 @@ which knows what the caption knows, beside principal components of a thumbnail, 
 shape. It is made from the training pictures alone and is enough for the small pixel decoder; no diffusion
 model can draw from it.
 
-Dimensions: B images, S thumbnail side, P pixels (3 S S), K components, E joint width, F = E + K.
+Dimensions: B images, K components, E joint width, F = E + K.
 """
 
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tokenizer.contrastive_stage import ContrastiveModel
+from tokenizer.thumbnail import ThumbnailComponents
 from tokenizer.vit import PIXEL_MEAN, PIXEL_STD
-
-THUMBNAIL_SIDE = 32
 
 
 class ClipTarget(nn.Module):
@@ -60,49 +58,23 @@ class SubstituteTarget(nn.Module):
     """Feature of stage 1 and principal components of a thumbnail, side by side, at the scale of CLIP's (about
     0.5)."""
 
-    mean_P: Tensor
-    components_PK: Tensor
-    scale_K: Tensor
-
     def __init__(self, model: ContrastiveModel, num_components: int) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
-        num_pixels = 3 * THUMBNAIL_SIDE**2
-        self.register_buffer("mean_P", torch.zeros(num_pixels))
-        self.register_buffer("components_PK", torch.zeros(num_pixels, num_components))
-        self.register_buffer("scale_K", torch.ones(num_components))
+        self.components = ThumbnailComponents(num_components)
 
     @property
     def width(self) -> int:
         """F."""
-        return self.model.stage.embed_dim + len(self.scale_K)
+        return self.model.stage.embed_dim + self.components.num_components
 
-    @torch.no_grad()
     def fit(self, images_B: Tensor) -> None:
-        """Principal components of these pictures ((B, R, U, 3) uint8, more than ``num_components``).
-
-        Components are divided by the fourth root of their variance: half-way between true pixel distances,
-        where the first few drown the rest, and whitening, where noise weighs as much as shape.
-        """
-        pixels_BP = thumbnails(images_B).flatten(1)
-        self.mean_P = pixels_BP.mean(dim=0)
-        _, singular, components = torch.linalg.svd(pixels_BP - self.mean_P, full_matrices=False)
-        num_components = len(self.scale_K)
-        deviation_K = singular[:num_components] / len(images_B) ** 0.5
-        self.components_PK = components[:num_components].T.contiguous()
-        root_K = deviation_K.clamp(min=1e-6).rsqrt()
-        self.scale_K = root_K * 0.5 / (deviation_K * root_K).square().mean().sqrt()
+        """Principal components of these pictures ((B, R, U, 3) uint8, more than ``num_components``)."""
+        self.components.fit(images_B)
 
     @torch.no_grad()
     def forward(self, images_B: Tensor) -> Tensor:
         """(B, img_size, img_size, 3) uint8 RGB -> (B, F) fp32."""
         feature_BE = self.model.image_features(images_B)[:, -1]
         feature_BE = feature_BE * (0.5 * feature_BE.shape[1] ** 0.5)
-        coefficients_BK = (thumbnails(images_B).flatten(1) - self.mean_P) @ self.components_PK
-        return torch.cat([feature_BE, coefficients_BK * self.scale_K], dim=1)
-
-
-def thumbnails(images_B: Tensor, side: int = THUMBNAIL_SIDE) -> Tensor:
-    """(B, R, U, 3) uint8 -> (B, 3, side, side) fp32 in [-1, 1], averaged over areas."""
-    pixels = images_B.permute(0, 3, 1, 2).float() / 127.5 - 1
-    return F.interpolate(pixels, size=(side, side), mode="area")
+        return torch.cat([feature_BE, 0.5 * self.components(images_B)], dim=1)

@@ -21,7 +21,7 @@ from tokenizer.contrastive_stage import ENCODER_PARTS, ContrastiveModel
 from tokenizer.from_scratch import init_from_scratch
 from tokenizer.seed import SeedModel
 from trainer.batch_cache import BatchCache
-from trainer.contrastive_run import Batches, HeldOut, augmented_inputs
+from trainer.contrastive_run import Batches, HeldOut, views_of
 from trainer.evaluation.codes import code_figures
 from trainer.stage_loop import StageLoop, StageRunConfig, StepResult
 
@@ -40,6 +40,9 @@ class CodebookCareConfig:
     """Steps after which entries that were not chosen since move to recent vectors; 0 never."""
     reseed_until: float = 0.7
     """No re-seeding after this fraction of the run."""
+    whole_targets: bool = False
+    """The generation target is of the whole picture, and so is what the pixel decoder draws: codes of views
+    of one picture then agree more. False: of the view, as released."""
     stores_fp16: bool = False
     """Write the finished tokenizer in half precision."""
     cached_views: int = 0
@@ -109,13 +112,12 @@ class CodebookRun:
 
     def execute(self, batches: Batches, held_out: HeldOut, output: Path) -> dict[str, float]:
         """Train (or resume), write the tokenizer, and give figures on held-out pictures."""
-        pictures = augmented_inputs(
-            batches, self.augmentation, self.run.seed, self.model.codebook.weight.device
-        )
+        views = views_of(batches, self.augmentation, self.run.seed, self.model.codebook.weight.device)
 
         def encoded(step: int) -> tuple[Tensor, Tensor]:
-            (images,) = pictures(step)
-            return self.step_module.model.encode(images), self.target(images)
+            images, pictures, _ = views(step)
+            seen = pictures if self.care.whole_targets else images
+            return self.step_module.model.encode(images), self.target(seen)
 
         inputs: Callable[[int], tuple[Tensor, Tensor]] = encoded
         if self.care.cached_views:

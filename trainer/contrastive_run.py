@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tokenizer.augment import AugmentConfig, augment, may_mirror
+from tokenizer.augment import AugmentConfig, augment, may_mirror, mirror
 from tokenizer.caption_tokenizer import CaptionTokenizer, load_caption_tokenizer
 from tokenizer.config import SeedTokenizerConfig
-from tokenizer.contrastive_stage import ContrastiveConfig, ContrastiveModel, contrastive_layout
+from tokenizer.contrastive_stage import ContrastiveConfig, ContrastiveModel, contrast, contrastive_layout
 from tokenizer.official_names import fuse, split
+from tokenizer.thumbnail import ThumbnailTask
 from trainer.evaluation.retrieval import retrieval, retrieval_by_query
 from trainer.stage_loop import StageLoop, StageRunConfig, StepResult
 
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 WEIGHTS_NAME = "stage1.safetensors"
 STAGE_NAME = "stage1.json"
 EVALUATION_BATCH = 64
+FIT_STEPS = 24
+"""Batches of unaltered training pictures over which principal components are fitted."""
 
 
 class Batches(Protocol):
@@ -64,18 +67,51 @@ def held_out_of(pairs: Sequence[Pair]) -> HeldOut:
     return HeldOut(np.stack([pair.image for pair in pairs]), [pair.caption for pair in pairs])
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ThumbnailConfig:
+    """A second loss of stage 1 where no trained ViT and Q-Former are at hand (``tokenizer.thumbnail``)."""
+
+    weight: float = 0.0
+    """Of the mean square error of the thumbnail's components, beside the contrastive loss; 0: none."""
+    components_per_query: int = 4
+
+    def __post_init__(self) -> None:
+        if self.weight < 0 or self.components_per_query < 1:
+            raise ValueError(
+                "thumbnail.weight must not be negative, thumbnail.components_per_query must be at least 1"
+            )
+
+
 class ContrastiveStep(nn.Module):
     """The network of stage 1 with the loss as its output, as the loop wants it."""
 
-    def __init__(self, model: ContrastiveModel) -> None:
+    def __init__(
+        self, model: ContrastiveModel, thumbnail: ThumbnailTask | None = None, weight: float = 0.0
+    ) -> None:
         super().__init__()
         self.model = model
+        self.thumbnail = thumbnail
+        self.thumbnail_weight = weight
 
-    def forward(self, images_B: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> StepResult:
-        """One batch on its device."""
-        out = self.model(images_B, ids_BT, mask_BT)
+    def forward(
+        self, images_B: Tensor, ids_BT: Tensor, mask_BT: Tensor, components_BK: Tensor | None = None
+    ) -> StepResult:
+        """One batch on its device; with a thumbnail task the components of the pictures, too."""
+        queries_BND = self.model.causal_embeddings(images_B)
+        out = contrast(
+            self.model.project(queries_BND),
+            self.model.text_features(ids_BT, mask_BT),
+            self.model.temp,
+            self.model.stage,
+        )
+        loss = out.loss
         hits = (out.logits_i2t_BG.argmax(dim=1) == out.targets_B).float().mean()
-        return StepResult(out.loss, {"batch_R@1": hits, "temperature": self.model.temp.detach()})
+        metrics: dict[str, Tensor] = {"batch_R@1": hits, "temperature": self.model.temp.detach()}
+        if self.thumbnail is not None and components_BK is not None:
+            error = self.thumbnail(queries_BND, components_BK)
+            loss = loss + self.thumbnail_weight * error
+            metrics |= {"loss_contrastive": out.loss.detach(), "loss_thumbnail": error.detach()}
+        return StepResult(loss, metrics)
 
     def train(self, mode: bool = True) -> "ContrastiveStep":
         """A frozen ViT stays in eval mode."""
@@ -92,6 +128,7 @@ def run_contrastive(
     output: Path,
     run: StageRunConfig,
     augmentation: AugmentConfig,
+    thumbnail: ThumbnailConfig,
 ) -> dict[str, float]:
     """Train (or resume) and write the directory; figures on the held-out pairs.
 
@@ -103,34 +140,67 @@ def run_contrastive(
         output: directory of this stage.
         run: length, rates, batch.
         augmentation: of the pictures.
+        thumbnail: the second loss.
     """
-    loop = StageLoop(ContrastiveStep(model), run, output, batches.steps_per_epoch)
+    device = model.temp.device
+    views = views_of(batches, augmentation, run.seed, device)
+    task = None
+    if thumbnail.weight:
+        rng = torch.Generator().manual_seed(run.seed)
+        task = ThumbnailTask(
+            model.config.num_query_token, model.config.bert_hidden, thumbnail.components_per_query, rng
+        )
+        task.components.fit(unaltered_pictures(batches))
+        task.to(device)
+
+    def inputs(step: int) -> tuple[Tensor, ...]:
+        made = views(step)
+        texts = (tensor.to(device) for tensor in captions.encode(made.captions))
+        components = () if task is None else (task.components(made.pictures),)
+        return (made.images, *texts, *components)
+
+    loop = StageLoop(ContrastiveStep(model, task, thumbnail.weight), run, output, batches.steps_per_epoch)
     loop.resume()
-    loop.train(
-        augmented_inputs(batches, augmentation, run.seed, model.temp.device, captions),
-        evaluate=lambda: evaluate_contrastive(model, captions, held_out),
-    )
+    loop.train(inputs, evaluate=lambda: evaluate_contrastive(model, captions, held_out))
     save_contrastive(model, captions, output)
     return evaluate_contrastive(model, captions, held_out)
 
 
-def augmented_inputs(
-    batches: Batches,
-    augmentation: AugmentConfig,
-    seed: int,
-    device: torch.device,
-    captions: CaptionTokenizer | None = None,
-) -> Callable[[int], tuple[Tensor, ...]]:
-    """Function of the step: augmented pictures, and word ids and mask if ``captions`` is given, on
-    ``device``."""
+def unaltered_pictures(batches: Batches) -> Tensor:
+    """(B, R, U, 3) uint8: training pictures of some batches, to fit principal components on."""
+    steps = range(min(FIT_STEPS, batches.steps_per_epoch))
+    return torch.as_tensor(np.concatenate([batches.batch(step).images for step in steps]))
 
-    def make(step: int) -> tuple[Tensor, ...]:
+
+class Views(NamedTuple):
+    """One batch of training."""
+
+    images: Tensor
+    """(B, R, U, 3) uint8: random views."""
+    pictures: Tensor
+    """The same whole, mirrored where the view is."""
+    captions: Sequence[str]
+
+
+def views_of(
+    batches: Batches, augmentation: AugmentConfig, seed: int, device: torch.device
+) -> Callable[[int], Views]:
+    """Function of the step, with pictures on ``device``."""
+
+    def make(step: int) -> Views:
         batch = batches.batch(step)
-        rng = torch.Generator().manual_seed(hash((seed, step)) % 2**63)
-        mirrored = torch.tensor([may_mirror(caption) for caption in batch.captions])
-        images = augment(torch.as_tensor(batch.images, device=device), mirrored, augmentation, rng)
-        texts = captions.encode(batch.captions) if captions is not None else ()
-        return (images, *(tensor.to(device) for tensor in texts))
+        may_be_mirrored = torch.tensor([may_mirror(caption) for caption in batch.captions])
+        pictures = torch.as_tensor(batch.images, device=device)
+        images, whole = (
+            change(
+                pictures,
+                may_be_mirrored,
+                augmentation,
+                torch.Generator().manual_seed(hash((seed, step)) % 2**63),
+            )
+            for change in (augment, mirror)
+        )
+        return Views(images, whole, batch.captions)
 
     return make
 

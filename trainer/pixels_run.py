@@ -1,7 +1,8 @@
 """One run of stage ``pixels``: the small decoder that draws a tokenizer's generation embeddings at 64x64.
 
 The tokenizer is frozen; a picture's view is encoded to codes, the codes give the embedding, and the decoder
-learns the view's thumbnail. Loss: mean absolute difference, which blurs less than squares.
+learns the thumbnail of the view (with ``whole_targets``, of the whole picture). Loss: mean absolute
+difference, which blurs less than squares.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenizer.augment import AugmentConfig
-from tokenizer.generation_target import thumbnails
 from tokenizer.pixel_decoder import SIDE, PixelDecoder, save_pixel_decoder
 from tokenizer.seed import SeedModel
+from tokenizer.thumbnail import thumbnails
 from trainer.batch_cache import BatchCache
-from trainer.contrastive_run import Batches, HeldOut, augmented_inputs
+from trainer.contrastive_run import Batches, HeldOut, views_of
 from trainer.evaluation.codes import encode_all
 from trainer.stage_loop import StageLoop, StageRunConfig, StepResult
 
@@ -48,15 +49,17 @@ def run_pixels(
     run: StageRunConfig,
     augmentation: AugmentConfig,
     cached_views: int = 0,
+    whole_targets: bool = False,
 ) -> dict[str, float]:
     """Train (or resume), write ``pixel_decoder.safetensors``; figures on held-out pictures."""
     model.eval().requires_grad_(False)
-    inputs = augmented_inputs(batches, augmentation, run.seed, model.codebook.weight.device)
+    views = views_of(batches, augmentation, run.seed, model.codebook.weight.device)
 
     def embedded(step: int) -> tuple[Tensor, Tensor]:
-        (images,) = inputs(step)
+        images, pictures, _ = views(step)
         with torch.inference_mode():
-            embedding, target = model.generation_embedding(model.encode(images)), thumbnails(images, SIDE)
+            embedding = model.generation_embedding(model.encode(images))
+            target = thumbnails(pictures if whole_targets else images, SIDE)
         return embedding.clone(), target.clone()
 
     mean_picture = thumbnails(torch.as_tensor(batches.batch(0).images), SIDE).mean(dim=0, keepdim=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
 from tokenizer.augment import AugmentConfig
@@ -21,7 +20,14 @@ from tokenizer.generation_target import ClipTarget, SubstituteTarget
 from tokenizer.initial_weights import load_initial_weights
 from tokenizer.pixel_decoder import PixelDecoder
 from trainer.codebook_run import CodebookCareConfig, CodebookRun, tokenizer_of
-from trainer.contrastive_run import Batches, HeldOut, load_contrastive, run_contrastive
+from trainer.contrastive_run import (
+    Batches,
+    HeldOut,
+    ThumbnailConfig,
+    load_contrastive,
+    run_contrastive,
+    unaltered_pictures,
+)
 from trainer.pixels_run import run_pixels
 from trainer.processes import choose_device, process_group
 from trainer.stage_loop import StageRunConfig
@@ -30,8 +36,6 @@ logger = logging.getLogger(__name__)
 
 SUBSTITUTE = "substitute"
 WORDS_PREFIX = "words:"
-FIT_STEPS = 24
-"""Batches of unaltered training pictures over which the substitute's principal components are fitted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,7 @@ class StagesConfig:
     """Caption tokenizer: path, hub id, or ``words:SIZE``, the words of the training captions."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    thumbnail: ThumbnailConfig = field(default_factory=ThumbnailConfig)
     contrastive_run: StageRunConfig = field(default_factory=StageRunConfig)
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     care: CodebookCareConfig = field(default_factory=CodebookCareConfig)
@@ -91,14 +96,15 @@ def _run_stage(
             missing = load_initial_weights(model, config.initial_weights)
             logger.info("drawn parameters=%d first=%s", len(missing), missing[:3])
         return run_contrastive(
-            model.to(device), captions, batches, held_out, directory, config.contrastive_run, config.augment
-        )
+            model.to(device), captions, batches, held_out, directory, config.contrastive_run, config.augment,
+            config.thumbnail,
+        )  # fmt: skip
     if config.stage == "pixels":
         tokenizer, _ = load_model(config.output / "codebook")
         decoder = PixelDecoder(tokenizer.config.image_features_dim)
         return run_pixels(
             tokenizer.to(device), decoder.to(device), batches, held_out, directory, config.pixels_run,
-            config.augment, config.care.cached_views,
+            config.augment, config.care.cached_views, config.care.whole_targets,
         )  # fmt: skip
     stage1, _ = load_contrastive(config.output / "qformer")
     target = generation_target(config, stage1, batches).to(device)
@@ -131,6 +137,5 @@ def generation_target(
             f"{stage1.stage.embed_dim}, which the substitute target holds beside its components"
         )
     target = SubstituteTarget(stage1, num_components)
-    steps = min(FIT_STEPS, batches.steps_per_epoch)
-    target.fit(torch.as_tensor(np.concatenate([batches.batch(step).images for step in range(steps)])))
+    target.fit(unaltered_pictures(batches))
     return target

@@ -9,7 +9,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from tests.tokenizer.conftest import Golden
 from tests.tokenizer.training_golden import stage1_model
-from tokenizer.generation_target import ClipTarget, SubstituteTarget, thumbnails
+from tokenizer.generation_target import ClipTarget, SubstituteTarget
+from tokenizer.thumbnail import thumbnails
 from tokenizer.vit import PIXEL_MEAN, PIXEL_STD
 
 

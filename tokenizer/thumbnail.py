@@ -1,0 +1,76 @@
+"""Principal components of small pictures, and the task of telling them from the causal embeddings, coarse to
+fine.
+
+The paper starts from a ViT and a Q-Former that know pictures well (EVA, BLIP-2). From random weights the
+contrastive loss alone teaches what captions tell apart, and the embeddings lose the rest of the picture.
+``ThumbnailTask`` stands in for that start, as a second loss of stage 1: query n of N tells the n-th of N
+equal groups of principal components of the whole picture's thumbnail, the strongest first. So no query is
+another's copy, and a prefix of the codes is a coarser picture. It is no part of SEED.
+
+Dimensions: B images, S thumbnail side, P pixels (3 S S), K components, N queries, D width of the embeddings.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+THUMBNAIL_SIDE = 32
+
+
+class ThumbnailComponents(nn.Module):
+    """Principal components of thumbnails, scaled so that their mean square over fitted pictures is 1."""
+
+    mean_P: Tensor
+    components_PK: Tensor
+    scale_K: Tensor
+
+    def __init__(self, num_components: int) -> None:
+        super().__init__()
+        num_pixels = 3 * THUMBNAIL_SIDE**2
+        self.num_components = num_components
+        self.register_buffer("mean_P", torch.zeros(num_pixels))
+        self.register_buffer("components_PK", torch.zeros(num_pixels, num_components))
+        self.register_buffer("scale_K", torch.ones(num_components))
+
+    @torch.no_grad()
+    def fit(self, images_B: Tensor) -> None:
+        """Principal components of these pictures ((B, R, U, 3) uint8, more than ``num_components``).
+
+        Components are divided by the fourth root of their variance: half-way between true pixel distances,
+        where the first few drown the rest, and whitening, where noise weighs as much as shape.
+        """
+        pixels_BP = thumbnails(images_B).flatten(1)
+        self.mean_P.copy_(pixels_BP.mean(dim=0))
+        _, singular, components = torch.linalg.svd(pixels_BP - self.mean_P, full_matrices=False)
+        deviation_K = singular[: self.num_components] / len(images_B) ** 0.5
+        self.components_PK.copy_(components[: self.num_components].T)
+        root_K = deviation_K.clamp(min=1e-6).rsqrt()
+        self.scale_K.copy_(root_K / (deviation_K * root_K).square().mean().sqrt())
+
+    @torch.no_grad()
+    def forward(self, images_B: Tensor) -> Tensor:
+        """(B, R, U, 3) uint8 -> (B, K) fp32."""
+        coefficients_BK = (thumbnails(images_B).flatten(1) - self.mean_P) @ self.components_PK
+        return coefficients_BK * self.scale_K
+
+
+class ThumbnailTask(nn.Module):
+    """One linear layer a query, from its embedding to its group of components."""
+
+    def __init__(self, num_queries: int, width: int, components_per_query: int, rng: torch.Generator) -> None:
+        super().__init__()
+        self.components = ThumbnailComponents(num_queries * components_per_query)
+        self.weight_NDK = nn.Parameter(torch.empty(num_queries, width, components_per_query))
+        self.bias_NK = nn.Parameter(torch.zeros(num_queries, components_per_query))
+        nn.init.normal_(self.weight_NDK, std=width**-0.5, generator=rng)
+
+    def forward(self, queries_BND: Tensor, target_BK: Tensor) -> Tensor:
+        """Mean square error (fp32 scalar) of causal embeddings against ``components`` of the pictures."""
+        told_BNK = torch.einsum("bnd,ndk->bnk", queries_BND.float(), self.weight_NDK) + self.bias_NK
+        return F.mse_loss(told_BNK.flatten(1), target_BK)
+
+
+def thumbnails(images_B: Tensor, side: int = THUMBNAIL_SIDE) -> Tensor:
+    """(B, R, U, 3) uint8 -> (B, 3, side, side) fp32 in [-1, 1], averaged over areas."""
+    pixels = images_B.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return F.interpolate(pixels, size=(side, side), mode="area")
