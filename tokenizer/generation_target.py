@@ -68,10 +68,6 @@ class SubstituteTarget(nn.Module):
         """F."""
         return self.model.stage.embed_dim + self.components.num_components
 
-    def fit(self, images_B: Tensor) -> None:
-        """Principal components of these pictures ((B, R, U, 3) uint8, more than ``num_components``)."""
-        self.components.fit(images_B)
-
     @torch.no_grad()
     def forward(self, images_B: Tensor) -> Tensor:
         """(B, img_size, img_size, 3) uint8 RGB -> (B, F) fp32."""

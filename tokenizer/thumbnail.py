@@ -39,7 +39,7 @@ class ThumbnailComponents(nn.Module):
         Components are divided by the fourth root of their variance: half-way between true pixel distances,
         where the first few drown the rest, and whitening, where noise weighs as much as shape.
         """
-        pixels_BP = thumbnails(images_B).flatten(1)
+        pixels_BP = thumbnails(images_B.to(self.mean_P.device)).flatten(1)
         self.mean_P.copy_(pixels_BP.mean(dim=0))
         _, singular, components = torch.linalg.svd(pixels_BP - self.mean_P, full_matrices=False)
         deviation_K = singular[: self.num_components] / len(images_B) ** 0.5

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from tokenizer.caption_tokenizer import CaptionTokenizer, load_caption_tokenizer
 from tokenizer.config import SeedTokenizerConfig
 from tokenizer.contrastive_stage import ContrastiveConfig, ContrastiveModel, contrast, contrastive_layout
 from tokenizer.official_names import fuse, split
-from tokenizer.thumbnail import ThumbnailTask
+from tokenizer.thumbnail import ThumbnailComponents, ThumbnailTask
 from trainer.evaluation.retrieval import retrieval, retrieval_by_query
 from trainer.stage_loop import StageLoop, StageRunConfig, StepResult
 
@@ -150,8 +151,7 @@ def run_contrastive(
         task = ThumbnailTask(
             model.config.num_query_token, model.config.bert_hidden, thumbnail.components_per_query, rng
         )
-        task.components.fit(unaltered_pictures(batches))
-        task.to(device)
+        fit_components(task.to(device).components, batches)
 
     def inputs(step: int) -> tuple[Tensor, ...]:
         made = views(step)
@@ -166,10 +166,22 @@ def run_contrastive(
     return evaluate_contrastive(model, captions, held_out)
 
 
-def unaltered_pictures(batches: Batches) -> Tensor:
-    """(B, R, U, 3) uint8: training pictures of some batches, to fit principal components on."""
+def fit_components(components: ThumbnailComponents, batches: Batches) -> None:
+    """Fit on unaltered training pictures of rank 0, the same for all ranks.
+
+    Raises:
+        ValueError: fewer training pictures than components.
+    """
     steps = range(min(FIT_STEPS, batches.steps_per_epoch))
-    return torch.as_tensor(np.concatenate([batches.batch(step).images for step in steps]))
+    images = torch.as_tensor(np.concatenate([batches.batch(step).images for step in steps]))
+    if len(images) <= components.num_components:
+        raise ValueError(
+            f"{components.num_components} components of thumbnails want more than {len(images)} pictures: give "
+            "more data, or lower thumbnail.components_per_query or model.image_features_dim"
+        )
+    components.fit(images)
+    for buffer in components.buffers():
+        dist.broadcast(buffer, src=0)
 
 
 class Views(NamedTuple):

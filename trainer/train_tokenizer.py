@@ -24,9 +24,9 @@ from trainer.contrastive_run import (
     Batches,
     HeldOut,
     ThumbnailConfig,
+    fit_components,
     load_contrastive,
     run_contrastive,
-    unaltered_pictures,
 )
 from trainer.pixels_run import run_pixels
 from trainer.processes import choose_device, process_group
@@ -136,6 +136,6 @@ def generation_target(
             f"model.image_features_dim {config.model.image_features_dim} must exceed contrastive.embed_dim "
             f"{stage1.stage.embed_dim}, which the substitute target holds beside its components"
         )
-    target = SubstituteTarget(stage1, num_components)
-    target.fit(unaltered_pictures(batches))
+    target = SubstituteTarget(stage1, num_components).to(choose_device(config.device))
+    fit_components(target.components, batches)
     return target

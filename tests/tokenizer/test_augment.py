@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.tokenizer.conftest import Golden
-from tokenizer.augment import AugmentConfig, augment, may_mirror
+from tokenizer.augment import AugmentConfig, augment, may_mirror, mirror
 
 IDENTITY = AugmentConfig(min_area=1.0, max_log_aspect=0.0, mirror=0.0)
 
@@ -78,3 +78,16 @@ def test_shapes_and_dtype(images: torch.Tensor) -> None:
     assert out.shape == images.shape
     assert out.dtype == torch.uint8
     assert np.isfinite(out.numpy()).all()
+
+
+def test_whole_pictures_are_mirrored_as_their_views(images: torch.Tensor) -> None:
+    """Nothing but the mirror image is left of the same draws, whatever else the views do."""
+    every = torch.cat([images] * 4)
+    may = torch.arange(len(every)) % 3 > 0
+    config = AugmentConfig(min_area=0.5, mirror=0.5, max_turn_degrees=10)
+    whole = mirror(every, may, config, torch.Generator().manual_seed(7))
+    only_mirror = AugmentConfig(min_area=1.0, max_log_aspect=0.0, mirror=0.5)
+    assert torch.equal(whole, augment(every, may, only_mirror, torch.Generator().manual_seed(7)))
+    is_mirrored = (whole != every).flatten(1).any(dim=1)
+    assert 0 < is_mirrored.sum() < may.sum()
+    assert not is_mirrored[~may].any()

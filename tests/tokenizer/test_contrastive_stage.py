@@ -193,3 +193,29 @@ def check_gradients(
     for name in names:
         ours = result[f"{kind}/{name.removeprefix(prefix)}"]
         assert relative_error(ours, golden[name]) < VALUE_TOLERANCE, name
+
+
+def test_scoring_all_queries_is_a_weighted_mean_of_single_scores() -> None:
+    """The last with what is left of the weight, each by itself with the cube of its index."""
+    model, (images, ids, mask) = stage1_model(), stage1_batch()
+    image_BNE, text_BE = model.image_features(images).detach(), model.text_features(ids, mask).detach()
+    image_BNE.requires_grad_()
+    num_queries = image_BNE.shape[1]
+
+    def single(query: int) -> torch.Tensor:
+        logits = image_BNE[:, query] @ text_BE.T / model.temp
+        targets = torch.arange(len(text_BE))
+        return sum(F.cross_entropy(x, targets, label_smoothing=0.1) for x in (logits, logits.T)) / 2
+
+    weights = [(index + 1) ** 3 for index in range(num_queries)]
+    every = sum(w * single(q) for q, w in enumerate(weights)) / sum(weights)
+    out = contrast(image_BNE, text_BE, model.temp, ContrastiveConfig(all_queries=0.25))
+    torch.testing.assert_close(out.loss, 0.75 * single(num_queries - 1) + 0.25 * every)
+    out.loss.backward()
+    assert image_BNE.grad is not None
+    assert image_BNE.grad[:, 0].abs().max() > 0
+
+
+def test_all_queries_go_with_the_last_only() -> None:
+    with pytest.raises(ValueError, match="all_queries"):
+        ContrastiveConfig(query="max", all_queries=0.5)

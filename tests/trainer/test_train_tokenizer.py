@@ -4,6 +4,7 @@ draws."""
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from tokenizer.from_scratch import init_from_scratch
 from tokenizer.preprocess import PreprocessConfig
 from tokenizer.seed import SeedModel
 from trainer.codebook_run import CodebookCareConfig
-from trainer.contrastive_run import HeldOut, held_out_of, load_contrastive
+from trainer.contrastive_run import HeldOut, ThumbnailConfig, held_out_of, load_contrastive
 from trainer.stage_loop import StageRunConfig
 from trainer.train_tokenizer import StagesConfig, run_stage
 
@@ -49,7 +50,7 @@ MODEL = SeedTokenizerConfig(
 
 @pytest.fixture(scope="module")
 def pairs() -> list[TrainingPair]:
-    return list(read_pairs(expand_inputs([str(SAMPLES / "00000.tar")]), PreprocessConfig(color="clean")))
+    return list(read_pairs(expand_inputs([str(SAMPLES / "*.tar")]), PreprocessConfig(color="clean")))
 
 
 def stages(output: Path, **changes: object) -> StagesConfig:
@@ -91,16 +92,27 @@ def test_all_stages_end_in_a_tokenizer_that_encodes_and_draws(
     assert {"codes_used", "perplexity", "codes_dead"} <= set().union(*lines)
 
 
-@pytest.mark.parametrize("care", [{}, {"cached_views": 1}], ids=["views of their own", "cached views"])
+@pytest.mark.parametrize(
+    ("loss", "thumbnail", "care"),
+    [
+        ({"query": "max"}, 0.0, {}),
+        ({"all_queries": 0.3}, 5.0, {"cached_views": 1, "whole_targets": True}),
+    ],
+    ids=["views of their own", "thumbnails, cached views"],
+)
 def test_resumed_stages_equal_uninterrupted_ones(
-    care: dict[str, int], pairs: list[TrainingPair], tmp_path: Path
+    loss: dict[str, Any],
+    thumbnail: float,
+    care: dict[str, Any],
+    pairs: list[TrainingPair],
+    tmp_path: Path,
 ) -> None:
     """To the last bit, with dropout, k-means and re-seeding."""
     batches, held_out = PairBatches(pairs, RUN.batch_size, seed=0), held_out_of(pairs[:4])
     long = dataclasses.replace(
         RUN, steps=5, evaluate_every=0, warmup_steps=0, min_lr=RUN.lr
     )  # a rate for all
-    contrastive = ContrastiveConfig(embed_dim=8, train_vit=True, query="max")
+    contrastive = ContrastiveConfig(embed_dim=8, train_vit=True, **loss)
     care_config = CodebookCareConfig(kmeans_vectors=200, reseed_every=2, **care)
     codebook = CodebookConfig(dropout=0.1, encoder_dropout=not care)
 
@@ -110,6 +122,7 @@ def test_resumed_stages_equal_uninterrupted_ones(
                 part = dataclasses.replace(long, steps=last)
                 run_stage(
                     stages(output, stage=stage, contrastive=contrastive, contrastive_run=part,
+                           thumbnail=ThumbnailConfig(weight=thumbnail, components_per_query=1),
                            codebook=codebook, codebook_run=part, care=care_config),
                     batches, held_out, [pair.caption for pair in pairs],
                 )  # fmt: skip
