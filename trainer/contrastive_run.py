@@ -176,8 +176,8 @@ def fit_components(components: ThumbnailComponents, batches: Batches) -> None:
     images = torch.as_tensor(np.concatenate([batches.batch(step).images for step in steps]))
     if len(images) <= components.num_components:
         raise ValueError(
-            f"{components.num_components} components of thumbnails want more than {len(images)} pictures: give "
-            "more data, or lower thumbnail.components_per_query or model.image_features_dim"
+            f"{components.num_components} components of thumbnails want more than {len(images)} pictures: "
+            "give more data, or lower thumbnail.components_per_query or model.image_features_dim"
         )
     components.fit(images)
     for buffer in components.buffers():
