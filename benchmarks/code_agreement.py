@@ -4,7 +4,10 @@
 
 Pictures: tars, folders or image files; without them, those of samples/pairs. Every variant is compared with
 fp32, not compiled. Then it does the same pictures in other orders, with other neighbours, positions and
-padding, and no code may change.
+padding, and no code may change. The size of SEED-2 without its weights, drawn as for the tests:
+
+    python -m tests.tokenizer.full_recipe out/seed2_drawn
+    python -m benchmarks.code_agreement --tokenizer out/seed2_drawn --precisions bf16 fp16 --batch-size 4 --limit 8
 """
 
 import argparse
@@ -70,6 +73,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--limit", type=int, help="pictures")
+    parser.add_argument("--companies", type=int, default=3, help="how often other neighbours are drawn")
     options = parser.parse_args()
     pictures = np.stack(list(read_pictures(options.pictures))[: options.limit])
     variants = [("fp32", False)]
@@ -90,7 +94,8 @@ def main() -> int:
         codes = tokenizer.encode(pictures)
         reference = codes if reference is None else reference
         moved = sum(
-            int((codes_in_other_company(tokenizer, pictures, seed) != codes).sum()) for seed in range(3)
+            int((codes_in_other_company(tokenizer, pictures, seed) != codes).sum())
+            for seed in range(options.companies)
         )
         num_moved += moved
         equal = codes == reference

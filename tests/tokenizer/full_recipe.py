@@ -4,13 +4,22 @@ Every official tensor has a generator of its own, seeded by its name. Scales kee
 collapsing the tokens and keep residual branches small, which makes wrong LayerNorm epsilons visible in z.
 ``torch.randn`` is bit-stable for one vector level of the CPU; at another, values differ by one ulp, far below
 the margins.
+
+    python -m tests.tokenizer.full_recipe DIR    # as a tokenizer that benchmarks can load
 """
 
+import argparse
 import hashlib
 import math
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from tokenizer.checkpoint import expected_shapes, model_from_tensors, save_model
+from tokenizer.config import SeedTokenizerConfig
+from tokenizer.official_names import official_layout
+from tokenizer.seed import SeedModel
 
 SALTS = {"quantize.embedding.weight": "#756"}
 """Chosen, among 1000, for the largest smallest margin between the two nearest codes of a golden vector."""
@@ -70,3 +79,23 @@ def _gain(name: str, owner: str) -> float:
     if ".output_query.dense" in name:
         return 0.3
     return 1.4 if name.startswith("image_down.") else 1.0
+
+
+def full_shapes() -> dict[str, tuple[int, ...]]:
+    """Shape of every official tensor of SEED-2."""
+    with torch.device("meta"):
+        return expected_shapes(SeedModel(SeedTokenizerConfig()), official_layout(SeedTokenizerConfig()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Write the tokenizer of the recipe (4.4 GB), for benchmarks."
+    )
+    parser.add_argument("directory", type=Path)
+    directory = parser.parse_args().directory
+    tensors = {name: drawn_tensor(name, shape) for name, shape in full_shapes().items()}
+    save_model(model_from_tensors(tensors, SeedTokenizerConfig(), "recipe"), directory)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,20 +8,13 @@ import pytest
 import torch
 
 from tests.tokenizer.conftest import GOLDEN_DIRECTORY, SHARED_GOLDEN_DIRECTORY
-from tests.tokenizer.full_recipe import drawn_tensor
-from tokenizer.checkpoint import expected_shapes, model_from_tensors
+from tests.tokenizer.full_recipe import drawn_tensor, full_shapes
+from tokenizer.checkpoint import model_from_tensors
 from tokenizer.config import SeedTokenizerConfig
-from tokenizer.official_names import official_layout
-from tokenizer.seed import SeedModel, SeedTokenizer
+from tokenizer.seed import SeedTokenizer
 from tokenizer.weights_file import weights_sha256
 
 Z_TOLERANCE = 1e-4
-
-
-def full_shapes() -> dict[str, tuple[int, ...]]:
-    config = SeedTokenizerConfig()
-    with torch.device("meta"):
-        return expected_shapes(SeedModel(config), official_layout(config))
 
 
 def test_recipe_is_the_one_of_the_goldens() -> None:
