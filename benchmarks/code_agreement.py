@@ -7,7 +7,7 @@ fp32, not compiled. Then it does the same pictures in other orders, with other n
 padding, and no code may change. The size of SEED-2 without its weights, drawn as for the tests:
 
     python -m tests.tokenizer.full_recipe out/seed2_drawn
-    python -m benchmarks.code_agreement --tokenizer out/seed2_drawn --precisions bf16 fp16 --batch-size 4 --limit 8
+    python -m benchmarks.code_agreement --tokenizer out/seed2_drawn --precisions bf16 fp16 --batch-size 4
 """
 
 import argparse
@@ -93,10 +93,8 @@ def main() -> int:
         )
         codes = tokenizer.encode(pictures)
         reference = codes if reference is None else reference
-        moved = sum(
-            int((codes_in_other_company(tokenizer, pictures, seed) != codes).sum())
-            for seed in range(options.companies)
-        )
+        others = [codes_in_other_company(tokenizer, pictures, seed) for seed in range(options.companies)]
+        moved = sum(int((other != codes).sum()) for other in others)
         num_moved += moved
         equal = codes == reference
         name = precision + " compiled" * compiled
