@@ -88,9 +88,7 @@ def full_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Write the tokenizer of the recipe: 4.4 GB."
-    )
+    parser = argparse.ArgumentParser(description="Write the tokenizer of the recipe: 4.4 GB.")
     parser.add_argument("directory", type=Path)
     directory = parser.parse_args().directory
     tensors = {name: drawn_tensor(name, shape) for name, shape in full_shapes().items()}
