@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.batching_encoder import BatchingEncoder, ImageEncoder
-from pipeline.decode import DecodedFrames, DecodeTask, TaskKind
+from pipeline.decode import DecodeTask, TaskKind
 from pipeline.decode_pool import DecodePool, DecodePoolConfig
 from pipeline.encode_shard import ReadDocuments, ShardEncoder, ShardSettings
 from pipeline.null_encoder import NullEncoder, null_fingerprint
@@ -110,7 +111,9 @@ def open_tools(setup: WorkerSetup) -> Iterator[WorkerTools]:
         config = decode_pool_config(setup, setup.num_decode_workers)
         decoder = SharedDecoder(stack.enter_context(DecodePool(config)))
 
-        def decode(segment: RawImage | RawVideo) -> "Future[DecodedFrames]":
+        def decode(
+            segment: RawImage | RawVideo,
+        ) -> "Future[Any]":  # `Frames`, but futures are invariant
             if isinstance(segment, RawVideo):
                 frames, options = setup.frames_per_task, setup.video_options
                 return decoder.submit(DecodeTask(segment.data, TaskKind.VIDEO, frames, options))

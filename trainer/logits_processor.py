@@ -24,4 +24,4 @@ class ImageLogitsProcessor(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         ids_left = input_ids.new_full((len(input_ids),), self._max_length - input_ids.shape[1])
         allowed = self._grammar.allowed(self._grammar.state_of(input_ids), ids_left, scores.shape[1])
-        return scores.masked_fill(~allowed, -math.inf)
+        return scores.masked_fill(~allowed, -math.inf)  # type: ignore[return-value]  # torch: Tensor

@@ -37,8 +37,8 @@ class ModelParts:
         # Memory comes after sharding, except for tied tables: moving off the meta device would untie them.
         with torch.device(device if self.config.is_tied else "meta"):
             models = self._build(config)
-        model = config.model
-        source = first_weights(model.init_from, model.adapter, config.seed, self.config, layout, config.lora)
+        start = config.model
+        source = first_weights(start.init_from, start.adapter, config.seed, self.config, layout, config.lora)
         for model in models.values():
             parallelize(model, meshes)
             if not self.config.is_tied:

@@ -137,7 +137,10 @@ class PipelineRunner:
     @torch.no_grad()
     def evaluate(self, batch: PackedBatch) -> Tensor | None:
         """Losses of all micro-batches without a backward pass."""
-        return self._schedule.eval(*self._inputs(batch), target=self._target(batch), **self._context(batch))
+        losses: Tensor | None = self._schedule.eval(
+            *self._inputs(batch), target=self._target(batch), **self._context(batch)
+        )
+        return losses
 
     def _inputs(self, batch: PackedBatch) -> Sequence[Tensor]:
         return (batch.ids_BT,) if self.has_first else ()
