@@ -67,7 +67,7 @@ class TokenizerMismatchError(RuntimeError):
     """A worker's tokenizer is not the one that the run was begun with."""
 
 
-def tokenizer_fingerprint(config: EncoderConfig) -> Fingerprint:
+def tokenizer_fingerprint(config: EncoderConfig, *, local_files_only: bool = False) -> Fingerprint:
     """What decides the codes, without loading the model onto a device.
 
     Raises:
@@ -77,7 +77,7 @@ def tokenizer_fingerprint(config: EncoderConfig) -> Fingerprint:
         return null_fingerprint(config.preprocess.fingerprint_components())
     from pipeline.seed_encoder import seed_fingerprint
 
-    return seed_fingerprint(config)
+    return seed_fingerprint(config, local_files_only=local_files_only)
 
 
 def load_encoder(config: EncoderConfig) -> ImageEncoder:
