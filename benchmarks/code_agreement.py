@@ -1,6 +1,7 @@
 """How many codes of real pictures change with precision, compilation and the company in a batch.
 
     python -m benchmarks.code_agreement [PICTURES...] [--tokenizer sample] [--precisions fp16] [--compiled]
+        [--json FILE]
 
 Pictures: tars, folders or image files; without them, those of samples/pairs. Every variant is compared with
 fp32, not compiled. Then it does the same pictures in other orders, with other neighbours, positions and
@@ -8,6 +9,7 @@ padding, and no code may change.
 """
 
 import argparse
+import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -70,13 +72,14 @@ def main() -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--limit", type=int, help="pictures")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     pictures = np.stack(list(read_pictures(options.pictures))[: options.limit])
     variants = [("fp32", False)]
     for precision in options.precisions:
         variants += [(precision, False)] * (precision != "fp32") + [(precision, True)] * options.compiled
     reference: np.ndarray | None = None
-    num_moved = 0
+    figures = []
     print(f"{options.tokenizer}, {len(pictures)} pictures, {options.device}, torch {torch.__version__}")
     print("variant         codes equal to fp32  pictures with another code  changed by neighbours")
     for precision, compiled in variants:
@@ -92,15 +95,25 @@ def main() -> int:
         moved = sum(
             int((codes_in_other_company(tokenizer, pictures, seed) != codes).sum()) for seed in range(3)
         )
-        num_moved += moved
         equal = codes == reference
         name = precision + " compiled" * compiled
+        figures.append(
+            {
+                "tokenizer": options.tokenizer,
+                "variant": name,
+                "pictures": len(pictures),
+                "equal_fraction": float(equal.mean()),
+                "moved": moved,
+            }
+        )
         print(
             f"{name:15} {equal.sum():>8} of {equal.size:>6} ({equal.mean():.2%}) "
             f"{int((~equal.all(axis=1)).sum()):>12} {moved:>24}",
             flush=True,
         )
-    return int(num_moved > 0)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    return int(any(row["moved"] for row in figures))
 
 
 if __name__ == "__main__":
