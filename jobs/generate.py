@@ -1,13 +1,10 @@
 #!/usr/bin/env python3
 """Continue prompts of text and images with a trained model.
 
-::
-
     python jobs/generate.py --model out/run/model --text-tokenizer samples/text_tokenizer --prompt "A dog"
     python jobs/generate.py ... --prompt "<image> shows" --images dog.jpg
     python jobs/generate.py ... --prompt "A red bicycle" --force-image
     python jobs/generate.py ... --input prompts.jsonl --output answers.jsonl
-
     python jobs/generate.py ... --input samples/emoji/prompts.jsonl --gallery out/gallery
 
 ``<image>`` in the prompt stands for the next of ``--images``: a picture, which the tokenizer turns into

@@ -85,7 +85,6 @@ class PipelineRunner:
             device: of the parts.
         """
         parallel = meshes.config
-        check_schedule(parallel)
         self._num_stages = parallel.pipeline * parallel.stages_per_rank
         self._normaliser = torch.ones(())
         group = meshes.world["pipeline"].get_group()

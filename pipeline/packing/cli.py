@@ -1,4 +1,4 @@
-"""``seed-pack``: plan, build, validate, show, report and export packed sets.
+"""Packed sets from a mixture file: plan, build, validate, show, report, export.
 
 seed-pack plan mixture.yaml --batch 256          what a build would give, in seconds
 seed-pack build mixture.yaml --output packed     build, or continue a build that was interrupted
