@@ -29,7 +29,7 @@ tokens: setup
 train-demo: setup
 	$(BIN)/seed-pack build recipes/mixture_demo.yaml --output $(OUT)/packed
 	$(BIN)/seed-pack report $(OUT)/packed
-	$(BIN)/seed-pack show $(OUT)/packed --row 0 --root recipes
+	$(BIN)/seed-pack show $(OUT)/packed --row 193 --root recipes
 	$(BIN)/python jobs/pretrain.py --config recipes/pretrain_tiny.yaml --data.packed $(OUT)/packed --output $(OUT)/pretrain_tiny
 	$(BIN)/python jobs/generate.py --model $(OUT)/pretrain_tiny/model --image-tokenizer sample --color clean \
 		--input samples/emoji/prompts.jsonl --output $(OUT)/answers.jsonl --gallery $(OUT)/gallery $(GREEDY)

@@ -1,6 +1,7 @@
 """How many codes of real pictures change with precision, compilation and the company in a batch.
 
     python -m benchmarks.code_agreement [PICTURES...] [--tokenizer sample] [--precisions fp16] [--compiled]
+        [--json FILE]
 
 Pictures: tars, folders or image files; without them, those of samples/pairs. Every variant is compared with
 fp32, not compiled. Then it does the same pictures in other orders, with other neighbours, positions and
@@ -11,6 +12,7 @@ padding, and no code may change. The size of SEED-2 without its weights, drawn a
 """
 
 import argparse
+import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -74,13 +76,14 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--limit", type=int, help="pictures")
     parser.add_argument("--companies", type=int, default=3, help="how often other neighbours are drawn")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     pictures = np.stack(list(read_pictures(options.pictures))[: options.limit])
     variants = [("fp32", False)]
     for precision in options.precisions:
         variants += [(precision, False)] * (precision != "fp32") + [(precision, True)] * options.compiled
     reference: np.ndarray | None = None
-    num_moved = 0
+    figures = []
     print(f"{options.tokenizer}, {len(pictures)} pictures, {options.device}, torch {torch.__version__}")
     print("variant         codes equal to fp32  pictures with another code  changed by neighbours")
     for precision, compiled in variants:
@@ -95,15 +98,25 @@ def main() -> int:
         reference = codes if reference is None else reference
         others = [codes_in_other_company(tokenizer, pictures, seed) for seed in range(options.companies)]
         moved = sum(int((other != codes).sum()) for other in others)
-        num_moved += moved
         equal = codes == reference
         name = precision + " compiled" * compiled
+        figures.append(
+            {
+                "tokenizer": options.tokenizer,
+                "variant": name,
+                "pictures": len(pictures),
+                "equal_fraction": float(equal.mean()),
+                "moved": moved,
+            }
+        )
         print(
             f"{name:15} {equal.sum():>8} of {equal.size:>6} ({equal.mean():.2%}) "
             f"{int((~equal.all(axis=1)).sum()):>12} {moved:>24}",
             flush=True,
         )
-    return int(num_moved > 0)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    return int(any(row["moved"] for row in figures))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Interleaved documents end to end against their limits: decoding the same pictures alone, the model alone.
 
-    python -m benchmarks.document_limits [--input DIR] [--workers N] [--tokenizer null sample]
+    python -m benchmarks.document_limits [--input DIR] [--workers N] [--tokenizer null sample] [--json FILE]
 
 All three do the same work in one run, in turns, several times; medians count. Decoding alone, a plain loop
 of as many processes as the engine has for it, and the engine take every picture of the documents; the model
@@ -11,6 +11,7 @@ engine with its decode processes, and holds on a busy machine, too.
 """
 
 import argparse
+import json
 import math
 import os
 import statistics
@@ -51,8 +52,10 @@ def measured(work: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - begin, processor_s() - spent
 
 
-def measure_row(options: argparse.Namespace, tokenizer: str, corpus: Corpus, num_documents: int) -> None:
-    """Print one tokenizer's row."""
+def measure_row(
+    options: argparse.Namespace, tokenizer: str, corpus: Corpus, num_documents: int
+) -> dict[str, float | str]:
+    """Print one tokenizer's row, and return what it says."""
     encoder = EncoderConfig(tokenizer=tokenizer, batch_size=options.batch_size)
     shards = expand_inputs([options.input])
     tasks = [
@@ -85,13 +88,21 @@ def measure_row(options: argparse.Namespace, tokenizer: str, corpus: Corpus, num
         {name: statistics.median(each[name][place] for each in rounds) for name in parts} for place in (0, 1)
     )
     ratio = max(wall["decode"], wall["model"]) / wall["engine"]
+    processor = (spent["decode"] + spent["model"]) / spent["engine"]
     print(
         f"{tokenizer:>9} {options.workers:>7} {num_images / wall['decode']:>9.1f} "
         f"{num_images / wall['model']:>8.1f} {num_images / wall['engine']:>9.1f} "
         f"{num_documents / wall['engine']:>12.1f} {ratio:>6.2f} "
-        f"{(spent['decode'] + spent['model']) / spent['engine']:>9.2f}",
+        f"{processor:>9.2f}",
         flush=True,
     )
+    return {
+        "tokenizer": tokenizer,
+        "workers": options.workers,
+        "processor": processor,
+        "images_per_s": num_images / wall["engine"],
+        "limit_images_per_s": num_images / max(wall["decode"], wall["model"]),
+    }
 
 
 def main() -> None:
@@ -103,13 +114,16 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=8, help="times that every shard is done in a round")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     found = documents(options.input)
     images = [(image.suffix, image.data) for document in found for image in document.images]
     corpus = Corpus([image for image in images if is_sound(image[1])] * options.copies)
     print("tokenizer workers  decode/s  model/s  images/s  documents/s  ratio processor")
-    for tokenizer in options.tokenizer:
-        measure_row(options, tokenizer, corpus, len(found) * options.copies)
+    num_documents = len(found) * options.copies
+    rows = [measure_row(options, tokenizer, corpus, num_documents) for tokenizer in options.tokenizer]
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def measure(name: str, run: ShortRun, has_gpu: bool) -> Record:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "figures.json"
         output = ["--json", str(file)] if run.output == "file" else []
-        command = ["-m", f"benchmarks.{name}", *flags]
+        command = ["-m", f"benchmarks.{run.module or name}", *flags]
         try:
             done = subprocess.run(
                 [sys.executable, *command, *output],

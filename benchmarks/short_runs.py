@@ -19,6 +19,8 @@ class ShortRun:
     """How a benchmark is run when all are."""
 
     rows: Callable[[Figures], list[Row]]
+    module: str = ""
+    """Of ``benchmarks``; empty: as the run is called."""
     flags: Sequence[str] = ()
     gpu_flags: Sequence[str] | None = None
     """Flags where there is a GPU; None: the same."""
@@ -59,6 +61,16 @@ def encoder(results: Figures) -> list[Row]:
     return rows
 
 
+def code_agreement(results: Figures) -> list[Row]:
+    rows = [
+        Row(what=f"codes of {r['pictures']} real pictures equal to fp32's, {r['tokenizer']}, {r['variant']}",
+            ours=r["equal_fraction"], unit="", limit=1.0, limit_name="all")
+        for r in results[1:]
+    ]  # fmt: skip
+    moved = sum(r["moved"] for r in results)
+    return [*rows, Row(what="codes that change with the company in a batch", ours=moved, unit="", most=0)]
+
+
 def decode(results: Figures) -> list[Row]:
     rows = []
     for name in ("web pictures", "12 megapixels"):
@@ -89,6 +101,19 @@ def tokenization(results: Figures) -> list[Row]:
             ours=r["images_per_s"], unit="images/s", limit=r["bound_images_per_s"],
             limit_name="decoding or model alone", least_share=0.95,
         )
+        for r in results
+    ]  # fmt: skip
+
+
+def document_limits(results: Figures) -> list[Row]:
+    return [
+        Row(what=f"interleaved documents, {r['tokenizer']} tokenizer, {r['workers']} decoding",
+            ours=r["images_per_s"], unit="images/s", limit=r["limit_images_per_s"],
+            limit_name="decoding or model alone")
+        for r in results
+    ] + [
+        Row(what=f"the same in processor time, {r['tokenizer']} tokenizer", ours=r["processor"], unit="",
+            limit=1.0, limit_name="decoding and model alone")
         for r in results
     ]  # fmt: skip
 
@@ -162,11 +187,19 @@ def video_frames(results: Figures) -> list[Row]:
 
 
 def kills(text: Figures) -> list[Row]:
-    counts = re.search(r"(\d+) kills, (\d+) runs ended, (\d+) differ from the undisturbed run", text)
+    counts = re.search(r"(\d+) kills, (\d+) (?:run|build)s ended, (\d+) differ from the undisturbed", text)
     if counts is None:
         raise ValueError("kills: its last lines do not say how many runs differ")
-    what = f"runs that differ after {counts[1]} kills, {counts[2]} compared byte for byte"
+    what = f"results that differ after {counts[1]} kills, {counts[2]} compared byte for byte"
     return [Row(what=what, ours=int(counts[3]), unit="", most=0)]
+
+
+def tokenizer_training(results: Figures) -> list[Row]:
+    return [
+        Row(what=f"stage {r['what']}, {r['pairs']} pairs a step, {r['MiB']:,.0f} MiB at the peak",
+            ours=r["pairs_s"], unit="pairs/s")
+        for r in results
+    ]  # fmt: skip
 
 
 def trainer_cpu(results: Figures) -> list[Row]:
@@ -199,28 +232,50 @@ def trainer_gpu(results: Figures) -> list[Row]:
     ]  # fmt: skip
 
 
+FULL_ON_GPU = ("--sizes", "full", "--precision", "bf16", "--batch-size", "64")
 ONE_THREAD = (("OMP_NUM_THREADS", "1"),)
 SHORT_RUNS: dict[str, ShortRun] = {
     "encoder": ShortRun(
         encoder,
-        ("--batch-size", "8", "--repetitions", "5", "--threads", "1", "--cpu-time"),
-        ("--sizes", "full", "--precision", "bf16", "--batch-size", "64"),
+        flags=("--batch-size", "8", "--repetitions", "5", "--threads", "1", "--cpu-time"),
+        gpu_flags=FULL_ON_GPU,
     ),
-    "decode": ShortRun(decode, ("--limit", "24", "--repeats", "3", "--rounds", "3")),
-    "tar_reader": ShortRun(tar_reader, ("--seconds", "0.7")),
+    "encoder_compiled": ShortRun(
+        encoder,
+        module="encoder",
+        flags=(*FULL_ON_GPU, "--compiled", "--end-to-end", "20000"),
+        needs_gpu=True,
+        timeout_s=600,
+    ),
+    "code_agreement": ShortRun(
+        code_agreement,
+        flags=("--limit", "24"),
+        gpu_flags=("--precisions", "fp32", "bf16", "fp16", "--compiled"),
+    ),
+    "decode": ShortRun(decode, flags=("--limit", "24", "--repeats", "3", "--rounds", "3")),
+    "tar_reader": ShortRun(tar_reader, flags=("--seconds", "0.7")),
     "video_frames": ShortRun(video_frames),
-    "codes_encoding": ShortRun(codes_encoding, ("--images", "65536", "--repeats", "1")),
+    "codes_encoding": ShortRun(codes_encoding, flags=("--images", "65536", "--repeats", "1")),
     "tokenization": ShortRun(
-        tokenization, ("--images", "300", "--workers", "1", "--shards", "1", "6", "--repeats", "3"), None
+        tokenization, flags=("--images", "300", "--workers", "1", "--shards", "1", "6", "--repeats", "3")
     ),
-    "documents": ShortRun(documents, ("--copies", "2", "--rounds", "1", "--decode-workers", "1")),
-    "scale": ShortRun(scale, ("--shards", "10000")),
-    "kills": ShortRun(kills, ("--kills", "6", "--shards", "4", "--samples", "10"), output="text"),
-    "packing": ShortRun(packing, ("--documents", "10000")),
-    "packing_memory": ShortRun(packing_memory, ("--documents", "10000", "100000")),
-    "packed_reading": ShortRun(packed_reading, ("--sequences", "2048")),
+    "document_limits": ShortRun(document_limits, flags=("--copies", "2", "--rounds", "3")),
+    "documents": ShortRun(documents, flags=("--copies", "2", "--rounds", "1", "--decode-workers", "1")),
+    "scale": ShortRun(scale, flags=("--shards", "10000")),
+    "kills": ShortRun(kills, flags=("--kills", "6", "--shards", "4", "--samples", "10"), output="text"),
+    "packing_kills": ShortRun(kills, flags=("--kills", "3"), output="text"),
+    "packing": ShortRun(packing, flags=("--documents", "10000")),
+    "packing_memory": ShortRun(packing_memory, flags=("--documents", "10000", "100000")),
+    "packed_reading": ShortRun(packed_reading, flags=("--sequences", "2048")),
+    "tokenizer_training": ShortRun(
+        tokenizer_training,
+        flags=("--batches", "32", "--steps", "2"),
+        gpu_flags=("--recipe", "recipes/tokenizer_seed2.yaml", "--batches", "64", "512"),
+        output="lines",
+        environment=ONE_THREAD,
+    ),
     "trainer_cpu": ShortRun(
-        trainer_cpu, ("--rounds", "3"), output="lines", environment=ONE_THREAD
+        trainer_cpu, flags=("--rounds", "3"), output="lines", environment=ONE_THREAD
     ),
     "trainer_loss_memory": ShortRun(trainer_loss_memory, output="lines"),
     "trainer_gpu": ShortRun(trainer_gpu, needs_gpu=True, output="lines", timeout_s=900),

@@ -70,7 +70,9 @@ class OnTokenShards:
         """Documents of the shards in order of their names."""
         folder, names = self.dataset.folder, sorted(self.dataset.done())
         sources = (folder.parquet_source(name + TOKEN_SHARD_SUFFIX) for name in names)
-        documents = itertools.chain.from_iterable(read_documents(**source) for source in sources)
+        documents: Iterator[Document] = itertools.chain.from_iterable(
+            read_documents(**source) for source in sources
+        )
         if self.where:
             holds = parse_expression(self.where, "--where")
             documents = (document for document in documents if holds(read_metadata(document.metadata)))

@@ -1,13 +1,10 @@
 #!/usr/bin/env python3
 """Continue prompts of text and images with a trained model.
 
-::
-
     python jobs/generate.py --model out/run/model --text-tokenizer samples/text_tokenizer --prompt "A dog"
     python jobs/generate.py ... --prompt "<image> shows" --images dog.jpg
     python jobs/generate.py ... --prompt "A red bicycle" --force-image
     python jobs/generate.py ... --input prompts.jsonl --output answers.jsonl
-
     python jobs/generate.py ... --input samples/emoji/prompts.jsonl --gallery out/gallery
 
 ``<image>`` in the prompt stands for the next of ``--images``: a picture, which the tokenizer turns into
@@ -33,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `ray job submit`
 from jobs.config_file import parse_config
 from schemas.document import Codes
 from tokenizer.checkpoint import load_tokenizer
+from tokenizer.color import ColorRule
 from tokenizer.detokenizer import Detokenizer, load_detokenizer
 from tokenizer.preprocess import PreprocessConfig, load_image
 from trainer.answering import PRECISIONS, AnsweringModel
@@ -60,7 +58,7 @@ class GenerateConfig:
     """File of JSON lines, ``-`` for the terminal."""
     image_tokenizer: str = "seed-2"
     """Turns pictures into codes, and codes into pictures; loaded only when there are any."""
-    color: str = "reference"
+    color: ColorRule = "reference"
     """Colour rule for pictures, that of the tokenized data: reference, or clean (the sample tokenizer)."""
     gallery: str = ""
     """Folder for the drawn pictures as PNG and a contact sheet of prompts and answers; empty for none."""
@@ -169,7 +167,7 @@ def _content(part: Any, reader: "ImageReader") -> Content:
 class ImageReader:
     """Codes of image files; the tokenizer is loaded when the first picture comes."""
 
-    def __init__(self, tokenizer: str, color: str) -> None:
+    def __init__(self, tokenizer: str, color: ColorRule) -> None:
         self._name = tokenizer
         self._preprocess = PreprocessConfig(color=color)
         self._tokenizer: Any = None
@@ -177,11 +175,13 @@ class ImageReader:
     def codes(self, path: str) -> Codes:
         """Codes of a picture, or of a ``.npy`` that holds them."""
         if path.endswith(".npy"):
-            return np.load(path, allow_pickle=False)
+            codes: Codes = np.load(path, allow_pickle=False)
+            return codes
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._name, batch_size=1)
         pixels = load_image(Path(path), self._preprocess)
-        return self._tokenizer.encode(pixels[None])[0]
+        encoded: Codes = self._tokenizer.encode(pixels[None])[0]
+        return encoded
 
 
 def answer_all(config: GenerateConfig, prompts: list[Prompt]) -> list[list[Content]]:

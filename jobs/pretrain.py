@@ -66,12 +66,17 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     if os.environ.get("RANK", "0") == "0":
-        summarize(Path(config.output), result)
+        summarize(Path(config.output), result, config.num_steps)
     return FINISHED if result.is_finished else STOPPED
 
 
-def summarize(output: Path, result: TrainResult) -> None:
+def summarize(output: Path, result: TrainResult, num_steps: int) -> None:
     """Print how the run ended; ``curves.html`` beside the metrics, where they are enough for a line."""
+    if result.first_step >= num_steps:
+        print(
+            f"nothing was to be done: {output} holds step {result.first_step:,}, num_steps is {num_steps:,};"
+            " a larger --num-steps goes on, another --output begins anew"
+        )
     records = read_metrics(output / "metrics.jsonl")
     losses = [record["loss"] for record in records if "loss" in record]
     course = f", loss {losses[0]:.2f} at first and {losses[-1]:.2f} at the end" if losses else ""

@@ -179,6 +179,7 @@ class BatchingEncoder:
 
     def _arrived(self, decoded: "Future[Frames]", encoded: "Future[EncodedFrames]") -> None:
         slots: list[_Slot] = []
+        error: BaseException | None
         try:
             frames, error = decoded.result(), None
             collector = _Collector(frames, encoded)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pipeline.batching_encoder import EncodedFrames
 from pipeline.sources.metadata import ALL_FIELDS, dump_fields
-from pipeline.sources.records import RawDocument
+from pipeline.sources.records import RawDocument, RawVideo
 from schemas.document import Document, ImageSegment, TextSegment
 from schemas.quarantine import QuarantineRecord, Reason, RefusedError, Unit
 from schemas.token_shard import ShardCounts
@@ -63,7 +63,8 @@ def finish_document(
             size = len(segment.data)
             records.append(QuarantineRecord(source, raw.key, Unit.IMAGE, item.reason, detail, size))
             continue
-        times = item.times_s or (segment.time_s,) * len(item.codes)
+        time_s = None if isinstance(segment, RawVideo) else segment.time_s
+        times = item.times_s or (time_s,) * len(item.codes)
         segments += [
             ImageSegment(codes, segment.role, time_s) for codes, time_s in zip(item.codes, times, strict=True)
         ]

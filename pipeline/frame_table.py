@@ -5,6 +5,7 @@ The container is read once; whatever it does not tell (display matrices outside 
 
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import av
 import numpy as np
@@ -47,7 +48,7 @@ def read_frame_table(data: bytes, container: str) -> FrameTable:
         VideoError: if there is no video stream, or packets are missing or damaged.
     """
     try:
-        with av.open(io.BytesIO(data), format=container) as clip:
+        with av.open(io.BytesIO(data), mode="r", format=container) as clip:
             streams = [
                 stream
                 for stream in clip.streams.video
@@ -91,6 +92,7 @@ def _table_of(
     times.sort()
     pts = tuple(time for time, _ in times)
     last_duration = times[-1][1] or (pts[-1] - pts[-2] if len(pts) > 1 else 0)
+    assert stream.time_base is not None
     return FrameTable(
         stream=stream.index,
         codec=stream.codec_context.name,
@@ -116,7 +118,8 @@ def _display_matrix(clip: av.container.InputContainer, stream: av.VideoStream, p
     side_data = frame.side_data.get("DISPLAYMATRIX")
     if side_data is None:
         return UPRIGHT
-    a, b, _, c, d = np.frombuffer(bytes(side_data), np.int32)[:5].tolist()
+    matrix: Any = side_data
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
     return _quarter_turns(a, b, c, d)
 
 

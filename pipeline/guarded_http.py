@@ -197,9 +197,12 @@ class _GuardedHttpConnection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = connect(self.host, self.port, self.timeout, self.limits, self.end)
 
-    def response_class(self, sock: socket.socket, *args: Any, **settings: Any) -> http.client.HTTPResponse:
+    def response_class(  # type: ignore[override]  # a function will do: http.client only calls it
+        self, sock: socket.socket, *args: Any, **settings: Any
+    ) -> http.client.HTTPResponse:
         """What http.client calls to read an answer."""
-        return http.client.HTTPResponse(_BoundedSource(sock, self.limits, self.end), *args, **settings)
+        source: Any = _BoundedSource(sock, self.limits, self.end)
+        return http.client.HTTPResponse(source, *args, **settings)
 
 
 class _GuardedHttpsConnection(_GuardedHttpConnection):

@@ -138,7 +138,7 @@ def write_unique_urls(files: Iterable[str | Path], destination: Path) -> None:
 
 
 def _is_url(entry: str | None) -> bool:
-    return bool(entry) and (entry.isascii() or _SURROGATE.search(entry) is None)
+    return entry is not None and entry != "" and (entry.isascii() or _SURROGATE.search(entry) is None)
 
 
 def read_rows_with_metadata(file: str | Path) -> Iterator[dict[str, Any]]:
@@ -172,9 +172,9 @@ def _write_documents(
     num_placed = 0
     if shard.exists():
         for row in rows:
-            errors = [images.why_missing(url) for url in row.get("images") or () if url]
-            missing.update(error for error in errors if error is not None)
-            num_placed += errors.count(None)
+            reasons = [images.why_missing(url) for url in row.get("images") or () if url]
+            missing.update(reason for reason in reasons if reason is not None)
+            num_placed += reasons.count(None)
         return num_placed
     with atomic_path(shard) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
         for number, row in enumerate(rows, first_row):

@@ -132,7 +132,7 @@ def print_status(dataset: TokenDataset, options: argparse.Namespace, output: Tex
     missing = [name for name in wanted if name not in done and name not in failures]
     failed = {name: failure.error for name, failure in failures.items() if name not in done}
     counts = summary.counts
-    fields = {
+    fields: dict[str, object] = {
         "done": len(done),
         "missing": len(missing) if options.input else "unknown (give --input)",
         "failed": len(failed),

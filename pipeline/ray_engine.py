@@ -216,7 +216,7 @@ class RayWorkers:
         self._num_born += 1
         worker_id = f"actor-{self._num_born}"
         setup = self._setup_for("cuda" if shape.num_gpus else "cpu", shape.decode_cores)
-        remote = ray.remote(
+        remote = ray.remote(  # type: ignore[call-overload]  # Ray's types know options of tasks only
             num_gpus=shape.num_gpus,
             num_cpus=shape.num_cpus,
             max_restarts=0,

@@ -83,7 +83,7 @@ class RayHelpers:
         self._handles.clear()
 
     def _start(self, node_id: str, num_processes: int) -> None:
-        remote = ray.remote(
+        remote = ray.remote(  # type: ignore[call-overload]  # Ray's types know options of tasks only
             num_cpus=num_processes,
             max_concurrency=HELPER_CALLS_AT_A_TIME,
             concurrency_groups={"control": 1},

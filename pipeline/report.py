@@ -64,7 +64,8 @@ class CodeUsage:
     @property
     def totals(self) -> NDArray[np.int64]:
         """(8192,) uses of each code."""
-        return self.counts.sum(axis=0)
+        totals: NDArray[np.int64] = self.counts.sum(axis=0)
+        return totals
 
     def perplexity(self) -> float:
         """Number of codes that, used equally, would be as unpredictable."""

@@ -121,13 +121,13 @@ def captured_launch(tokenizer: SeedTokenizer) -> Callable[[torch.Tensor], torch.
     return launch
 
 
-def seed_fingerprint(config: EncoderConfig) -> Fingerprint:
+def seed_fingerprint(config: EncoderConfig, *, local_files_only: bool = False) -> Fingerprint:
     """What decides the codes of a SEED tokenizer.
 
     Raises:
         FileNotFoundError, ValueError: the tokenizer is not there or does not fit.
     """
-    model, digest = load_model(config.tokenizer)
+    model, digest = load_model(config.tokenizer, local_files_only=local_files_only)
     return make_fingerprint(digest, model.config, config)
 
 

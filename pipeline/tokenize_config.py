@@ -65,7 +65,7 @@ class TokenizeConfig:
     strict: bool = False
     """Exit non-zero when a source shard was damaged and only a part of it could be read."""
     dry_run: bool = False
-    """Print what would be done; write nothing."""
+    """Print what would be done; write and download nothing."""
 
     def __post_init__(self) -> None:
         if not self.input:

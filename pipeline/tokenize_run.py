@@ -33,6 +33,8 @@ from pipeline.token_dataset import (
 from pipeline.tokenize_config import TokenizeConfig
 from pipeline.validate_shards import DatasetSummary, summarize
 from pipeline.worker_tools import WorkerSetup, open_tools, tokenizer_fingerprint
+from schemas.fingerprint import Fingerprint
+from tokenizer.hub import NotDownloadedError
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,8 @@ class RunPlan:
     """Set aside by earlier runs, and not tried again by this one."""
     manifest: DatasetManifest
     output: str
+    has_tokenizer: bool = True
+    """False only for a dry run: its weights are not on this machine, so the fingerprint is not known."""
 
     @property
     def bytes_to_do(self) -> int | None:
@@ -74,10 +78,13 @@ class RunPlan:
     def lines(self) -> list[str]:
         """For a human."""
         size = "unknown size" if self.bytes_to_do is None else f"{self.bytes_to_do / 1e6:,.1f} MB"
+        fingerprint = self.manifest.fingerprint.hex
+        if not self.has_tokenizer:
+            fingerprint = "not checked: the tokenizer is not on this machine yet; a run downloads it"
         return [
             f"output       {self.output}",
             f"kind         {self.manifest.kind}",
-            f"fingerprint  {self.manifest.fingerprint.hex}",
+            f"fingerprint  {fingerprint}",
             f"input        {len(self.tasks)} source shards: {self.num_done} done, "
             f"{len(self.failed_before)} failed before, {len(self.to_do)} to do ({size})",
         ]
@@ -135,9 +142,16 @@ def make_plan(config: TokenizeConfig, job: TokenizeJob) -> RunPlan:
     """
     shards = expand_inputs(config.input)[: config.limit]
     tasks = [ShardTask(shard.name, shard.url, shard.num_bytes) for shard in shards]
+    has_tokenizer = True
+    try:
+        fingerprint = tokenizer_fingerprint(config.encoder("cpu"), local_files_only=config.dry_run)
+    except NotDownloadedError:
+        if not config.dry_run:
+            raise
+        fingerprint, has_tokenizer = Fingerprint({"tokenizer": config.tokenizer}), False
     manifest = DatasetManifest(
         job.kind,
-        tokenizer_fingerprint(config.encoder("cpu")),
+        fingerprint,
         {"on_bad_image": config.on_bad_image, **_limits(config), **job.settings},
     )
     folder = open_folder(config.output)
@@ -145,7 +159,8 @@ def make_plan(config: TokenizeConfig, job: TokenizeJob) -> RunPlan:
     failed: dict[str, ShardFailure] = {}
     if folder.exists(MANIFEST_NAME):
         dataset = TokenDataset.open(folder)
-        check_same(folder, manifest, dataset.manifest)
+        if has_tokenizer:
+            check_same(folder, manifest, dataset.manifest)
         if not config.overwrite:
             done, failed = dataset.done(), dataset.failures()
             dataset.check_sources(tasks, done)
@@ -159,6 +174,7 @@ def make_plan(config: TokenizeConfig, job: TokenizeJob) -> RunPlan:
         {name: failure for name, failure in skipped.items() if name in names - done},
         manifest,
         config.output,
+        has_tokenizer,
     )
 
 

@@ -210,8 +210,9 @@ def _decode_with_pyav(
     data: bytes, container: str, table: FrameTable, positions: list[int]
 ) -> dict[int, Frame]:
     try:
-        with av.open(io.BytesIO(data), format=container) as clip:
+        with av.open(io.BytesIO(data), mode="r", format=container) as clip:
             stream = clip.streams[table.stream]
+            assert isinstance(stream, av.VideoStream)
             stream.codec_context.thread_count = 1
             if table.has_exact_pts and table.codec in _SEEKABLE_CODECS:
                 decoder = _SeekingDecoder(clip, stream, table)
@@ -219,7 +220,7 @@ def _decode_with_pyav(
             else:
                 found = _walk_frames(clip, stream, set(positions))
             return {
-                position: upright(frame.to_ndarray(format="rgb24"), table.display_matrix)
+                position: upright(frame.to_ndarray(format="rgb24").view(np.uint8), table.display_matrix)
                 for position, frame in found.items()
             }
     except (av.FFmpegError, OSError, ValueError) as error:

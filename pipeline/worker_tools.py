@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.batching_encoder import BatchingEncoder, ImageEncoder
-from pipeline.decode import DecodedFrames, DecodeTask, TaskKind
+from pipeline.decode import DecodeTask, TaskKind
 from pipeline.decode_pool import DecodePool, DecodePoolConfig
 from pipeline.encode_shard import ReadDocuments, ShardEncoder, ShardSettings
 from pipeline.null_encoder import NullEncoder, null_fingerprint
@@ -66,7 +67,7 @@ class TokenizerMismatchError(RuntimeError):
     """A worker's tokenizer is not the one that the run was begun with."""
 
 
-def tokenizer_fingerprint(config: EncoderConfig) -> Fingerprint:
+def tokenizer_fingerprint(config: EncoderConfig, *, local_files_only: bool = False) -> Fingerprint:
     """What decides the codes, without loading the model onto a device.
 
     Raises:
@@ -76,7 +77,7 @@ def tokenizer_fingerprint(config: EncoderConfig) -> Fingerprint:
         return null_fingerprint(config.preprocess.fingerprint_components())
     from pipeline.seed_encoder import seed_fingerprint
 
-    return seed_fingerprint(config)
+    return seed_fingerprint(config, local_files_only=local_files_only)
 
 
 def load_encoder(config: EncoderConfig) -> ImageEncoder:
@@ -110,7 +111,9 @@ def open_tools(setup: WorkerSetup) -> Iterator[WorkerTools]:
         config = decode_pool_config(setup, setup.num_decode_workers)
         decoder = SharedDecoder(stack.enter_context(DecodePool(config)))
 
-        def decode(segment: RawImage | RawVideo) -> "Future[DecodedFrames]":
+        def decode(
+            segment: RawImage | RawVideo,
+        ) -> "Future[Any]":  # `Frames`, but futures are invariant
             if isinstance(segment, RawVideo):
                 frames, options = setup.frames_per_task, setup.video_options
                 return decoder.submit(DecodeTask(segment.data, TaskKind.VIDEO, frames, options))

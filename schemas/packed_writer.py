@@ -1,5 +1,6 @@
 """Writes a packed shard: record batches of rows are held against the contract and leave as row groups."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -111,7 +112,7 @@ class PackedShardWriter:
 
 
 def to_batch(
-    ids: NDArray[Any], columns: dict[str, tuple[pa.Array, NDArray[np.integer]]], schema: pa.Schema
+    ids: NDArray[Any], columns: Mapping[str, tuple[pa.Array, NDArray[np.integer]]], schema: pa.Schema
 ) -> pa.RecordBatch:
     """Rows of a packed shard as a record batch.
 

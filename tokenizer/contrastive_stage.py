@@ -161,7 +161,7 @@ def hold_key_biases(vit: VisionTransformer) -> None:
 
     for block in vit.blocks:
         assert isinstance(block, PreNormBlock)
-        block.attn.qkv.bias.register_hook(without_key)  # type: ignore[no-untyped-call]
+        block.attn.qkv.bias.register_hook(without_key)
 
 
 def contrast(image_BNE: Tensor, text_BE: Tensor, temp: Tensor, stage: ContrastiveConfig) -> Contrast:

@@ -14,6 +14,10 @@ RELEASE_WEIGHTS_NAME = "seed_quantizer.pt"
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<file>[\w./-]+))?")
 
 
+class NotDownloadedError(FileNotFoundError):
+    """A file of the hub is not in the local cache, and was not to be or could not be downloaded."""
+
+
 @dataclass(frozen=True)
 class Preset:
     """A tokenizer known by name."""
@@ -61,7 +65,8 @@ def locate(source: str | Path, *, local_files_only: bool = False) -> TokenizerFi
         local_files_only: use the hub's local cache, never the network.
 
     Raises:
-        FileNotFoundError: nothing there, or not in the cache while offline.
+        FileNotFoundError: nothing there.
+        NotDownloadedError: not in the cache while offline.
         ValueError: the name means nothing, or the preset has no weights.
     """
     text = str(source)
@@ -133,7 +138,7 @@ def _download(repo: str, revision: str | None, file: str, local_files_only: bool
     try:
         return Path(hf_hub_download(repo, file, revision=revision, local_files_only=local_files_only))
     except LocalEntryNotFoundError as error:
-        raise FileNotFoundError(
+        raise NotDownloadedError(
             f"{repo}: {file} is not in the local Hugging Face cache and the hub was not reached (offline "
             "mode, or no "
             f"connection). Download it where there is a network (hf download {repo} {file}) and give its path"

@@ -50,7 +50,7 @@ def choose_backend(q: Tensor) -> str:
     return "flex"
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend_by_document(
     q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, cu_seqlens: Tensor, max_length: int
 ) -> Tensor:
@@ -106,7 +106,8 @@ def attend_flex(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, cu_seqlens: Tensor,
 def _flex_attention(is_compiled: bool) -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention) if is_compiled else flex_attention
+    attend: Callable[..., Tensor] = flex_attention
+    return torch.compile(attend) if is_compiled else attend
 
 
 def document_index(cu_seqlens: Tensor, num_ids: int) -> Tensor:

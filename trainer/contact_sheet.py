@@ -59,7 +59,8 @@ def _fitted(picture: Image.Image) -> Image.Image:
     """SIDE x SIDE on white, the shape kept."""
     square = Image.new("RGBA", (SIDE, SIDE), "white")
     scale = SIDE / max(picture.size)
-    small = picture.convert("RGBA").resize(tuple(max(1, round(length * scale)) for length in picture.size))
+    width, height = (max(1, round(length * scale)) for length in picture.size)
+    small = picture.convert("RGBA").resize((width, height))
     square.alpha_composite(small, tuple((SIDE - length) // 2 for length in small.size))
     return square.convert("RGB")
 

@@ -116,7 +116,10 @@ def _values(records: Records, name: str) -> list[float]:
 def _series(records: Records, name: str, title: str, colour: int, scale: float = 1.0) -> Series | None:
     """One metric over the steps that have a finite value of it; None where no step has."""
     points = [(r["step"], scale * r[name]) for r in records if name in r and math.isfinite(r[name])]
-    return Series(title, *zip(*points, strict=True), colour) if points else None
+    if not points:
+        return None
+    x, y = zip(*points, strict=True)
+    return Series(title, x, y, colour)
 
 
 def _loss_lines(records: Records, names: Mapping[str, str]) -> list[Series]:

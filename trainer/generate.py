@@ -140,7 +140,7 @@ class _Rows:
 
     def _read(self, ids_BT: Tensor, positions_BT: Tensor, take_B: Tensor) -> Tensor:
         """(B, V) fp32 logits after the id at ``take_B`` of each row."""
-        logits = self._model(ids_BT, positions_BT, cache=self._cache, take_B=take_B)
+        logits: Tensor = self._model(ids_BT, positions_BT, cache=self._cache, take_B=take_B)
         return logits[:, 0].float()
 
     def _choose(self, logits_BV: Tensor, number: int) -> Tensor:

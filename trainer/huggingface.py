@@ -110,7 +110,8 @@ class HuggingFaceWeights:
         file = self._file_of[name]
         if file.endswith(".safetensors"):
             with safe_open(self.folder / file, framework="pt") as tensors:
-                return tensors.get_tensor(name)
+                tensor: Tensor = tensors.get_tensor(name)
+                return tensor
         if file not in self._pickled:
             self._pickled[file] = torch.load(self.folder / file, weights_only=True, mmap=True)
         return self._pickled[file][name]

@@ -252,7 +252,8 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: PackedContext) -> Tensor:
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), context)
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD), context)
+        x_BTD = x_BTD + self.mlp(self.post_attention_layernorm(x_BTD), context)
+        return x_BTD
 
 
 class LanguageHead(nn.Linear):
@@ -331,4 +332,5 @@ class Llama(nn.Module):
             return x
         if take_B is not None:
             x = x[torch.arange(len(x), device=x.device), take_B][:, None]
-        return self.lm_head(self.norm(x), labels_BT)
+        losses_or_logits: Tensor = self.lm_head(self.norm(x), labels_BT)
+        return losses_or_logits

@@ -35,9 +35,10 @@ def load_model(folder: Path) -> tuple[Llama, VocabularyLayout]:
             merge_adapters(model)
         return model.eval(), layout
     shape = read_config(folder)
-    layout = exported_layout(folder)
-    if layout is None:
+    exported = exported_layout(folder)
+    if exported is None:
         raise ValueError(f"{folder}/config.json names no seed_vocabulary: the model never saw images")
+    layout = exported
     with torch.device("meta"):
         model = Llama(replace(shape, vocab_size=layout.padded_size))
     model.to_empty(device="cpu")

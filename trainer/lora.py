@@ -79,6 +79,7 @@ def add_adapters(model: Llama, config: LoraConfig) -> None:
     for block in model.blocks():
         for module in (block.self_attn, block.mlp):
             for name, child in list(module.named_children()):
+                assert isinstance(child, nn.Linear)
                 setattr(module, name, LoraLinear(child, config, PROJECTIONS.index(name)))
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Shard
+from torch.distributed.tensor import DTensor, Partial, Placement, Shard
 from torch.distributed.tensor.parallel import loss_parallel
 
 IGNORED_LABEL = -100
@@ -48,7 +48,7 @@ def cross_entropy_by_id(
     """
     vocab_size = (weight_VD.to_local() if isinstance(weight_VD, DTensor) else weight_VD).shape[0]
     chunk_ids = chunk_ids or chunk_length(vocab_size, labels_BT.device.type)
-    losses_BT = _ChunkedCrossEntropy.apply(
+    losses_BT = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden_BTD, weight_VD, labels_BT, chunk_ids, torch.is_grad_enabled()
     )
     assert isinstance(losses_BT, Tensor)
@@ -88,7 +88,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             gradients = [grad_hidden.view(_local(hidden).shape), grad_weight.to(weight.dtype)]
             if mesh is not None:
                 # A rank has its rows of the head alone: the hidden states take the sum over ranks.
-                placements = ([Partial()], [Shard(0)])
+                placements: tuple[list[Placement], ...] = ([Partial()], [Shard(0)])
                 gradients = [
                     DTensor.from_local(gradient, mesh, placement, run_check=False)
                     for gradient, placement in zip(gradients, placements, strict=True)
@@ -132,8 +132,9 @@ def _sharded(logits_CV: Tensor, labels_C: Tensor, mesh: DeviceMesh) -> tuple[Ten
     with torch.enable_grad(), loss_parallel():
         losses = F.cross_entropy(logits, labels_C, reduction="none", ignore_index=IGNORED_LABEL)
         (gradient,) = torch.autograd.grad(losses.sum(), logits)
-    assert isinstance(losses, DTensor)
-    return losses.detach().full_tensor(), _local(gradient)
+    whole = losses.detach()
+    assert isinstance(whole, DTensor)
+    return whole.full_tensor(), _local(gradient)
 
 
 def _common_factor(grad_BT: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from trainer.llama import Llama
 from trainer.lora import add_adapters
 from trainer.packed_data import BatchShape, PackedBatch
 from trainer.parallelize import Meshes, check_divides, parallelize, set_gradient_sync
-from trainer.pipeline_stages import PipelineRunner, build_stage_models
+from trainer.pipeline_stages import PipelineRunner, build_stage_models, check_schedule
 from trainer.run_config import TrainConfig
 from trainer.weights import fill_parameters
 
@@ -34,11 +34,12 @@ class ModelParts:
         self.device = device
         self.meshes = meshes
         check_divides(self.config, config.parallel, seq_length)
+        check_schedule(config.parallel)
         # Memory comes after sharding, except for tied tables: moving off the meta device would untie them.
         with torch.device(device if self.config.is_tied else "meta"):
             models = self._build(config)
-        model = config.model
-        source = first_weights(model.init_from, model.adapter, config.seed, self.config, layout, config.lora)
+        start = config.model
+        source = first_weights(start.init_from, start.adapter, config.seed, self.config, layout, config.lora)
         for model in models.values():
             parallelize(model, meshes)
             if not self.config.is_tied:

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,11 +49,6 @@ class PackedBatch:
     num_attended: int
     """Pairs of ids that causal attention within documents computes, padding left out."""
 
-    @property
-    def num_valid(self) -> int:
-        """Ids that are learned."""
-        return int((self.labels_BT != IGNORED_LABEL).sum())
-
     def to(self, device: torch.device) -> "PackedBatch":
         """The same batch on a device, copied without waiting."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
@@ -63,9 +58,13 @@ class PackedBatch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "PackedBatch":
-        tensors = (self.ids_BT, self.labels_BT, self.positions_BT, self.cu_seqlens_BN, self.sources_BT)
-        return PackedBatch(
-            *(change(tensor) for tensor in tensors), self.row_indices, self.num_padding, self.num_attended
+        return replace(
+            self,
+            ids_BT=change(self.ids_BT),
+            labels_BT=change(self.labels_BT),
+            positions_BT=change(self.positions_BT),
+            cu_seqlens_BN=change(self.cu_seqlens_BN),
+            sources_BT=change(self.sources_BT),
         )
 
 
@@ -84,11 +83,19 @@ def collate(rows: Sequence[PackedSequence], row_indices: list[int]) -> PackedBat
         cu_seqlens[index, : len(bound)] = bound
         positions[index] = np.arange(length) - np.repeat(bound[:-1], np.diff(bound))
         sources[index, : row.num_ids] = np.repeat(row.sources, np.diff(row.cu_seqlens))
-    tensors = (torch.from_numpy(array) for array in (ids, labels, positions, cu_seqlens, sources))
     num_padding = sum(length - row.num_ids for row in rows)
     lengths = np.concatenate([np.diff(row.cu_seqlens) for row in rows]).astype(np.int64)
     num_attended = int((lengths * (lengths + 1) // 2).sum())
-    return PackedBatch(*tensors, row_indices, num_padding, num_attended)
+    return PackedBatch(
+        ids_BT=torch.from_numpy(ids),
+        labels_BT=torch.from_numpy(labels),
+        positions_BT=torch.from_numpy(positions),
+        cu_seqlens_BN=torch.from_numpy(cu_seqlens),
+        sources_BT=torch.from_numpy(sources),
+        row_indices=row_indices,
+        num_padding=num_padding,
+        num_attended=num_attended,
+    )
 
 
 def _closed_bounds(cu_seqlens: NDArray[np.integer], length: int) -> NDArray[np.int32]:

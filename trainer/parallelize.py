@@ -194,7 +194,9 @@ class VocabularyParallel(ParallelStyle):
     """
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        return distribute_module(module, device_mesh, self._shard_rows, self._gather_input)
+        # Its annotation has hooks return nothing; what this one returns becomes the input.
+        gather_input: Any = self._gather_input
+        return distribute_module(module, device_mesh, self._shard_rows, gather_input)
 
     @staticmethod
     def _shard_rows(_name: str, module: nn.Module, mesh: DeviceMesh) -> None:
@@ -211,9 +213,9 @@ class VocabularyParallel(ParallelStyle):
 
 
 def _checkpoint_activations(model: Llama, mode: str) -> None:
-    context_fn = {"context_fn": _selective_contexts} if mode == "selective" else {}
+    options: dict[str, Any] = {"context_fn": _selective_contexts} if mode == "selective" else {}
     for name, block in model.layers.items():
-        model.layers[name] = checkpoint_wrapper(block, preserve_rng_state=True, **context_fn)
+        model.layers[name] = checkpoint_wrapper(block, preserve_rng_state=True, **options)
 
 
 def _selective_contexts() -> Any:

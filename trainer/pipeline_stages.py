@@ -85,7 +85,6 @@ class PipelineRunner:
             device: of the parts.
         """
         parallel = meshes.config
-        check_schedule(parallel)
         self._num_stages = parallel.pipeline * parallel.stages_per_rank
         self._normaliser = torch.ones(())
         group = meshes.world["pipeline"].get_group()
@@ -137,7 +136,10 @@ class PipelineRunner:
     @torch.no_grad()
     def evaluate(self, batch: PackedBatch) -> Tensor | None:
         """Losses of all micro-batches without a backward pass."""
-        return self._schedule.eval(*self._inputs(batch), target=self._target(batch), **self._context(batch))
+        losses: Tensor | None = self._schedule.eval(
+            *self._inputs(batch), target=self._target(batch), **self._context(batch)
+        )
+        return losses
 
     def _inputs(self, batch: PackedBatch) -> Sequence[Tensor]:
         return (batch.ids_BT,) if self.has_first else ()

@@ -88,7 +88,8 @@ def parameter_groups(module: nn.Module, run: StageRunConfig) -> list[dict[str, A
     The release's rule goes by name and number of dimensions; without ``decay_tables`` only weights of layers
     decay.
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -159,7 +160,7 @@ class StageLoop:
                 after_step(self.step - 1)
             if self.step % self.run.log_every == 0:
                 elapsed = time.perf_counter() - clock
-                figures = {
+                figures: dict[str, Tensor | float] = {
                     "loss": result.loss,
                     "lr": lr,
                     "grad_norm": grad_norm,

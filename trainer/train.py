@@ -49,6 +49,8 @@ class TrainResult:
     step: int
     is_finished: bool
     """False after SIGTERM: a checkpoint was saved and the same command goes on from it."""
+    first_step: int = 0
+    """Of the checkpoint that it went on from."""
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -161,6 +163,7 @@ class Trainer:
             self.device,
             self.config.data.read_workers,
         )
+        first_step = self.progress.step
         try:
             is_stopped = self._loop(loader, writer)
         finally:
@@ -172,7 +175,7 @@ class Trainer:
         if is_finished and self.config.exports_model:
             self._export()
         assert is_finished or is_stopped
-        return TrainResult(self.progress.step, is_finished)
+        return TrainResult(self.progress.step, is_finished, first_step)
 
     def _export(self) -> None:
         newest = self._store.newest()

@@ -8,6 +8,7 @@ of it.
 import hashlib
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,8 @@ def fill_parameters(
     """
     for group in _groups(module, source, skip):
         options = StateDictOptions(full_state_dict=True, strict=False)
-        result = set_model_state_dict(module, group, options=options)
+        values: dict[str, Any] = dict(group)  # `dict` is invariant in its values
+        result = set_model_state_dict(module, values, options=options)
         assert not result.unexpected_keys
 
 

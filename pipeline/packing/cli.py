@@ -1,4 +1,4 @@
-"""``seed-pack``: plan, build, validate, show, report and export packed sets.
+"""Packed sets from a mixture file: plan, build, validate, show, report, export.
 
 seed-pack plan mixture.yaml --batch 256          what a build would give, in seconds
 seed-pack build mixture.yaml --output packed     build, or continue a build that was interrupted
@@ -10,7 +10,7 @@ seed-pack export packed --output megatron/seed   Megatron-LM's .bin and .idx
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -190,7 +190,7 @@ def format_forecast(result: Forecast, batch: int) -> str:
     return "\n".join(lines)
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., int]] = {
     "plan": plan,
     "build": build,
     "validate": validate,
@@ -204,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: exits with 0, 1 if something failed or is unsound, 2 if the input is wrong."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        status: int = tyro.extras.subcommand_cli_from_dict(
+        status = tyro.extras.subcommand_cli_from_dict(
             COMMANDS, prog="seed-pack", args=arguments, description=__doc__
         )
     except (

@@ -66,7 +66,7 @@ def row_keys(stream: int, first_row: int, num_rows: int) -> NDArray[np.uint64]:
 
 def first_uniforms(keys: NDArray[np.uint64]) -> NDArray[np.float64]:
     """What ``DocumentDraws(key).uniform()`` gives first, for many keys."""
-    return (_mix(keys + np.uint64(_GOLDEN_GAMMA)) >> np.uint64(11)) * 2.0**-53
+    return (_mix(keys + np.uint64(_GOLDEN_GAMMA)) >> np.uint64(11)) * np.float64(2.0**-53)
 
 
 def _mix(states: NDArray[np.uint64]) -> NDArray[np.uint64]:

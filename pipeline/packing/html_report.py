@@ -65,7 +65,8 @@ def write_html_report(output: Path) -> Path:
 
 def sample_rows(folder: PackedFolder) -> list[int]:
     """Rows that charts look at, evenly spread."""
-    return np.unique(np.linspace(0, len(folder) - 1, min(len(folder), MAX_SAMPLED_ROWS)).astype(int)).tolist()
+    places = np.linspace(0, len(folder) - 1, min(len(folder), MAX_SAMPLED_ROWS))
+    return [int(place) for place in np.unique(places.astype(int))]
 
 
 def source_table(sources: Sequence[dict[str, Any]]) -> str:

@@ -123,7 +123,9 @@ def _read_text_parquet(path: Path, chunk: Chunk, config: SourceConfig) -> Iterat
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return _is_text(kind.value_type)
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return any(
+        holds(kind) for holds in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    )
 
 
 def _read_text_lines(path: Path, chunk: Chunk, config: SourceConfig) -> Iterator[Document]:

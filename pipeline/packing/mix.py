@@ -10,8 +10,9 @@ An item is a document or a part of one that was too long. A budget is kept in wh
 only if all its parts fit, and what was begun is finished, in the next window if need be.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +81,7 @@ def plan_windows(
     is_endless = np.array([supply.is_endless for supply in supplies])
     budget = np.int64(max_ids if max_ids is not None else np.iinfo(np.int64).max)
     promised = np.zeros(2, np.int64)
-    step = (compiled(_take_window) if use_numba else None) or _take_window
+    step: Callable[..., Any] = (compiled(_take_window) if use_numba else None) or _take_window
     while True:
         ahead = _look_ahead(supplies, positions, window_items, count_documents)
         counts = np.zeros(num_sources, np.int64)

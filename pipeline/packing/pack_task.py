@@ -73,7 +73,7 @@ def pack_window(
 ) -> pa.RecordBatch:
     """Rows of one window in their final order; adds documents, ids, learned ids and images to ``counts``."""
     items, item_sources = _read_window(plan.windows, sources, window)
-    rows = assign_rows(items.lengths.astype(np.int32), plan.footer.seq_length)
+    rows: NDArray[np.integer] = assign_rows(items.lengths.astype(np.int32), plan.footer.seq_length)
     row_order = order_rows(
         row_amounts(items.lengths, item_sources, rows, len(sources)),
         np.random.default_rng(stable_hash(plan.footer.seed, window)),
@@ -110,7 +110,7 @@ def _lay_out(
     starts = items.offsets[:-1] - np.repeat(bounds[:-1], np.diff(first_items))
     cu_seqlens = np.insert(starts, first_items[1:], np.diff(bounds))
     runs, first_runs = encode_row_runs(items.loss_mask, bounds)
-    columns = {
+    columns: dict[str, tuple[pa.Array, NDArray[np.integer]]] = {
         "cu_seqlens": (pa.array(cu_seqlens), first_items + np.arange(num_rows + 1)),
         "loss_runs": (pa.array(runs), first_runs),
         "sources": (pa.array(item_sources), first_items),
@@ -133,7 +133,7 @@ def _names_of(
 
 
 def row_amounts(
-    lengths: NDArray[np.int64], item_sources: NDArray[np.uint16], rows: NDArray[np.int32], num_sources: int
+    lengths: NDArray[np.int64], item_sources: NDArray[np.uint16], rows: NDArray[np.integer], num_sources: int
 ) -> NDArray[np.int64]:
     """(num_rows, num_sources) ids of each source in each row."""
     amounts = np.zeros((int(rows.max()) + 1, num_sources), np.int64)

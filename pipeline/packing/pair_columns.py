@@ -19,9 +19,8 @@ from pipeline.packing.draws import first_uniforms
 from pipeline.packing.render import BOS, EOS, IMAGE, TEXT, RenderedBatch, lay_out
 from pipeline.packing.template_settings import PairSettings
 from pipeline.packing.templates import Refusal
-from schemas.document import CODEBOOK_SIZE, CODES_PER_IMAGE
 from schemas.token_shard import KIND_IMAGE, SCHEMA, errors_named
-from schemas.vocabulary import VocabularyLayout
+from schemas.vocabulary import CODEBOOK_SIZE, CODES_PER_IMAGE, VocabularyLayout
 from tokenizer.text_tokenizer import TextTokenizer
 
 WORDS_PATTERN = r"[0-9A-Za-z]|[^\x00-\x7F]"

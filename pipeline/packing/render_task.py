@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -276,5 +277,7 @@ def _deal(items: Items, segment: Segment) -> list[Items]:
 
 
 def _empty_items(layout: VocabularyLayout) -> Items:
-    integers = [np.empty(0, dtype) for dtype in (np.uint64, np.uint32, np.uint32, np.uint16, np.uint16)]
+    integers: list[Any] = [
+        np.empty(0, dtype) for dtype in (np.uint64, np.uint32, np.uint32, np.uint16, np.uint16)
+    ]
     return Items(np.empty(0, layout.id_dtype), np.empty(0, np.bool_), np.zeros(1, np.int64), *integers)

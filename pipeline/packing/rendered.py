@@ -41,19 +41,16 @@ class Items:
         return len(self.keys)
 
     @property
-    def _flat(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        return self.ids, self.loss_mask
-
-    @property
     def lengths(self) -> NDArray[np.int64]:
         return np.diff(self.offsets)
 
     def take(self, order: NDArray[np.integer]) -> "Items":
         """Items in another order, or some of them."""
         chosen = pa.array(order)
-        flat = [_take_runs(column, self.offsets, chosen) for column in self._flat]
+        ids, mask = (_take_runs(column, self.offsets, chosen) for column in (self.ids, self.loss_mask))
         offsets = np.concatenate([[0], np.cumsum(self.lengths[order])])
-        return Items(*flat, offsets, *(getattr(self, name)[order] for name in _ITEM_COLUMNS))
+        columns = [getattr(self, name)[order] for name in _ITEM_COLUMNS]
+        return Items(ids, mask, offsets, *columns)
 
     def slice(self, start: int, stop: int) -> "Items":
         """Consecutive items, without copying."""

@@ -83,8 +83,9 @@ def estimate_source(renderer: Renderer, source: int, chunks: Sequence[Chunk]) ->
 
 
 def _sample(mixture: Mixture, chunks: Sequence[Chunk]) -> Iterator[Document]:
-    places = np.unique(np.linspace(0, len(chunks) - 1, SAMPLED_CHUNKS).astype(int)) if chunks else []
-    for place in places:
+    if not chunks:
+        return
+    for place in np.unique(np.linspace(0, len(chunks) - 1, SAMPLED_CHUNKS).astype(int)):
         yield from islice(read_chunk(mixture, chunks[place]), SAMPLED_DOCUMENTS)
 
 

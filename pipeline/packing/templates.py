@@ -128,11 +128,11 @@ def instruct_pair(document: Document, settings: InstructPairSettings, draws: Dra
     """A caption and its image, as a question and its answer."""
     image, caption = image_and_caption(document, None)
     if draws.uniform() < settings.reverse_ratio:
-        question = [image, TextSegment(choose(settings.describe_prompts, draws))]
+        question: list[Segment] = [image, TextSegment(choose(settings.describe_prompts, draws))]
         return speak([Turn(Role.USER, question), Turn(Role.ASSISTANT, [TextSegment(caption)])], settings)
     number = draws.below(len(settings.draw_prompts))
     asked = settings.draw_prompts[number].replace("{caption}", caption.strip().rstrip("."))
-    answer = [TextSegment(settings.responses[number % len(settings.responses)]), image]
+    answer: list[Segment] = [TextSegment(settings.responses[number % len(settings.responses)]), image]
     return speak([Turn(Role.USER, [TextSegment(asked)]), Turn(Role.ASSISTANT, answer)], settings)
 
 
@@ -167,7 +167,7 @@ def in_context(document: Document, settings: PromptedSettings, draws: Draws) -> 
     if len(images) != 2 or len(texts) != 1:
         raise DocumentRefusedError(Refusal.WRONG_SHAPE)
     second = TextSegment(f"This is the second image. {texts[0].strip()}")
-    question = [images[0], TextSegment("This is the first image."), images[1], second]
+    question: list[Segment] = [images[0], TextSegment("This is the first image."), images[1], second]
     if isinstance(target, TextSegment):
         return speak([Turn(Role.USER, question), Turn(Role.ASSISTANT, [target])], settings)
     return prompted(question, target, settings, draws)
@@ -177,7 +177,7 @@ def prompted(
     question: list[Segment], target: ImageSegment, settings: PromptedSettings, draws: Draws
 ) -> list[Piece]:
     """A question that an image answers, behind a response that is drawn."""
-    answer = [TextSegment(choose(settings.responses, draws)), target]
+    answer: list[Segment] = [TextSegment(choose(settings.responses, draws)), target]
     return speak([Turn(Role.USER, question), Turn(Role.ASSISTANT, answer)], settings)
 
 

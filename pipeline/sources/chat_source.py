@@ -1,8 +1,8 @@
 """Chats of a task: a tar shard, or a file of JSON lines or one JSON array, with its images in a folder."""
 
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 from pipeline.shard_task import ShardTask
 from pipeline.source_stream import open_source
@@ -35,7 +35,8 @@ class ChatSource:
 
     def _read_json(self, task: ShardTask) -> SourceItems:
         with open_source(task.source) as stream:
-            plain: BinaryIO = stream
+            assert isinstance(stream, io.BufferedReader)
+            plain = stream
             if compression := compression_of(stream.peek(4)[:4]):
                 plain = decompressed(stream, compression, b"", TarReaderConfig.max_decompressed_bytes)
             try:

@@ -93,7 +93,7 @@ def _read_chat(sample: TarSample, config: ChatsConfig, pictures: ChatPictures) -
     if data is None:
         raise RefusedError(Reason.METADATA_MISSING, f"no .json; members: .{', .'.join(sample.members)}"[:200])
     value = parse_metadata(data, config.max_document_bytes)
-    segments = []
+    segments: list[RawSegment] = []
     for role, content in _turns(value, pictures):
         if isinstance(content, RawImage):
             segments.append(RawImage(content.data, content.suffix, role))

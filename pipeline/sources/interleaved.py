@@ -137,7 +137,8 @@ def read_nodes(value: Mapping[str, Any], find_image: FindImage) -> list[Node]:
         RefusedError: if ``texts`` and ``images`` are not two lists of the same length with exactly one entry
             at each position.
     """
-    texts, images = value.get("texts"), value.get("images")
+    texts: Any = value.get("texts")
+    images: Any = value.get("images")
     for name, entries in (("texts", texts), ("images", images)):
         if not isinstance(entries, list) or not all(
             entry is None or isinstance(entry, str) for entry in entries

@@ -59,7 +59,8 @@ def _open(url: str) -> Iterator[pq.ParquetFile]:
 
 def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     try:
-        return batch.to_pylist()
+        rows: list[dict[str, Any]] = batch.to_pylist()
+        return rows
     except UnicodeDecodeError:
         return [_row(batch.slice(place, 1)) for place in range(batch.num_rows)]
 

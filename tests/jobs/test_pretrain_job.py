@@ -22,10 +22,14 @@ def test_the_end_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     page = HtmlPage((output / "curves.html").read_text())
     page.check_needs_nothing_else()
     assert "Loss by source" in page.text
+    flags[flags.index("--num-steps") + 1] = "2"
+    assert pretrain.main(flags) == pretrain.FINISHED
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"nothing was to be done: {output} holds step 4, num_steps is 2; a larger")
 
 
 def test_a_run_that_was_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pretrain.summarize(tmp_path, pretrain.TrainResult(step=1, is_finished=False))
+    pretrain.summarize(tmp_path, pretrain.TrainResult(step=1, is_finished=False), num_steps=4)
     printed = capsys.readouterr().out
     assert printed.startswith("stopped after 1 steps\n")
     assert "the same command goes on" in printed

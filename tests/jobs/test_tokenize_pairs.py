@@ -99,6 +99,17 @@ def test_a_dry_run_writes_nothing(shards: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_downloads_nothing(shards: Path, tmp_path: Path) -> None:
+    # Any request would be refused, tried again, and said.
+    hub = {"HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    flags = ["--input", str(shards), "--output", str(tmp_path / "out"), "--tokenizer", "seed-2"]
+    result = run_job(*flags, "--dry-run", environment=hub)
+    assert result.returncode == 0
+    assert "not checked: the tokenizer is not on this machine yet" in result.stdout
+    assert "4 to do" in result.stdout
+    assert "127.0.0.1" not in result.stderr
+
+
 def test_overwrite_does_everything_again(shards: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     flags = ["--input", str(shards), "--output", str(folder)]

@@ -1,10 +1,11 @@
 """Token shards of real texts for tests: emoji names as pairs, pages as interleaved documents, random codes.
 
-Only the codes are made up; texts come from ``samples/`` and this repository's own documentation.
+Only the codes are made up; texts come from ``samples/``, where their licences stand.
 """
 
 import json
 import tarfile
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -22,19 +23,24 @@ FINGERPRINT = Fingerprint({"weights": "abc", "architecture": "tiny", "precision"
 @cache
 def captions() -> list[str]:
     """Captions of the sample pairs."""
-    texts = []
-    for path in sorted((ROOT / "samples" / "pairs").glob("*.tar")):
-        with tarfile.open(path) as shard:
-            members = [member for member in shard if member.name.endswith(".txt")]
-            texts += [shard.extractfile(member).read().decode() for member in members]
-    return texts
+    return [data.decode() for data in members("pairs", ".txt")]
 
 
 @cache
 def paragraphs() -> list[str]:
-    """Paragraphs of text: docstrings and comments of this repository's packing code are prose enough."""
-    text = "\n\n".join(path.read_text() for path in sorted((ROOT / "pipeline" / "packing").glob("*.py")))
-    return [part for part in text.split("\n\n") if part.strip()]
+    """Paragraphs of the sample documents, which are pages of documentation."""
+    pages = [json.loads(data)["texts"] for data in members("documents", ".json")]
+    parts = (part for page in pages for text in page if text for part in text.split("\n\n"))
+    return [part for part in parts if part.strip()]
+
+
+def members(kind: str, suffix: str) -> Iterator[bytes]:
+    """Members of the sample shards of one kind that end so."""
+    for path in sorted((ROOT / "samples" / kind).glob("*.tar")):
+        with tarfile.open(path) as shard:
+            for member in shard:
+                if member.name.endswith(suffix):
+                    yield shard.extractfile(member).read()
 
 
 def image(rng: np.random.Generator, role: Role | None = None) -> ImageSegment:

@@ -47,7 +47,7 @@ def test_plan_agrees_with_the_build(corpus: Path, capsys: pytest.CaptureFixture[
 
 def test_validate(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("validate", corpus / "packed") == 0
-    assert "3 of 3 packed shards are sound" in capsys.readouterr().out
+    assert "4 of 4 packed shards are sound" in capsys.readouterr().out
 
 
 def test_validate_finds_damage(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,7 +63,7 @@ def test_validate_finds_damage(corpus: Path, tmp_path: Path, capsys: pytest.Capt
     assert run("validate", tmp_path) == EXIT_FAILED
     printed = capsys.readouterr().out
     assert "packed-00001.parquet: row 0: id 65535 is outside the vocabulary" in printed
-    assert "2 of 3 packed shards are sound" in printed
+    assert "3 of 4 packed shards are sound" in printed
 
 
 def test_show_emphasises_what_is_learned(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -159,7 +159,7 @@ def test_logits_processor_draws_valid_images_in_transformers(tmp_path: Path) -> 
     forced = torch.cat((prompts, torch.full((3, 1), LAYOUT.img_start_id)), dim=1)
     torch.manual_seed(0)
     for inputs in (prompts, forced):
-        processor = ImageLogitsProcessor(LAYOUT, max_length=90)
+        processor = ImageLogitsProcessor(LAYOUT, max_length=90, num_codes=64)
         outputs = theirs.generate(
             inputs,
             attention_mask=torch.ones_like(inputs),
@@ -173,6 +173,7 @@ def test_logits_processor_draws_valid_images_in_transformers(tmp_path: Path) -> 
             kept = row.tolist()
             ended = kept.index(EOS) if EOS in kept else len(kept)
             assert structure_error(kept[:ended]) is None
+            assert not any(LAYOUT.image_code_offset + 64 <= value < LAYOUT.img_start_id for value in kept)
     assert LAYOUT.img_end_id in outputs[0].tolist()
 
 

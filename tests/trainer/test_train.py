@@ -312,3 +312,9 @@ def test_muon_trains(packed: Path, tmp_path: Path) -> None:
     run_alone(config)
     losses = losses_of(config)
     assert losses[-1] < losses[0] - 0.3
+
+
+def test_an_unknown_schedule_is_refused_without_a_pipeline_too(packed: Path, tmp_path: Path) -> None:
+    config = run_config(packed, tmp_path, parallel=ParallelConfig(schedule="1G1B"))
+    with pytest.raises(ValueError, match=r"parallel\.schedule '1G1B' is unknown"):
+        run_alone(config)

@@ -93,7 +93,8 @@ def fill_prompt(template: str, images: Sequence[Codes], question: str = "") -> l
     if template.count(IMAGE) != 1:
         raise ValueError(f"a prompt must hold {IMAGE} once, got {template!r}")
     before, after = (part.replace(QUESTION, question) for part in template.split(IMAGE))
-    return [content for content in (before, *images, after) if not isinstance(content, str) or content]
+    contents: tuple[Content, ...] = (before, *images, after)
+    return [content for content in contents if not isinstance(content, str) or content]
 
 
 def _list_field(document: Document, name: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from PIL import Image, ImageFile
 
 from schemas.document import Codes
 from tokenizer.checkpoint import load_tokenizer
+from tokenizer.color import ColorRule
 from tokenizer.preprocess import PreprocessConfig, load_image
 from trainer.answering import AnsweringModel
 from trainer.evaluation.answers import PROMPT
@@ -32,7 +33,7 @@ def manifest() -> ModelManifest:
     return ModelManifest("seed_llama", simple_class_path=f"{__name__}.{SeedLlama.__name__}")
 
 
-class SeedLlama(lmms):
+class SeedLlama(lmms):  # type: ignore[misc]  # lmms-eval lives in an environment of its own
     """An exported model, or a checkpoint, with its text tokenizer and an image tokenizer, in one process."""
 
     def __init__(
@@ -40,7 +41,7 @@ class SeedLlama(lmms):
         pretrained: str,
         text_tokenizer: str = "",
         image_tokenizer: str = "seed-2",
-        color: str = "reference",
+        color: ColorRule = "reference",
         prompt: str = PROMPT,
         device: str = "auto",
         precision: str = "fp32",
@@ -117,7 +118,8 @@ class SeedLlama(lmms):
             raise ValueError(f"seed_llama reads pictures, the task gives {type(visual).__name__}")
         with refusing_truncated_pictures():
             pixels = load_image(source, self._preprocess)
-        return self._images.encode(pixels[None])[0]
+        codes: Codes = self._images.encode(pixels[None])[0]
+        return codes
 
 
 @contextmanager

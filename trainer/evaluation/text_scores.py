@@ -31,9 +31,13 @@ def answer_tables(rows: Sequence[Mapping[str, Any]]) -> Tables:
         normalise_answer(row["answer"]) in {normalise_answer(text) for text in row["annotators"]}
         for row in rows
     ]
-    means = {"VQA accuracy %": scores, "exact match %": matches}
-    table = {name: 100 * sum(values) / len(rows) for name, values in means.items()}
-    return {"answers": table | {"answers": len(rows)}}
+    return {
+        "answers": {
+            "VQA accuracy %": 100 * sum(scores) / len(rows),
+            "exact match %": 100 * sum(matches) / len(rows),
+            "answers": len(rows),
+        }
+    }
 
 
 def _check(rows: Sequence[Mapping[str, Any]], text: str, texts: str) -> None:

@@ -1,5 +1,6 @@
 """All tables of one tokenizer: codes, retrieval, pictures drawn from codes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,9 @@ def tokenizer_tables(evaluation: TokenizerEvaluation, pairs: HeldOut, augment: A
     model, _ = load_model(evaluation.tokenizer)
     model = model.to(evaluation.device).eval()
     title = f"codes of {len(pairs.captions)} pictures"
-    tables = {title: code_figures(model, pairs.images, augment, evaluation.seed)}
+    tables: dict[str, Mapping[str, float]] = {
+        title: code_figures(model, pairs.images, augment, evaluation.seed)
+    }
     if evaluation.stage1 is not None:
         stage1, captions = load_contrastive(evaluation.stage1)
         tables |= tokenizer_retrieval(model, stage1.to(evaluation.device), captions, pairs)
