@@ -6,10 +6,12 @@ import socket
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import ray
 
+from pipeline.actor_plan import ActorShape
 from pipeline.decode import DecodeTask
 from pipeline.shard_driver import WorkerEvent, WorkerStatus
 from pipeline.shard_task import ShardTask
@@ -24,15 +26,23 @@ HELPER_CALLS_UNDER_WAY = 32
 
 
 class EncodeActor:
-    """Owns shards from reading to commit, on one machine."""
+    """Owns shards from reading to commit, on one machine.
 
-    def __init__(self, setup: WorkerSetup) -> None:
+    Args:
+        setup: what it works with.
+        shape: what it claims of its node.
+    """
+
+    def __init__(self, setup: WorkerSetup, shape: ActorShape) -> None:
         logging.basicConfig(level=logging.WARNING)
+        self._node_id = ray.get_runtime_context().get_node_id()
+        if setup.num_decode_workers is None:
+            (node,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == self._node_id)
+            setup = replace(setup, num_decode_workers=shape.decode_cores(node))
         self._stack = ExitStack()
         self._tools = self._stack.enter_context(open_tools(setup))
         self._worker = ShardWorker(self._tools, f" (on {socket.gethostname()})")
         self._askers = ThreadPoolExecutor(HELPER_CALLS_UNDER_WAY, "helper")
-        self._node_id = ray.get_runtime_context().get_node_id()
 
     def encode(self, worker_id: str, task: ShardTask) -> WorkerEvent | None:
         """See ``ShardWorker.encode``."""

@@ -13,18 +13,15 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
-from pipeline.actor_plan import ActorShape, plan_actors, plan_helpers
 from pipeline.barren_actors import BarrenActors
-from pipeline.ray_actor import EncodeActor
 from pipeline.ray_cluster import connected
+from pipeline.ray_crew import CrewMember, RayCrew
 from pipeline.ray_death import MAX_ERROR_CHARS, cause_of_death, is_node_loss
-from pipeline.ray_helpers import RayHelpers
 from pipeline.shard_driver import (
     ShardDone,
     ShardFailed,
@@ -36,54 +33,35 @@ from pipeline.shard_schedule import Loss
 from pipeline.shard_task import ShardTask
 from pipeline.shard_worker import one_line
 from pipeline.tokenize_config import TokenizeConfig
-from pipeline.worker_tools import WorkerSetup, decode_pool_config
+from pipeline.worker_tools import WorkerSetup
 
 logger = logging.getLogger(__name__)
 
 STATUS_EVERY_S = 2.0
 RESIZE_EVERY_S = 5.0
-COMPLAIN_EVERY_S = 60.0
 PROBE_EVERY_S = 1.0
 MAX_CUT_OFF_S = 90.0
 """Time in which Ray must find out whether an actor that does not answer is dead."""
 STOP_GRACE_S = 10.0
 
 
-@dataclass
-class _Actor:
-    handle: Any
-    node_id: str = ""
-    """Empty until the model is loaded."""
-    is_asked: bool = False
-    """A status call is under way."""
-    interrupted: set[str] = field(default_factory=set)
-    """Shards whose calls were cut off; whether the actor lives is not known yet."""
-    has_finished: bool = False
-    """A shard."""
-    cut_off_s: float | None = None
-    next_probe_s: float = 0.0
-
-
 class RayWorkers:
-    """A ``WorkerPool`` of actors; their number follows the cluster.
+    """A ``WorkerPool`` of actors.
 
     Args:
         config: number and size of the actors.
-        setup_for: makes the setup of an actor for a device and a number of cores.
+        setup_for: makes the setup of an actor for a device.
     """
 
-    def __init__(self, config: TokenizeConfig, setup_for: Callable[[str, int], WorkerSetup]) -> None:
+    def __init__(self, config: TokenizeConfig, setup_for: Callable[[str], WorkerSetup]) -> None:
         self._config = config
-        self._setup_for = setup_for
-        self._actors: dict[str, _Actor] = {}
+        self._crew = RayCrew(config, setup_for)
+        self._actors = self._crew.actors
         self._calls: dict[Any, tuple[str, str]] = {}
         """Ref -> worker, and the shard's name or ``status`` or ``join`` behind a colon."""
-        self._helpers = RayHelpers(lambda cores: decode_pool_config(setup_for("cpu", 1), cores))
-        self._num_born = 0
         self._barren = BarrenActors()
         self._next_status_s = 0.0
         self._next_resize_s = 0.0
-        self._next_complaint_s = time.monotonic() + COMPLAIN_EVERY_S
 
     def poll(self, timeout_s: float, num_wanted: int) -> list[WorkerEvent]:
         self._resize(num_wanted)
@@ -110,7 +88,7 @@ class RayWorkers:
         if not actor.has_finished:
             self._barren.add(Loss.STALLED, True, shards, "they stall (--stall-timeout)")
 
-    def _end(self, worker_id: str) -> _Actor:
+    def _end(self, worker_id: str) -> CrewMember:
         actor = self._forget(worker_id)
         ray.kill(actor.handle)
         return actor
@@ -127,8 +105,7 @@ class RayWorkers:
         for actor in self._actors.values():
             with contextlib.suppress(RayError):
                 ray.kill(actor.handle)
-        self._helpers.close()
-        self._actors.clear()
+        self._crew.close()
         self._calls.clear()
 
     def _resize(self, num_wanted: int) -> None:
@@ -137,41 +114,11 @@ class RayWorkers:
         if now < self._next_resize_s:
             return
         self._next_resize_s = now + RESIZE_EVERY_S
-        nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-        helpers = plan_helpers(self._config, nodes)
-        workers = [resources for node_id, resources in nodes.items() if node_id not in helpers]
-        shape, num_places = plan_actors(self._config, workers)
-        if self._helpers.update(helpers, now):
-            for actor in self._actors.values():
-                self._introduce_helpers(actor)
-        wanted = min(num_places, num_wanted)
-        for _ in range(wanted - len(self._actors)):
-            self._start_actor(shape)
-        if not any(actor.node_id for actor in self._actors.values()) and now > self._next_complaint_s:
-            self._next_complaint_s = now + COMPLAIN_EVERY_S
-            logger.warning(
-                "workers are still starting, or wait for room: each needs %g CPUs and %g GPUs, free are %s",
-                shape.num_cpus, shape.num_gpus, _readable(ray.available_resources()),
-            )  # fmt: skip
-
-    def _introduce_helpers(self, actor: _Actor) -> None:
-        if actor.node_id:
-            actor.handle.set_helpers.remote(self._helpers.ready)
-
-    def _start_actor(self, shape: ActorShape) -> None:
-        self._num_born += 1
-        worker_id = f"actor-{self._num_born}"
-        setup = self._setup_for("cuda" if shape.num_gpus else "cpu", shape.decode_cores)
-        remote = ray.remote(
-            num_gpus=shape.num_gpus,
-            num_cpus=shape.num_cpus,
-            max_restarts=0,
-            max_concurrency=self._config.shards_in_flight,
-            concurrency_groups={"control": 2},
-        )(EncodeActor)
-        handle = remote.remote(setup)
-        self._actors[worker_id] = _Actor(handle)
-        self._calls[handle.node_id.remote()] = (worker_id, ":join")
+        started, surplus = self._crew.follow_cluster(num_wanted)
+        for worker_id in surplus:
+            self._end(worker_id)
+        for worker_id in started:
+            self._calls[self._actors[worker_id].handle.node_id.remote()] = (worker_id, ":join")
 
     def _ask_for_status(self) -> None:
         now = time.monotonic()
@@ -216,7 +163,7 @@ class RayWorkers:
     def _joined(self, worker_id: str, node_id: str) -> list[WorkerEvent]:
         actor = self._actors[worker_id]
         actor.node_id = node_id
-        self._introduce_helpers(actor)
+        self._crew.introduce_helpers(actor)
         return [WorkerJoined(worker_id, self._config.shards_in_flight)]
 
     def _own_call_failed(self, worker_id: str, call: str, error: RayError) -> list[WorkerEvent]:
@@ -280,21 +227,14 @@ class RayWorkers:
         shards = {call for call in calls if not call.startswith(":")}
         return shards | self._actors[worker_id].interrupted
 
-    def _forget(self, worker_id: str) -> _Actor:
+    def _forget(self, worker_id: str) -> CrewMember:
         for ref in [ref for ref, (owner, _) in self._calls.items() if owner == worker_id]:
             del self._calls[ref]
         return self._actors.pop(worker_id)
 
 
-def _readable(resources: dict[str, float]) -> str:
-    wanted = {name: resources.get(name, 0.0) for name in ("CPU", "GPU")}
-    return ", ".join(f"{name} {number:g}" for name, number in wanted.items())
-
-
 @contextmanager
-def open_ray_workers(
-    config: TokenizeConfig, setup_for: Callable[[str, int], WorkerSetup]
-) -> Iterator[RayWorkers]:
+def open_ray_workers(config: TokenizeConfig, setup_for: Callable[[str], WorkerSetup]) -> Iterator[RayWorkers]:
     """Connect to the cluster of RAY_ADDRESS, or start one on this machine; the actors end with the block."""
     # Actors that claim no GPU keep the devices that they see.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

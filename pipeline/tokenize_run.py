@@ -214,10 +214,9 @@ def _run(
 
 
 def worker_setup(
-    config: TokenizeConfig, job: TokenizeJob, plan: RunPlan, device: str, cores: int
+    config: TokenizeConfig, job: TokenizeJob, plan: RunPlan, device: str, decode_workers: int | None
 ) -> WorkerSetup:
     """What each worker is told."""
-    decode_workers = config.decode_workers if config.decode_workers is not None else max(1, cores)
     return WorkerSetup(
         read=job.read,
         settings=ShardSettings(
@@ -239,7 +238,8 @@ def open_pool(
 ) -> Iterator[WorkerPool]:
     """Workers for a run: Ray actors, or threads of this process with ``--num-actors 0``."""
     if config.num_actors == 0:
-        setup = worker_setup(config, job, plan, local_device(config), os.cpu_count() or 1)
+        cores = config.decode_workers if config.decode_workers is not None else os.cpu_count() or 1
+        setup = worker_setup(config, job, plan, local_device(config), cores)
         with open_tools(setup) as tools:
             pool = LocalWorkers(tools, config.shards_in_flight)
             try:
@@ -251,8 +251,8 @@ def open_pool(
     from pipeline.ray_engine import open_ray_workers
     from pipeline.ray_metrics import RayMetrics
 
-    def setup_for(device: str, cores: int) -> WorkerSetup:
-        return worker_setup(config, job, plan, device, cores)
+    def setup_for(device: str) -> WorkerSetup:
+        return worker_setup(config, job, plan, device, config.decode_workers)
 
     with open_ray_workers(config, setup_for) as ray_pool:
         listeners.append(RayMetrics())

@@ -44,7 +44,8 @@ class WorkerSetup:
     settings: ShardSettings
     encoder: EncoderConfig
     output: str
-    num_decode_workers: int = 2
+    num_decode_workers: int | None = 2
+    """None: as many as the worker has cores where it stands."""
     decode_timeout_s: float = 30.0
     decoder: str = "pipeline.decode:decode_task"
     frames_per_task: int = 1
