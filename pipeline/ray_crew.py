@@ -120,9 +120,9 @@ class RayCrew:
         if not any(shape.fits(node) for node in nodes):
             self._next_complaint_s = now + COMPLAIN_EVERY_S
             logger.warning(
-                "%d workers wait for a node: each needs %s, and none of the %d nodes has that; the run goes"
-                " on when one joins (`ray start --address=...`, or the autoscaler: `ray status`)%s",
-                len(self.actors), shape, len(nodes), self._hint(shape),
+                "%d workers wait for a node: each needs %s, and no node has that much; the run goes on"
+                " when one joins (`ray start --address=...`, or the autoscaler: `ray status`)%s",
+                len(self.actors), shape, self._hint(shape),
             )  # fmt: skip
         elif now > self._patient_until_s:
             self._next_complaint_s = now + COMPLAIN_EVERY_S

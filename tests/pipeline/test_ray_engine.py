@@ -191,7 +191,7 @@ def test_workers_that_need_what_no_node_has_wait_for_one_and_say_so(
     outcomes: list[RunOutcome] = []
     settings = {"num_actors": 2, "gpus_per_actor": 0.5}
     thread = in_background(lambda: outcomes.append(run(shards, folder, **settings)))
-    says = "2 workers wait for a node: each needs 1 CPUs and 0.5 GPUs, and none of the 1 nodes has that"
+    says = "2 workers wait for a node: each needs 1 CPUs and 0.5 GPUs, and no node has that much"
     assert wait_until(lambda: says in caplog.text), caplog.text
     assert "--gpus-per-actor 0" in caplog.text, "no remedy"
     assert num_joined(folder) == 0
