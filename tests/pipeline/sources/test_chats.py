@@ -140,11 +140,9 @@ def test_bad_text_can_be_replaced() -> None:
 
 
 _FIELDS = ["messages", "role", "content", "type", "text", "image", "images", "image_url", "url"]
+_WORDS = ["user", "assistant", "image", "image_url", "text"]
 _JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.text(max_size=4)
-    | st.sampled_from(["user", "assistant", "image", "image_url", "text"]),
+    st.none() | st.booleans() | st.text(max_size=4) | st.sampled_from(_WORDS),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_FIELDS), inner),
 )
 

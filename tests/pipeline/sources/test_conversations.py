@@ -237,7 +237,7 @@ def test_a_list_in_an_object_is_read_as_the_list(tmp_path: Path, indent: int | N
         (
             ', "test": [{"question": "q", "answer": "a"}]}',
             Reason.TAR_CORRUPT,
-        ),  # a second list is not lost silently
+        ),  # not lost silently
         ("}}", Reason.TAR_CORRUPT),
         ("x", Reason.TAR_CORRUPT),
     ],
