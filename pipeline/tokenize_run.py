@@ -19,7 +19,7 @@ from pipeline.ray_cluster import settle_authentication
 from pipeline.run_log import RunLog
 from pipeline.shard_driver import FatalShardError, RunListener, ShardDriver, WorkerPool
 from pipeline.shard_schedule import ShardSchedule
-from pipeline.shard_task import ShardFailure, ShardTask
+from pipeline.shard_task import ShardFailure, ShardReport, ShardTask
 from pipeline.shard_worker import fatal_message, is_fatal
 from pipeline.storage import open_folder
 from pipeline.token_dataset import (
@@ -267,14 +267,14 @@ def local_device(config: TokenizeConfig) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-class _FailureBook:
-    """Keeps ``_failed/`` in step with the run; a ``RunListener``."""
+class _FailureBook(RunListener):
+    """Keeps ``_failed/`` in step with the run."""
 
     def __init__(self, dataset: TokenDataset) -> None:
         self._dataset = dataset
         self._known = set(dataset.failures())
 
-    def shard_done(self, report: Any) -> None:
+    def shard_done(self, report: ShardReport) -> None:
         if report.name in self._known:
             self._dataset.forget_failure(report.name)
             self._known.discard(report.name)
@@ -282,12 +282,6 @@ class _FailureBook:
     def shard_set_aside(self, failure: ShardFailure) -> None:
         self._dataset.set_aside(failure)
         self._known.add(failure.name)
-
-    def shard_retried(self, name: str, error: str) -> None: ...
-    def worker_joined(self, worker_id: str) -> None: ...
-    def worker_lost(self, worker_id: str, loss: Any, error: str) -> None: ...
-    def worker_status(self, status: Any) -> None: ...
-    def tick(self, schedule: ShardSchedule) -> None: ...
 
 
 def _resolved(config: TokenizeConfig, job: TokenizeJob, plan: RunPlan) -> bytes:
