@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.fault_points import VARIABLE
 from tests.pipeline.tiny_shards import job_command, job_environment
 
-VICTIMS = ("actor", "actor", "node", "driver")
+VICTIMS = ("actor", "actor", "node", "node", "driver")
 OBJECT_STORE_BYTES = 100 << 20
 MAX_KILLS_OF_A_RUN = 4
 MAX_RUN_S = 300.0
@@ -31,6 +31,7 @@ class KillableCluster:
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._rng = rng
+        self._victims: list[str] = []
         self._nodes = [self._add_node() for _ in range(2)]
 
     @property
@@ -39,6 +40,11 @@ class KillableCluster:
 
     def _add_node(self) -> Any:
         return self._cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES)
+
+    def next_victim(self) -> str:
+        """In random order, each of ``VICTIMS`` before one comes again: short runs kill all kinds."""
+        self._victims = self._victims or self._rng.sample(VICTIMS, len(VICTIMS))
+        return self._victims.pop()
 
     def kill_node(self) -> None:
         """SIGKILL to the raylet and everything else of a node; its actors die with it."""
@@ -90,7 +96,7 @@ def run_and_kill(
                 next_kill_s = next_kill_s or time.monotonic() + rng.uniform(0.0, 6.0)
                 if time.monotonic() < next_kill_s:
                     continue
-                victim = rng.choice(VICTIMS)
+                victim = cluster.next_victim()
                 if victim == "actor":
                     with contextlib.suppress(ProcessLookupError):  # it has just ended
                         os.kill(rng.choice(actors), signal.SIGKILL)

@@ -18,14 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jobs.command_line import EXIT_FAILED, StopSignal, run_job
 from jobs.config_file import parse_config
-from pipeline.ingest import (
-    DownloadConfig,
-    IngestConfig,
-    IngestError,
-    IngestReport,
-    IngestStoppedError,
-    ingest,
-)
+from pipeline.ingest import IngestError, IngestReport, IngestStoppedError, ingest
+from pipeline.ingest_config import DownloadConfig, IngestConfig
 from pipeline.ingest_documents import ingest_documents
 from pipeline.inputs import expand_inputs
 from pipeline.sources.file_patterns import literal_files

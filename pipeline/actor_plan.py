@@ -1,7 +1,11 @@
-"""How many actors a cluster holds, and what each claims of its node."""
+"""How many actors a run has, what each claims of its node, and which nodes only decode.
+
+The plan follows the nodes that are there, as far as the settings leave it open. Where an autoscaler starts
+nodes for the workers that wait, the settings should say what a worker claims: the first node is chance.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.tokenize_config import TokenizeConfig
@@ -11,6 +15,9 @@ HELPER_RESOURCE = "seed_decode"
 CPUS_PER_ACTOR = 4
 """Cores of an actor without a GPU: the model and decoding share them."""
 
+Resources = Mapping[str, float]
+"""Of a node, by Ray's names (``CPU``, ``GPU``)."""
+
 
 @dataclass(frozen=True)
 class ActorShape:
@@ -18,45 +25,64 @@ class ActorShape:
 
     num_gpus: float
     num_cpus: float
-    decode_cores: int
+
+    def fits(self, node: Resources) -> bool:
+        """Whether the node could hold one, if nothing else ran there."""
+        return node.get("CPU", 0.0) >= self.num_cpus and node.get("GPU", 0.0) >= self.num_gpus
+
+    def decode_cores(self, node: Resources) -> int:
+        """Cores of the node on which it decodes: the share that belongs to its GPU, else what it claims."""
+        cores = node["CPU"] * self.num_gpus / node["GPU"] if self.num_gpus else self.num_cpus
+        return max(1, math.floor(cores))
+
+    def __str__(self) -> str:
+        return f"{self.num_cpus:g} CPUs and {self.num_gpus:g} GPUs"
 
 
-def plan_actors(config: TokenizeConfig, nodes: Sequence[Mapping[str, float]]) -> tuple[ActorShape, int]:
-    """Shape and number of the actors.
+def plan_actors(config: TokenizeConfig, nodes: Sequence[Resources]) -> tuple[ActorShape, int]:
+    """Shape and number of the actors; some may have to wait for a place.
+
+    Without ``num_actors`` as many as find a place, and one that waits where none does.
 
     Args:
         config: what was asked for.
-        nodes: resources of each node that is alive, by Ray's names (``CPU``, ``GPU``).
+        nodes: resources of each node that is alive.
     """
-    num_gpus = sum(node.get("GPU", 0.0) for node in nodes)
-    if num_gpus and config.tokenizer != NULL_TOKENIZER:
-        # The poorest GPU node decides: an actor must fit on every one of them.
-        cores_per_gpu = min(node.get("CPU", 1.0) / node["GPU"] for node in nodes if node.get("GPU"))
-        cores = max(1, math.floor(cores_per_gpu * config.gpus_per_actor))
-        places = sum(math.floor(node.get("GPU", 0.0) / config.gpus_per_actor) for node in nodes)
-        shape = ActorShape(config.gpus_per_actor, cores, cores)
-        return shape, places if config.num_actors is None else config.num_actors
-    cpus = [node.get("CPU", 0.0) for node in nodes] or [1.0]
+    num_gpus = _gpus_per_actor(config, nodes)
+    # One core beside a GPU, so that every kind of GPU node will do; it decodes on more (`decode_cores`).
+    num_cpus = config.cpus_per_actor or (1 if num_gpus else _cpus_per_actor(config, nodes))
+    shape = ActorShape(num_gpus, num_cpus)
+    if config.num_actors is not None:
+        return shape, config.num_actors
+    claim, of_node = (num_gpus, "GPU") if num_gpus else (num_cpus, "CPU")
+    return shape, max(1, sum(math.floor(node.get(of_node, 0.0) / claim) for node in nodes))
+
+
+def _gpus_per_actor(config: TokenizeConfig, nodes: Iterable[Resources]) -> float:
+    if config.gpus_per_actor is not None:
+        return config.gpus_per_actor
+    return float(config.tokenizer != NULL_TOKENIZER and any(node.get("GPU") for node in nodes))
+
+
+def _cpus_per_actor(config: TokenizeConfig, nodes: Iterable[Resources]) -> float:
+    cpus = [node.get("CPU", 0.0) for node in nodes] or [0.0]
     share = min(CPUS_PER_ACTOR, max(1.0, max(cpus)))
     if config.num_actors and sum(cpus):  # none yet: a head without cores, before any other node has joined
         share = min(share, sum(cpus) / config.num_actors)
-    share = math.floor(share) if share >= 1 else round(share, 3)
-    places = sum(math.floor(number / share) for number in cpus)
-    shape = ActorShape(0, share, max(1, math.floor(share)))
-    return shape, places if config.num_actors is None else config.num_actors
+    return math.floor(share) if share >= 1 else round(share, 3)
 
 
-def plan_helpers(config: TokenizeConfig, nodes: Mapping[str, Mapping[str, float]]) -> dict[str, int]:
+def plan_helpers(config: TokenizeConfig, nodes: Mapping[str, Resources]) -> dict[str, int]:
     """Nodes that only decode, with the number of their decoding processes.
 
-    In a cluster with GPUs these are the nodes without one; elsewhere those that are started with the resource
+    Where actors have GPUs these are the nodes without one; elsewhere those that are started with the resource
     ``seed_decode``. One core of each is left to the system.
 
     Args:
         config: what was asked for.
         nodes: by node id, the resources of each node that is alive.
     """
-    has_gpus = any(node.get("GPU") for node in nodes.values()) and config.tokenizer != NULL_TOKENIZER
+    has_gpus = _gpus_per_actor(config, nodes.values()) > 0
     return {
         node_id: max(1, math.floor(node.get("CPU", 0.0)) - 1)
         for node_id, node in nodes.items()

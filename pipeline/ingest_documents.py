@@ -24,7 +24,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.ingest import IngestConfig, IngestReport, ingest, stop_if
+from pipeline.ingest import IngestReport, ingest, stop_if
+from pipeline.ingest_config import IngestConfig
 from pipeline.inputs import SourceShard, check_unique
 from pipeline.output_claim import claim_output
 from pipeline.sources.interleaved import ERRORS_FIELD

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.shard_driver import WorkerStatus
+from pipeline.shard_driver import RunListener, WorkerStatus
 from pipeline.shard_schedule import Loss, ShardSchedule
 from pipeline.shard_task import ShardFailure, ShardReport
 from schemas.token_shard import ShardCounts
@@ -28,8 +28,8 @@ MAX_FAILURES_SHOWN = 5
 BAR_WIDTH = 40
 
 
-class RunProgress:
-    """Totals of a run; a ``RunListener``.
+class RunProgress(RunListener):
+    """Totals of a run.
 
     Args:
         num_shards: shards to be done in this run.
@@ -186,8 +186,8 @@ def _add(one: WorkerStatus, other: WorkerStatus) -> WorkerStatus:
     )
 
 
-class ProgressDisplay:
-    """Shows a ``RunProgress``: live on a terminal, as log lines elsewhere. A context manager and listener."""
+class ProgressDisplay(RunListener):
+    """Shows a ``RunProgress``: live on a terminal, as log lines elsewhere. A context manager."""
 
     def __init__(self, progress: RunProgress, console: Console | None = None) -> None:
         self._progress = progress
@@ -246,9 +246,6 @@ class ProgressDisplay:
 
     def worker_lost(self, worker_id: str, loss: Loss, error: str) -> None:
         logger.warning("worker=%s %s: %s", worker_id, loss, error)
-
-    def worker_status(self, status: WorkerStatus) -> None:
-        pass
 
     def render(self) -> Table:
         """The display: one figure a line."""

@@ -7,137 +7,61 @@ and so that the number of actors follows the cluster.
 """
 
 import contextlib
-import functools
 import logging
 import math
 import os
-import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
-from pipeline.actor_plan import ActorShape, plan_actors, plan_helpers
 from pipeline.barren_actors import BarrenActors
-from pipeline.decode import DecodeTask
 from pipeline.ray_cluster import connected
-from pipeline.ray_helpers import RayHelpers
+from pipeline.ray_crew import CrewMember, RayCrew
+from pipeline.ray_death import MAX_ERROR_CHARS, cause_of_death, is_node_loss
 from pipeline.shard_driver import (
     ShardDone,
     ShardFailed,
     WorkerEvent,
     WorkerJoined,
     WorkerLost,
-    WorkerStatus,
 )
 from pipeline.shard_schedule import Loss
 from pipeline.shard_task import ShardTask
-from pipeline.shard_worker import ShardWorker, one_line
-from pipeline.shared_decoder import Decoded
+from pipeline.shard_worker import one_line
 from pipeline.tokenize_config import TokenizeConfig
-from pipeline.worker_tools import WorkerSetup, decode_pool_config, open_tools
+from pipeline.worker_tools import WorkerSetup
 
 logger = logging.getLogger(__name__)
 
 STATUS_EVERY_S = 2.0
 RESIZE_EVERY_S = 5.0
-COMPLAIN_EVERY_S = 60.0
-HELPER_TIMEOUT_S = 120.0
-"""For a group; then its pictures are decoded here, whatever became of the helper."""
-HELPER_CALLS_UNDER_WAY = 32
-"""Of one actor."""
 PROBE_EVERY_S = 1.0
 MAX_CUT_OFF_S = 90.0
 """Time in which Ray must find out whether an actor that does not answer is dead."""
 STOP_GRACE_S = 10.0
-MAX_ERROR_CHARS = 500
-ACTOR_ERROR_PREAMBLE = ("The actor died", "class_name:", "actor_id:", "pid:", "namespace:", "ip:")
-
-
-class EncodeActor:
-    """Owns shards from reading to commit, on one machine."""
-
-    def __init__(self, setup: WorkerSetup) -> None:
-        logging.basicConfig(level=logging.WARNING)
-        self._stack = ExitStack()
-        self._tools = self._stack.enter_context(open_tools(setup))
-        self._worker = ShardWorker(self._tools, f" (on {socket.gethostname()})")
-        self._askers = ThreadPoolExecutor(HELPER_CALLS_UNDER_WAY, "helper")
-        self._node_id = ray.get_runtime_context().get_node_id()
-
-    def encode(self, worker_id: str, task: ShardTask) -> WorkerEvent | None:
-        """See ``ShardWorker.encode``."""
-        return self._worker.encode(worker_id, task)
-
-    @ray.method(concurrency_group="control")
-    def node_id(self) -> str:
-        """Answers once the model is loaded."""
-        return self._node_id
-
-    @ray.method(concurrency_group="control")
-    def status(self, worker_id: str) -> WorkerStatus:
-        return self._worker.status(worker_id)
-
-    @ray.method(concurrency_group="control")
-    def set_helpers(self, helpers: dict[str, Any]) -> None:
-        """The decode helpers that there are from now on."""
-        self._tools.decoder.set_helpers(
-            {name: functools.partial(self._ask_helper, handle) for name, handle in helpers.items()}
-        )
-
-    def _ask_helper(self, handle: Any, tasks: Sequence[DecodeTask]) -> "Future[list[Decoded]]":
-        # Not ObjectRef.future(): its callbacks run in a thread of Ray that must make no calls of its own.
-        return self._askers.submit(
-            lambda: ray.get(handle.decode.remote(list(tasks)), timeout=HELPER_TIMEOUT_S)
-        )
-
-    @ray.method(concurrency_group="control")
-    def stop(self) -> None:
-        """Give up the shards in hand at their next sample."""
-        self._worker.cancel()
-
-
-@dataclass
-class _Actor:
-    handle: Any
-    born_s: float
-    node_id: str = ""
-    """Empty until the model is loaded."""
-    is_asked: bool = False
-    """A status call is under way."""
-    interrupted: set[str] = field(default_factory=set)
-    """Shards whose calls were cut off; whether the actor lives is not known yet."""
-    has_finished: bool = False
-    """A shard."""
-    cut_off_s: float | None = None
-    next_probe_s: float = 0.0
 
 
 class RayWorkers:
-    """A ``WorkerPool`` of actors; their number follows the cluster.
+    """A ``WorkerPool`` of actors.
 
     Args:
         config: number and size of the actors.
-        setup_for: makes the setup of an actor for a device and a number of cores.
+        setup_for: makes the setup of an actor for a device.
     """
 
-    def __init__(self, config: TokenizeConfig, setup_for: Callable[[str, int], WorkerSetup]) -> None:
+    def __init__(self, config: TokenizeConfig, setup_for: Callable[[str], WorkerSetup]) -> None:
         self._config = config
-        self._setup_for = setup_for
-        self._actors: dict[str, _Actor] = {}
+        self._crew = RayCrew(config, setup_for)
+        self._actors = self._crew.actors
         self._calls: dict[Any, tuple[str, str]] = {}
         """Ref -> worker, and the shard's name or ``status`` or ``join`` behind a colon."""
-        self._helpers = RayHelpers(lambda cores: decode_pool_config(setup_for("cpu", 1), cores))
-        self._num_born = 0
         self._barren = BarrenActors()
         self._next_status_s = 0.0
         self._next_resize_s = 0.0
-        self._next_complaint_s = time.monotonic() + COMPLAIN_EVERY_S
 
     def poll(self, timeout_s: float, num_wanted: int) -> list[WorkerEvent]:
         self._resize(num_wanted)
@@ -164,7 +88,7 @@ class RayWorkers:
         if not actor.has_finished:
             self._barren.add(Loss.STALLED, True, shards, "they stall (--stall-timeout)")
 
-    def _end(self, worker_id: str) -> _Actor:
+    def _end(self, worker_id: str) -> CrewMember:
         actor = self._forget(worker_id)
         ray.kill(actor.handle)
         return actor
@@ -181,8 +105,7 @@ class RayWorkers:
         for actor in self._actors.values():
             with contextlib.suppress(RayError):
                 ray.kill(actor.handle)
-        self._helpers.close()
-        self._actors.clear()
+        self._crew.close()
         self._calls.clear()
 
     def _resize(self, num_wanted: int) -> None:
@@ -191,41 +114,11 @@ class RayWorkers:
         if now < self._next_resize_s:
             return
         self._next_resize_s = now + RESIZE_EVERY_S
-        nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-        helpers = plan_helpers(self._config, nodes)
-        workers = [resources for node_id, resources in nodes.items() if node_id not in helpers]
-        shape, num_places = plan_actors(self._config, workers)
-        if self._helpers.update(helpers, now):
-            for actor in self._actors.values():
-                self._introduce_helpers(actor)
-        wanted = min(num_places, num_wanted)
-        for _ in range(wanted - len(self._actors)):
-            self._start_actor(shape, now)
-        if not any(actor.node_id for actor in self._actors.values()) and now > self._next_complaint_s:
-            self._next_complaint_s = now + COMPLAIN_EVERY_S
-            logger.warning(
-                "workers are still starting, or wait for room: each needs %g CPUs and %g GPUs, free are %s",
-                shape.num_cpus, shape.num_gpus, _readable(ray.available_resources()),
-            )  # fmt: skip
-
-    def _introduce_helpers(self, actor: _Actor) -> None:
-        if actor.node_id:
-            actor.handle.set_helpers.remote(self._helpers.ready)
-
-    def _start_actor(self, shape: ActorShape, now: float) -> None:
-        self._num_born += 1
-        worker_id = f"actor-{self._num_born}"
-        setup = self._setup_for("cuda" if shape.num_gpus else "cpu", shape.decode_cores)
-        remote = ray.remote(  # type: ignore[call-overload]  # Ray's types know options of tasks only
-            num_gpus=shape.num_gpus,
-            num_cpus=shape.num_cpus,
-            max_restarts=0,
-            max_concurrency=self._config.shards_in_flight,
-            concurrency_groups={"control": 2},
-        )(EncodeActor)
-        handle = remote.remote(setup)
-        self._actors[worker_id] = _Actor(handle, now)
-        self._calls[handle.node_id.remote()] = (worker_id, ":join")
+        started, surplus = self._crew.follow_cluster(num_wanted)
+        for worker_id in surplus:
+            self._end(worker_id)
+        for worker_id in started:
+            self._calls[self._actors[worker_id].handle.node_id.remote()] = (worker_id, ":join")
 
     def _ask_for_status(self) -> None:
         now = time.monotonic()
@@ -270,7 +163,7 @@ class RayWorkers:
     def _joined(self, worker_id: str, node_id: str) -> list[WorkerEvent]:
         actor = self._actors[worker_id]
         actor.node_id = node_id
-        self._introduce_helpers(actor)
+        self._crew.introduce_helpers(actor)
         return [WorkerJoined(worker_id, self._config.shards_in_flight)]
 
     def _own_call_failed(self, worker_id: str, call: str, error: RayError) -> list[WorkerEvent]:
@@ -320,8 +213,8 @@ class RayWorkers:
         shards = self._in_hand(worker_id) | ({call} if not call.startswith(":") else set())
         actor = self._forget(worker_id)
         self._next_resize_s = 0.0
-        loss = Loss.NODE_LOST if _is_node_loss(error, actor.node_id) else Loss.CRASHED
-        line = _cause(error)
+        loss = Loss.NODE_LOST if is_node_loss(error, actor.node_id, ray.nodes()) else Loss.CRASHED
+        line = cause_of_death(error)
         if not actor.has_finished:
             self._barren.add(loss, bool(actor.node_id), shards, line)
         if not actor.node_id:
@@ -334,38 +227,14 @@ class RayWorkers:
         shards = {call for call in calls if not call.startswith(":")}
         return shards | self._actors[worker_id].interrupted
 
-    def _forget(self, worker_id: str) -> _Actor:
+    def _forget(self, worker_id: str) -> CrewMember:
         for ref in [ref for ref, (owner, _) in self._calls.items() if owner == worker_id]:
             del self._calls[ref]
         return self._actors.pop(worker_id)
 
 
-def _is_node_loss(error: RayActorError, node_id: str) -> bool:
-    if getattr(error, "preempted", False):
-        return True
-    if any(node["NodeID"] == node_id and not node["Alive"] for node in ray.nodes()):
-        return True
-    return isinstance(error, ActorDiedError) and "node has died" in str(error)
-
-
-def _cause(error: RayActorError) -> str:
-    """One line: what Ray knows of the death of an actor, without its preamble."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if "creation task" in lines[0]:
-        return f"actor did not start: {lines[-1]}"[:MAX_ERROR_CHARS]
-    known = [line for line in lines if not line.startswith(ACTOR_ERROR_PREAMBLE)]
-    return f"actor died: {' '.join(known or lines)}"[:MAX_ERROR_CHARS]
-
-
-def _readable(resources: dict[str, float]) -> str:
-    wanted = {name: resources.get(name, 0.0) for name in ("CPU", "GPU")}
-    return ", ".join(f"{name} {number:g}" for name, number in wanted.items())
-
-
 @contextmanager
-def open_ray_workers(
-    config: TokenizeConfig, setup_for: Callable[[str, int], WorkerSetup]
-) -> Iterator[RayWorkers]:
+def open_ray_workers(config: TokenizeConfig, setup_for: Callable[[str], WorkerSetup]) -> Iterator[RayWorkers]:
     """Connect to the cluster of RAY_ADDRESS, or start one on this machine; the actors end with the block."""
     # Actors that claim no GPU keep the devices that they see.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -2,13 +2,13 @@
 
 from ray.util.metrics import Counter, Gauge
 
-from pipeline.shard_driver import WorkerStatus
+from pipeline.shard_driver import RunListener, WorkerStatus
 from pipeline.shard_schedule import Loss, ShardSchedule
 from pipeline.shard_task import ShardFailure, ShardReport
 
 
-class RayMetrics:
-    """A ``RunListener``."""
+class RayMetrics(RunListener):
+    """Counts for Prometheus, under the names of docs/cluster.md."""
 
     def __init__(self) -> None:
         self._images = Counter("seed_shards_images", "Images that were written.")

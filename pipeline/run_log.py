@@ -10,7 +10,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.shard_driver import WorkerStatus
+from pipeline.shard_driver import RunListener
 from pipeline.shard_schedule import Loss, ShardSchedule
 from pipeline.shard_task import ShardFailure, ShardReport
 from pipeline.storage import Folder, LocalFolder
@@ -20,8 +20,8 @@ FLUSH_EVERY_S = 1.0
 PART_EVERY_S = 300.0
 
 
-class RunLog:
-    """Writes the log of one run; a ``RunListener``. ``close`` writes the last lines."""
+class RunLog(RunListener):
+    """Writes the log of one run; ``close`` writes the last lines."""
 
     def __init__(self, folder: Folder, run_id: str) -> None:
         self._folder = folder
@@ -44,9 +44,6 @@ class RunLog:
 
     def worker_lost(self, worker_id: str, loss: Loss, error: str) -> None:
         self._add({"event": "worker_lost", "worker": worker_id, "loss": loss, "error": error})
-
-    def worker_status(self, status: WorkerStatus) -> None:
-        pass
 
     def tick(self, schedule: ShardSchedule) -> None:
         if self._lines and time.monotonic() >= self._next_flush_s:

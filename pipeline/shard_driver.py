@@ -97,8 +97,8 @@ class FatalShardError(RuntimeError):
     """An error that every shard would meet; the message names it."""
 
 
-class RunListener(Protocol):
-    """Someone who wants to know: a progress display, the run log, metrics."""
+class RunListener:
+    """Someone who wants to know, a progress display say; overrides what it listens to."""
 
     def shard_done(self, report: ShardReport) -> None: ...
     def shard_retried(self, name: str, error: str) -> None: ...

@@ -29,7 +29,6 @@ class Loss(StrEnum):
     NODE_LOST = "node_lost"
     MODEL_FAILED = "model_failed"
     """The model gave an error on a batch: out of GPU memory, a GPU that is broken."""
-    RETIRED = "retired"
 
 
 @dataclass
@@ -172,7 +171,7 @@ class ShardSchedule:
             self._push_retry(self._state(worker.suspect), now_s, delay_s=0.0)
         for name, task in worker.running.items():
             state = self._state(task)
-            if loss is Loss.RETIRED or (culprits and name not in culprits):
+            if culprits and name not in culprits:
                 self._push_retry(state, now_s, delay_s=0.0)
                 continue
             state.must_be_alone = loss is not Loss.STALLED

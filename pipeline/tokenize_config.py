@@ -42,9 +42,12 @@ class TokenizeConfig:
     batch_size: int = 32
     """Images the model sees at a time; it never changes the codes of an image."""
     num_actors: int | None = None
-    """Workers; left out: one per GPU of the cluster, or per four CPUs where it has none. 0: without Ray."""
-    gpus_per_actor: float = 1.0
-    """Share of a GPU for a worker, where the cluster has GPUs."""
+    """Workers; those without a place wait for nodes, which an autoscaler starts. Left out: one per GPU of the
+    cluster, or per four CPUs where it has none. 0: without Ray."""
+    gpus_per_actor: float | None = None
+    """GPUs, or share of one, that a worker needs; left out: 1 where the cluster has GPUs already, else 0."""
+    cpus_per_actor: float | None = None
+    """CPUs that a worker claims; left out: 1 beside a GPU, else 4, or what the nodes that are there have."""
     decode_workers: int | None = None
     """Decoding processes of a worker; left out: the cores there are for each worker."""
     shards_in_flight: int = 2
@@ -74,11 +77,13 @@ class TokenizeConfig:
             raise ValueError(f"--precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         for name in ("batch_size", "shards_in_flight", "max_attempts"):
             self._check_at_least(name, 1)
-        for name in ("num_actors", "decode_workers", "limit"):
-            self._check_at_least(name, 0 if name != "limit" else 1)
-        for name in ("decode_timeout", "stall_timeout", "gpus_per_actor"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
+        for name in ("num_actors", "gpus_per_actor", "decode_workers"):
+            self._check_at_least(name, 0)
+        self._check_at_least("limit", 1)
+        for name in ("decode_timeout", "stall_timeout", "cpus_per_actor"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value}")
         if self.overwrite and self.retry_failed:
             raise ValueError(
                 "--overwrite and --retry-failed exclude each other: one redoes all, one the failed"

@@ -19,7 +19,7 @@ from pipeline.ray_cluster import settle_authentication
 from pipeline.run_log import RunLog
 from pipeline.shard_driver import FatalShardError, RunListener, ShardDriver, WorkerPool
 from pipeline.shard_schedule import ShardSchedule
-from pipeline.shard_task import ShardFailure, ShardTask
+from pipeline.shard_task import ShardFailure, ShardReport, ShardTask
 from pipeline.shard_worker import fatal_message, is_fatal
 from pipeline.storage import open_folder
 from pipeline.token_dataset import (
@@ -230,10 +230,9 @@ def _run(
 
 
 def worker_setup(
-    config: TokenizeConfig, job: TokenizeJob, plan: RunPlan, device: str, cores: int
+    config: TokenizeConfig, job: TokenizeJob, plan: RunPlan, device: str, decode_workers: int | None
 ) -> WorkerSetup:
     """What each worker is told."""
-    decode_workers = config.decode_workers if config.decode_workers is not None else max(1, cores)
     return WorkerSetup(
         read=job.read,
         settings=ShardSettings(
@@ -255,7 +254,8 @@ def open_pool(
 ) -> Iterator[WorkerPool]:
     """Workers for a run: Ray actors, or threads of this process with ``--num-actors 0``."""
     if config.num_actors == 0:
-        setup = worker_setup(config, job, plan, local_device(config), os.cpu_count() or 1)
+        cores = config.decode_workers if config.decode_workers is not None else os.cpu_count() or 1
+        setup = worker_setup(config, job, plan, local_device(config), cores)
         with open_tools(setup) as tools:
             pool = LocalWorkers(tools, config.shards_in_flight)
             try:
@@ -267,8 +267,8 @@ def open_pool(
     from pipeline.ray_engine import open_ray_workers
     from pipeline.ray_metrics import RayMetrics
 
-    def setup_for(device: str, cores: int) -> WorkerSetup:
-        return worker_setup(config, job, plan, device, cores)
+    def setup_for(device: str) -> WorkerSetup:
+        return worker_setup(config, job, plan, device, config.decode_workers)
 
     with open_ray_workers(config, setup_for) as ray_pool:
         listeners.append(RayMetrics())
@@ -283,14 +283,14 @@ def local_device(config: TokenizeConfig) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-class _FailureBook:
-    """Keeps ``_failed/`` in step with the run; a ``RunListener``."""
+class _FailureBook(RunListener):
+    """Keeps ``_failed/`` in step with the run."""
 
     def __init__(self, dataset: TokenDataset) -> None:
         self._dataset = dataset
         self._known = set(dataset.failures())
 
-    def shard_done(self, report: Any) -> None:
+    def shard_done(self, report: ShardReport) -> None:
         if report.name in self._known:
             self._dataset.forget_failure(report.name)
             self._known.discard(report.name)
@@ -298,12 +298,6 @@ class _FailureBook:
     def shard_set_aside(self, failure: ShardFailure) -> None:
         self._dataset.set_aside(failure)
         self._known.add(failure.name)
-
-    def shard_retried(self, name: str, error: str) -> None: ...
-    def worker_joined(self, worker_id: str) -> None: ...
-    def worker_lost(self, worker_id: str, loss: Any, error: str) -> None: ...
-    def worker_status(self, status: Any) -> None: ...
-    def tick(self, schedule: ShardSchedule) -> None: ...
 
 
 def _resolved(config: TokenizeConfig, job: TokenizeJob, plan: RunPlan) -> bytes:

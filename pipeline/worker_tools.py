@@ -45,7 +45,8 @@ class WorkerSetup:
     settings: ShardSettings
     encoder: EncoderConfig
     output: str
-    num_decode_workers: int = 2
+    num_decode_workers: int | None = 2
+    """None: as many as the worker has cores where it stands."""
     decode_timeout_s: float = 30.0
     decoder: str = "pipeline.decode:decode_task"
     frames_per_task: int = 1
@@ -108,6 +109,7 @@ def open_tools(setup: WorkerSetup) -> Iterator[WorkerTools]:
                 encoder, setup.encoder.batch_size, batches_in_flight=getattr(encoder, "batches_in_flight", 1)
             )
         )
+        assert setup.num_decode_workers is not None, "whoever opens the tools knows the cores"
         config = decode_pool_config(setup, setup.num_decode_workers)
         decoder = SharedDecoder(stack.enter_context(DecodePool(config)))
 

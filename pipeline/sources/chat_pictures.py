@@ -1,5 +1,7 @@
-"""The pictures that one chat may show: the image members of its sample, or what JSON lines name."""
+"""The pictures of one chat: data URIs, the image members of its sample, or files that a JSON file names."""
 
+import base64
+import binascii
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,10 +34,15 @@ class ChatPictures:
         """The picture of this name. Raises RefusedError."""
         if not isinstance(name, str):
             raise RefusedError(Reason.DOC_SCHEMA_ERROR, f"an image is no string but {str(name)[:40]}")
+        if name.startswith("data:"):
+            return _from_data_uri(name)
         extension = name.lower()  # as the tar reader stores them
         if extension in self._sample.members and extension != "json":
             self._shown.add(extension)
             return RawImage(self._sample.members[extension], extension)
+        if "://" in name:
+            detail = f"{name[:80]!r} is an address, and nothing is fetched: download it, then name the file"
+            raise RefusedError(Reason.DOC_IMAGE_MISSING, detail)
         if self._find_elsewhere is not None:
             return self._find_elsewhere(name)
         if extension in self._sample.refused:
@@ -64,3 +71,13 @@ class ChatPictures:
                 detail, size = "no part of the chat shows it", len(self._sample.members[name])
                 member = f"{self._sample.key}.{name}"
                 yield QuarantineRecord(source, member, Unit.MEMBER, Reason.MEMBER_IGNORED, detail, size)
+
+
+def _from_data_uri(uri: str) -> RawImage:
+    header, comma, encoded = uri.partition(",")
+    try:
+        if not comma or not header.endswith(";base64"):
+            raise ValueError("not base64")
+        return RawImage(base64.b64decode(encoded, validate=True), header[len("data:image/") :].split(";")[0])
+    except (binascii.Error, ValueError) as error:
+        raise RefusedError(Reason.IMAGE_DECODE_ERROR, f"data URI: {error}") from None

@@ -4,7 +4,8 @@ Four forms, told by their fields, as WebDataset (``key.json`` and image members)
 
 - ``messages``, the chat form of Hugging Face: ``{"role", "content"}``, where content is a string or a list of
   parts ``{"type": "text", "text"}`` and ``{"type": "image", "image" or "url" or "path"}``. An image part that
-  names nothing takes the next entry of the sample's own ``images``.
+  names nothing takes the next entry of the sample's own ``images``. OpenAI's ``{"type": "image_url",
+  "image_url": {"url"}}`` is such a part too, and must name its picture.
 - ``conversations``, the form of LLaVA: see `conversations`.
 - ``image``, ``question``, ``answer``: the user shows the image and asks, the assistant answers.
 - ``source_image``, ``instruction``, ``target_image``: the user shows and instructs, the assistant draws.
@@ -165,7 +166,7 @@ def _messages(value: Mapping[str, Any], pictures: ChatPictures) -> Iterator[_Tur
     if num_images < len(images):
         raise RefusedError(
             Reason.DOC_SCHEMA_ERROR,
-            f"{len(images)} images, but {num_images} parts of type image (in 'messages', <image> is text)",
+            f"{len(images)} images, but {num_images} parts with an image (in 'messages', <image> is text)",
         )
 
 
@@ -186,8 +187,12 @@ def _part(part: Mapping[str, Any], unnamed: Iterator[Any], pictures: ChatPicture
         name = _first_of(part, _REFERENCE_NAMES)
         name = next(unnamed, None) if name is None else name
         return pictures.find(name)
+    if part.get("type") == "image_url":
+        reference = part.get("image_url")
+        return pictures.find(reference.get("url") if isinstance(reference, dict) else reference)
     raise RefusedError(
-        Reason.DOC_SCHEMA_ERROR, f"a part of type {str(part.get('type'))[:40]!r}, not text or image"
+        Reason.DOC_SCHEMA_ERROR,
+        f"a part of type {str(part.get('type'))[:40]!r}, not text, image, image_url",
     )
 
 

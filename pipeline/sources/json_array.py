@@ -1,4 +1,7 @@
-"""The elements of a JSON array as bytes, one at a time: LLaVA publishes its data as one array of 1 GB."""
+"""The elements of a JSON array as bytes, one at a time: LLaVA publishes its data as one array of 1 GB.
+
+The array may be a field of an object, ``{"data": [...]}``, if nothing but short fields stands before it.
+"""
 
 import re
 from collections.abc import Iterator
@@ -9,6 +12,11 @@ from schemas.quarantine import QuarantineRecord, Reason, Unit
 
 CHUNK_BYTES = 1024**2
 _BEGIN = re.compile(rb"\[\s*(?:[{\]]|\Z)")
+_LIST_NAMES = rb"(?:annotations|data|examples|items|rows|samples|train)"
+_SHORT_FIELD = rb'"[^"\\]*"\s*:\s*(?:"(?:[^"\\]|\\.)*"|[^\s"\[\]{},]+)\s*,\s*'
+_WRAPPER = re.compile(
+    rb"\{\s*(?:" + _SHORT_FIELD + rb")*\"" + _LIST_NAMES + rb'"\s*:\s*(?=\[\s*(?:[{\]]|\Z))', re.DOTALL
+)
 _INSIDE_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 """Up to the end of the string, that of the chunk, or a backslash that ends the chunk."""
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
@@ -22,16 +30,28 @@ def begins_array(head: bytes) -> bool:
     return _BEGIN.match(head) is not None
 
 
+def length_before_array(head: bytes) -> int:
+    """Bytes in front of the list of an object that wraps one; 0 if a file that begins like this has none."""
+    match = _WRAPPER.match(head)
+    return match.end() if match else 0
+
+
 def read_json_array(
-    stream: BinaryIO, source: str, max_element_bytes: int
+    stream: BinaryIO, source: str, max_element_bytes: int, is_wrapped: bool = False
 ) -> Iterator[TarSample | QuarantineRecord]:
     """Samples of an array, keyed by position (from 0); whether an element is sound is for others to say.
 
     An element longer than ``max_element_bytes`` is refused and passed over without being held in memory.
     Where the file ends inside an element that one is refused, and a record of unit ``shard`` says that the
     file is cut; another one, that something follows the end of the array.
+
+    Args:
+        stream: begins with the array.
+        source: name of the file in the records.
+        max_element_bytes: the limit.
+        is_wrapped: whether a ``}`` follows the array.
     """
-    array = _Array(stream, max_element_bytes)
+    array = _Array(stream, max_element_bytes, b"}" if is_wrapped else b"")
     for number, (element, offset) in enumerate(array.elements()):
         fault = None
         if len(element) > max_element_bytes:
@@ -55,8 +75,9 @@ def read_json_array(
 class _Array:
     """Splits a stream at the commas that stand neither in a string nor in an inner bracket."""
 
-    def __init__(self, stream: BinaryIO, max_element_bytes: int) -> None:
+    def __init__(self, stream: BinaryIO, max_element_bytes: int, closing: bytes) -> None:
         self._stream = stream
+        self._closing = closing
         self._max_bytes = max_element_bytes
         self._depth = 0
         self._is_string = self._is_escaped = False
@@ -78,16 +99,25 @@ class _Array:
                 element.clear()
                 begin = offset + kept
             if begin and not self._depth:
-                rest = chunk[kept:]
-                while rest and not self.has_more:
-                    self.has_more = not rest.isspace()
-                    rest = self._stream.read(CHUNK_BYTES)
+                self._read_rest(chunk[kept:])
                 return
             _extend(element, chunk[kept:], self._max_bytes + 1)
             offset += len(chunk)
         self.is_cut = True
         if element.strip():
             yield bytes(element), begin
+
+    def _read_rest(self, rest: bytes) -> None:
+        """What follows the array: white space, and the end of the object around it."""
+        closing = self._closing
+        while not self.has_more:
+            rest = rest.strip()
+            if rest and closing:
+                rest, closing = rest.removeprefix(closing), b""
+            self.has_more = bool(rest.strip())
+            if not (rest := self._stream.read(CHUNK_BYTES)):
+                break
+        self.is_cut = bool(closing)
 
     def _cuts(self, chunk: bytes) -> Iterator[int]:
         """Places in the next chunk where the array begins, has a comma, or ends."""

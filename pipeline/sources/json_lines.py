@@ -1,7 +1,5 @@
-"""JSON lines as samples: one JSON object a line, images as data URIs or as files below a folder."""
+"""JSON lines as samples: one JSON object a line, images as files below a folder."""
 
-import base64
-import binascii
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +11,6 @@ from schemas.quarantine import QuarantineRecord, Reason, RefusedError, Unit
 
 JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".json", ".json.gz")
 """Files of JSON lines or of one array; which of the two is told by content."""
-_DATA_URI = "data:"
 
 
 def read_json_lines(
@@ -46,7 +43,7 @@ class FolderImages:
     """Finds the images that JSON files name.
 
     Args:
-        folder: where relative paths begin; None accepts data URIs only.
+        folder: where relative paths begin; None: there are none.
         max_bytes: larger files are refused.
     """
 
@@ -56,8 +53,6 @@ class FolderImages:
 
     def __call__(self, name: str) -> RawImage:
         """The image; raises RefusedError (``doc_image_missing``) for anything outside the folder."""
-        if name.startswith(_DATA_URI):
-            return _from_data_uri(name)
         path = self._inside(name)
         try:
             if path.stat().st_size > self._max_bytes:
@@ -83,13 +78,3 @@ class FolderImages:
                 Reason.DOC_IMAGE_MISSING, f"{name[:80]!r} is no file below the folder of images"
             )
         return path
-
-
-def _from_data_uri(uri: str) -> RawImage:
-    header, comma, encoded = uri.partition(",")
-    try:
-        if not comma or not header.endswith(";base64"):
-            raise ValueError("not base64")
-        return RawImage(base64.b64decode(encoded, validate=True), header[len("data:image/") :].split(";")[0])
-    except (binascii.Error, ValueError) as error:
-        raise RefusedError(Reason.IMAGE_DECODE_ERROR, f"data URI: {error}") from None

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.guarded_http import HttpLimits
-from pipeline.ingest import IngestConfig, ingest, list_files
+from pipeline.ingest import ingest, list_files
+from pipeline.ingest_config import IngestConfig
 from pipeline.original_images import suffix_of
 from pipeline.output_claim import claim_output
 from pipeline.sources.pairs import read_pairs

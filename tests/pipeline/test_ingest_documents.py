@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.guarded_http import HttpLimits
-from pipeline.ingest import IngestConfig
+from pipeline.ingest_config import IngestConfig
 from pipeline.ingest_documents import ingest_documents, write_unique_urls
 from pipeline.inputs import SourceShard, expand_inputs
 from pipeline.shard_task import ShardTask

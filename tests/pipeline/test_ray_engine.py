@@ -26,6 +26,7 @@ from tests.pipeline.tiny_shards import (
     leftovers,
     run_job,
     token_files,
+    wait_until,
     write_shards,
 )
 
@@ -110,15 +111,6 @@ def in_background(action: Callable[[], None]) -> threading.Thread:
     return thread
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 180.0) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
-
-
 def test_the_same_bytes_with_two_actors(
     cluster, shards: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -189,6 +181,27 @@ def test_a_node_that_joins_is_used_and_a_node_that_dies_costs_no_attempt(
     other = tmp_path / "other"
     run(slow, other, num_actors=0)
     assert token_files(folder) == token_files(other)
+
+
+def test_workers_that_need_what_no_node_has_wait_for_one_and_say_so(
+    cluster, shards: Path, undisturbed: dict[str, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The kind of a worker is that of the settings, not that of the first node to join."""
+    folder = tmp_path / "out"
+    outcomes: list[RunOutcome] = []
+    settings = {"num_actors": 2, "gpus_per_actor": 0.5}
+    thread = in_background(lambda: outcomes.append(run(shards, folder, **settings)))
+    says = "2 workers wait for a node: each needs 1 CPUs and 0.5 GPUs, and no node has that much"
+    assert wait_until(lambda: says in caplog.text), caplog.text
+    assert "--gpus-per-actor 0" in caplog.text, "no remedy"
+    assert num_joined(folder) == 0
+    node = cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=100 << 20)
+    thread.join(timeout=240)
+    cluster.remove_node(node, allow_graceful=False)
+    (outcome,) = outcomes
+    assert outcome.failures == []
+    assert num_joined(folder) == 2
+    assert token_files(folder) == undisturbed
 
 
 @pytest.mark.slow  # the run must be long enough for the helper to start and be used before it dies

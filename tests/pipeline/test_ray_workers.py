@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RaySystemError
 
-from pipeline import ray_engine
+from pipeline import ray_crew, ray_engine
+from pipeline.actor_plan import ActorShape
 from pipeline.ray_engine import RayWorkers
 from pipeline.shard_driver import PoolError, ShardDriver, WorkerEvent, WorkerJoined, WorkerLost, WorkerStatus
 from pipeline.shard_schedule import Loss, ShardSchedule
@@ -36,6 +37,7 @@ class Call:
 @dataclass
 class Handle:
     index: int
+    shape: ActorShape
     counts: dict[str, int] = field(default_factory=dict)
     is_killed: bool = False
 
@@ -55,14 +57,15 @@ class Handle:
 
 
 class PretendedRay:
-    """The few functions of `ray` that the engine calls, for one node of one CPU."""
+    """The few functions of `ray` that the engine calls, at first for one node of one CPU."""
 
     def __init__(self, answer: Answer) -> None:
+        self.resources = {"CPU": 1.0}
         self._answer = answer
         self.handles: list[Handle] = []
 
     def nodes(self) -> list[dict[str, Any]]:
-        return [{"NodeID": "n", "Alive": True, "Resources": {"CPU": 1.0}}]
+        return [{"NodeID": "n", "Alive": True, "Resources": self.resources}]
 
     def available_resources(self) -> dict[str, float]:
         return {}
@@ -74,8 +77,8 @@ class PretendedRay:
         def __init__(self, ray: "PretendedRay") -> None:
             self._ray = ray
 
-        def remote(self, setup: Any) -> Handle:
-            self._ray.handles.append(Handle(len(self._ray.handles)))
+        def remote(self, setup: Any, shape: ActorShape) -> Handle:
+            self._ray.handles.append(Handle(len(self._ray.handles), shape))
             return self._ray.handles[-1]
 
     def wait(self, calls: list[Call], num_returns: int, timeout: float) -> tuple[list[Call], list[Call]]:
@@ -98,18 +101,21 @@ class PretendedRay:
 
 @pytest.fixture
 def open_workers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], RayWorkers]:
-    def open_with(answer: Answer) -> RayWorkers:
-        monkeypatch.setattr(ray_engine, "ray", PretendedRay(answer))
+    def open_with(answer: Answer, **settings: object) -> RayWorkers:
+        pretended = PretendedRay(answer)
+        for module in (ray_engine, ray_crew):
+            monkeypatch.setattr(module, "ray", pretended)
         for name in ("STATUS_EVERY_S", "RESIZE_EVERY_S", "PROBE_EVERY_S"):
             monkeypatch.setattr(ray_engine, name, 0.0)
-        config = TokenizeConfig(input=("in",), output="out", tokenizer="null", num_actors=1)
-        return RayWorkers(config, lambda device, cores: None)
+        settings = {"tokenizer": "null", "num_actors": 1} | settings
+        config = TokenizeConfig(input=("in",), output="out", **settings)
+        return RayWorkers(config, lambda device: None)
 
     return open_with
 
 
-def poll(workers: RayWorkers, times: int) -> list[WorkerEvent]:
-    polls = (workers.poll(0.0, num_wanted=9) for _ in range(times))
+def poll(workers: RayWorkers, times: int, num_wanted: int = 9) -> list[WorkerEvent]:
+    polls = (workers.poll(0.0, num_wanted) for _ in range(times))
     return list(itertools.chain.from_iterable(polls))
 
 
@@ -169,3 +175,32 @@ def test_workers_that_all_fail_end_the_run_and_set_no_shard_aside(open_workers, 
     with pytest.raises(PoolError, match=message):
         ShardDriver(schedule, workers, []).run(should_stop=lambda: len(ray_engine.ray.handles) > 50)
     assert schedule.failures == {}
+
+
+def living() -> list[Handle]:
+    return [handle for handle in ray_engine.ray.handles if not handle.is_killed]
+
+
+def test_workers_that_still_wait_are_withdrawn_when_the_rest_of_the_work_needs_fewer(open_workers) -> None:
+    """They are what an autoscaler starts nodes for."""
+    starts = {"node_id": "n", "status": lambda worker_id: WorkerStatus(worker_id)}
+    workers = open_workers(lambda index, method, _: starts.get(method) if index < 2 else None, num_actors=6)
+    assert len([event for event in poll(workers, 3) if isinstance(event, WorkerJoined)]) == 2
+    assert len(living()) == 6
+    poll(workers, 2, num_wanted=3)
+    assert [handle.index for handle in living()] == [0, 1, 2], "the youngest first"
+    poll(workers, 2, num_wanted=1)
+    assert [handle.index for handle in living()] == [0, 1], "a worker that has joined was ended"
+
+
+def test_once_there_was_a_gpu_workers_wait_for_one(open_workers) -> None:
+    """A spot cluster that lost its GPU nodes gets others: workers without GPU would take their cores."""
+    workers = open_workers(lambda *_: None, tokenizer="sample", num_actors=2)
+    poll(workers, 2)
+    assert [handle.shape.num_gpus for handle in living()] == [0, 0]
+    ray_engine.ray.resources = {"CPU": 8.0, "GPU": 1.0}
+    poll(workers, 2)
+    assert [handle.shape.num_gpus for handle in living()] == [1, 1], "the first two were not withdrawn"
+    ray_engine.ray.resources = {"CPU": 0.5}
+    poll(workers, 2)
+    assert [handle.index for handle in living()] == [2, 3]

@@ -7,13 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.shard_driver import FatalShardError, PoolError, ShardDriver, ShardFailed, WorkerEvent
+from pipeline.shard_driver import (
+    FatalShardError,
+    PoolError,
+    RunListener,
+    ShardDriver,
+    ShardFailed,
+    WorkerEvent,
+)
 from pipeline.shard_schedule import MAX_NODE_LOSSES, Loss, ShardSchedule
 from pipeline.shard_task import ShardFailure, ShardReport, ShardTask
 from tests.pipeline.simulated_workers import Fate, SimulatedWorkers, tasks_named
 
 
-class Notes:
+class Notes(RunListener):
     """A listener that counts."""
 
     def __init__(self) -> None:
@@ -37,9 +44,6 @@ class Notes:
 
     def worker_lost(self, worker_id: str, loss: Loss, error: str) -> None:
         self.losses.append(loss)
-
-    def worker_status(self, status: object) -> None: ...
-    def tick(self, schedule: ShardSchedule) -> None: ...
 
 
 def simulate(

@@ -5,7 +5,8 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
@@ -145,3 +146,13 @@ def ledger_of(shard: Path) -> Path:
 def leftovers(folder: Path) -> list[str]:
     """Unfinished files."""
     return [path.name for path in folder.rglob(".tmp-*")]
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 180.0) -> bool:
+    """Whether the condition came true in time."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False

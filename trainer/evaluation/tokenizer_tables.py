@@ -9,7 +9,7 @@ import torch
 from tokenizer.augment import AugmentConfig
 from tokenizer.checkpoint import load_model
 from tokenizer.detokenizer import load_detokenizer
-from tokenizer.generation_target import thumbnails
+from tokenizer.thumbnail import thumbnails
 from trainer.contrastive_run import HeldOut, load_contrastive
 from trainer.evaluation.codes import code_figures
 from trainer.evaluation.pictures import ClipSimilarity, paired_similarity

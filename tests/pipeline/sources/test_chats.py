@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import random
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.shard_task import ShardTask
+from pipeline.sources.chat_pictures import ChatPictures
 from pipeline.sources.chat_source import ChatSource
 from pipeline.sources.chats import ChatsConfig, read_chats
 from pipeline.sources.json_lines import FolderImages, read_json_lines
@@ -21,6 +23,7 @@ from pipeline.sources.tar_reader import TarSample
 from schemas.document import Role, TextSegment
 from schemas.quarantine import QuarantineRecord, Reason, RefusedError, Unit
 
+SAMPLES = Path(__file__).resolve().parents[3] / "samples"
 USER, ASSISTANT = {"role": "user", "content": "a?"}, {"role": "assistant", "content": "b."}
 
 
@@ -136,9 +139,10 @@ def test_bad_text_can_be_replaced() -> None:
     assert document.segments[-1].text.isprintable()
 
 
-_FIELDS = ["messages", "role", "content", "type", "text", "image", "images"]
+_FIELDS = ["messages", "role", "content", "type", "text", "image", "images", "image_url", "url"]
+_WORDS = ["user", "assistant", "image", "image_url", "text"]
 _JSON = st.recursive(
-    st.none() | st.booleans() | st.text(max_size=4) | st.sampled_from(["user", "assistant", "image", "text"]),
+    st.none() | st.booleans() | st.text(max_size=4) | st.sampled_from(_WORDS),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_FIELDS), inner),
 )
 
@@ -209,8 +213,57 @@ def test_images_of_lines_come_from_their_folder_only(tmp_path: Path) -> None:
         FolderImages(None)("deep/a.jpg")
 
 
+@pytest.fixture(scope="module")
+def pictures() -> list[bytes]:
+    """Two real pictures."""
+    with tarfile.open(SAMPLES / "pairs" / "00000.tar") as tar:
+        names = [name for name in tar.getnames() if name.endswith(".jpg")][:2]
+        return [tar.extractfile(name).read() for name in names]
+
+
+def _asks_about(*urls: object) -> dict[str, Any]:
+    """A chat in OpenAI's form."""
+    parts = [{"type": "image_url", "image_url": url} for url in urls]
+    return {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": "?"}]}, ASSISTANT]}
+
+
+def _uri(data: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode()
+
+
+def test_image_url_parts_hold_pictures_or_name_them(pictures: list[bytes], tmp_path: Path) -> None:
+    said = [("user", pictures[0]), ("user", pictures[1]), ("user", "?"), ("assistant", "b.")]
+    member = _read(
+        _asks_about({"url": _uri(pictures[0]), "detail": "low"}, {"url": "1.jpg"}), **{"1_jpg": pictures[1]}
+    )
+    assert _spoken(member) == said
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/b.jpg").write_bytes(pictures[1])
+    lines = tmp_path / "chats.jsonl"
+    lines.write_bytes(_lines(_asks_about({"url": _uri(pictures[0])}, "deep/b.jpg")))
+    (document,) = ChatSource(images=tmp_path)(ShardTask("t", str(lines)))
+    assert _spoken(document) == said
+    assert [segment.suffix for segment in document.segments[:2]] == ["jpeg", "jpg"]
+
+
+@pytest.mark.parametrize("images", [None, Path("/")])
+@pytest.mark.parametrize("url", ["https://example.com/a.jpg", "HTTP://127.0.0.1/a.jpg", "file:///etc/passwd"])
+def test_an_address_is_refused_with_the_remedy(tmp_path: Path, url: str, images: Path | None) -> None:
+    (tmp_path / "a.jsonl").write_bytes(_lines(_asks_about({"url": url})))
+    (record,) = ChatSource(images=images)(ShardTask("t", str(tmp_path / "a.jsonl")))
+    assert (record.unit, record.reason) == (Unit.SAMPLE, Reason.DOC_IMAGE_MISSING)
+    assert url in record.detail
+    assert "download it" in record.detail
+
+
+@pytest.mark.parametrize("reference", [None, {}, {"url": None}, 7, ["a.jpg"], {"url": {"url": "a.jpg"}}])
+def test_an_image_url_part_must_name_its_picture(reference: object) -> None:
+    record = _read(_asks_about(reference), jpg=b"x")
+    assert (record.unit, record.reason) == (Unit.SAMPLE, Reason.DOC_SCHEMA_ERROR)
+
+
 def test_images_in_data_uris() -> None:
-    find = FolderImages(None)
+    find = ChatPictures(TarSample("k", {}, 0), None).find
     image = find("data:image/png;base64," + base64.b64encode(b"pixels").decode())
     assert (image.data, image.suffix) == (b"pixels", "png")
     for uri in ("data:image/png;base64,@@@", "data:image/png,abc", "data:"):

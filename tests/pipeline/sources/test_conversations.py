@@ -205,10 +205,56 @@ def test_a_mark_or_white_space_before_an_array(tmp_path: Path, before: bytes) ->
     assert document.key == "000000000"
 
 
-def test_an_object_over_several_lines_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "one.json").write_text(json.dumps({TURNS: [_human("hi"), ANSWER]}, indent=1))
-    with pytest.raises(ValueError, match=r"one\.json: an object over several lines; give one object a line"):
-        list(ChatSource()(ShardTask("t", str(tmp_path / "one.json"))))
+def _read_file(path: Path, text: str | bytes) -> list[RawDocument | QuarantineRecord]:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return list(ChatSource()(ShardTask("t", str(path))))
+
+
+def test_an_object_over_several_lines_is_one_chat(tmp_path: Path) -> None:
+    text = json.dumps({TURNS: [_human("hi"), ANSWER]}, indent=1)
+    (document,) = _read_file(tmp_path / "one.json", text)
+    assert _spoken(document) == [("user", "hi"), ("assistant", "A bus.")]
+    (record,) = _read_file(tmp_path / "two.json", text + text)
+    assert (record.unit, record.reason) == (Unit.SAMPLE, Reason.METADATA_INVALID_JSON)
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("suffix", [".json", ".json.gz"])
+def test_a_list_in_an_object_is_read_as_the_list(tmp_path: Path, indent: int | None, suffix: str) -> None:
+    chats = [{TURNS: [_human(f"{number} ]}}"), ANSWER]} for number in range(3)]
+    pack = gzip.compress if suffix.endswith(".gz") else bytes
+    for wrapper in ({"data": chats}, {"version": '1 ["{', "size": 3, "is_new": True, "samples": chats}):
+        text = json.dumps(wrapper, indent=indent).encode() + b"\n"
+        documents = _read_file(tmp_path / f"all{suffix}", pack(b"\xef\xbb\xbf" + text))
+        assert [document.key for document in documents] == ["000000000", "000000001", "000000002"]
+        assert [_spoken(document)[0][1] for document in documents] == ["0 ]}", "1 ]}", "2 ]}"]
+
+
+@pytest.mark.parametrize(
+    ("ending", "reason"),
+    [
+        ("", Reason.TAR_TRUNCATED),
+        (
+            ', "test": [{"question": "q", "answer": "a"}]}',
+            Reason.TAR_CORRUPT,
+        ),  # not lost silently
+        ("}}", Reason.TAR_CORRUPT),
+        ("x", Reason.TAR_CORRUPT),
+    ],
+)
+def test_what_follows_a_wrapped_list_is_reported(tmp_path: Path, ending: str, reason: Reason) -> None:
+    begin = json.dumps({"train": [{TURNS: [_human("hi"), ANSWER]}]})[:-1]
+    for text in (begin + ending, begin + " " * json_array.CHUNK_BYTES + ending):
+        document, record = _read_file(tmp_path / "all.json", text)
+        assert isinstance(document, RawDocument)
+        assert (record.unit, record.reason) == (Unit.SHARD, reason)
+
+
+def test_json_lines_with_lists_stay_lines(tmp_path: Path) -> None:
+    """Tools of a function call, say: only lists of a few names wrap a data set."""
+    line = {"tools": [{"name": "x"}], TURNS: [_human("hi"), ANSWER], "data": [{"a": 1}]}
+    documents = _read_file(tmp_path / "a.jsonl", 2 * (json.dumps(line) + "\n"))
+    assert [_spoken(document)[0][1] for document in documents] == ["hi", "hi"]
 
 
 def test_a_gzip_that_is_none_is_reported(tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""The actor that owns shards from reading to commit, on one machine."""
+
+import functools
+import logging
+import socket
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import ray
+
+from pipeline.actor_plan import ActorShape
+from pipeline.decode import DecodeTask
+from pipeline.shard_driver import WorkerEvent, WorkerStatus
+from pipeline.shard_task import ShardTask
+from pipeline.shard_worker import ShardWorker
+from pipeline.shared_decoder import Decoded
+from pipeline.worker_tools import WorkerSetup, open_tools
+
+HELPER_TIMEOUT_S = 120.0
+"""For a group; then its pictures are decoded here, whatever became of the helper."""
+HELPER_CALLS_UNDER_WAY = 32
+"""Of one actor."""
+
+
+class EncodeActor:
+    """Owns shards from reading to commit, on one machine.
+
+    Args:
+        setup: what it works with.
+        shape: what it claims of its node.
+    """
+
+    def __init__(self, setup: WorkerSetup, shape: ActorShape) -> None:
+        logging.basicConfig(level=logging.WARNING)
+        self._node_id = ray.get_runtime_context().get_node_id()
+        if setup.num_decode_workers is None:
+            (node,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == self._node_id)
+            setup = replace(setup, num_decode_workers=shape.decode_cores(node))
+        self._stack = ExitStack()
+        self._tools = self._stack.enter_context(open_tools(setup))
+        self._worker = ShardWorker(self._tools, f" (on {socket.gethostname()})")
+        self._askers = ThreadPoolExecutor(HELPER_CALLS_UNDER_WAY, "helper")
+
+    def encode(self, worker_id: str, task: ShardTask) -> WorkerEvent | None:
+        """See ``ShardWorker.encode``."""
+        return self._worker.encode(worker_id, task)
+
+    @ray.method(concurrency_group="control")
+    def node_id(self) -> str:
+        """Answers once the model is loaded."""
+        return self._node_id
+
+    @ray.method(concurrency_group="control")
+    def status(self, worker_id: str) -> WorkerStatus:
+        return self._worker.status(worker_id)
+
+    @ray.method(concurrency_group="control")
+    def set_helpers(self, helpers: dict[str, Any]) -> None:
+        """The decode helpers that there are from now on."""
+        self._tools.decoder.set_helpers(
+            {name: functools.partial(self._ask_helper, handle) for name, handle in helpers.items()}
+        )
+
+    def _ask_helper(self, handle: Any, tasks: Sequence[DecodeTask]) -> "Future[list[Decoded]]":
+        # Not ObjectRef.future(): its callbacks run in a thread of Ray that must make no calls of its own.
+        return self._askers.submit(
+            lambda: ray.get(handle.decode.remote(list(tasks)), timeout=HELPER_TIMEOUT_S)
+        )
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        """Give up the shards in hand at their next sample."""
+        self._worker.cancel()
