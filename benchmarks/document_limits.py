@@ -5,9 +5,10 @@
 All three do the same work in one run, in turns, several times; medians count. Decoding alone, a plain loop
 of as many processes as the engine has for it, and the engine take every picture of the documents; the model
 alone as many pictures of noise, which cost it the same. Everything is started and warmed up before.
-``ratio`` is images/s end to end over the smaller limit. Where model and decoding have to share the cores,
-no wall-clock limit holds: ``processor`` is the processor time of decoding and model alone over that of the
-engine with its decode processes, and holds on a busy machine, too.
+``ratio`` is images/s end to end over the smaller limit, ``of kept`` the same over a loop that keeps its
+memory as decode processes do (see `benchmarks.tokenization`). Where model and decoding have to share the
+cores, no wall-clock limit holds: ``processor`` is the processor time of decoding and model alone over that of
+the engine with its decode processes, and holds on a busy machine, too.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from benchmarks.documents import SAMPLES, documents
 from benchmarks.tokenization import Corpus, end_to_end, is_sound, model_alone, plain_decoders
+from pipeline.decode_process import KEPT_MEMORY
 from pipeline.encode_shard import ShardSettings
 from pipeline.inputs import expand_inputs
 from pipeline.shard_task import ShardTask
@@ -73,10 +75,15 @@ def measure_row(options: argparse.Namespace, tokenizer: str, corpus: Corpus, num
             output=output,
             num_decode_workers=options.workers,
         )
-        with open_tools(setup) as tools, plain_decoders(corpus, options.workers) as decode_alone:
+        with (
+            open_tools(setup) as tools,
+            plain_decoders(corpus, options.workers) as decode_alone,
+            plain_decoders(corpus, options.workers, KEPT_MEMORY) as decode_kept,
+        ):
             end_to_end(tools, tasks[: len(shards)], 2)  # warms everything up
             parts = {
                 "decode": decode_alone,
+                "kept": decode_kept,
                 "model": lambda: model_alone(tools, math.ceil(num_images / options.batch_size)),
                 "engine": lambda: end_to_end(tools, tasks, 2),
             }
@@ -84,11 +91,11 @@ def measure_row(options: argparse.Namespace, tokenizer: str, corpus: Corpus, num
     wall, spent = (
         {name: statistics.median(each[name][place] for each in rounds) for name in parts} for place in (0, 1)
     )
-    ratio = max(wall["decode"], wall["model"]) / wall["engine"]
+    ratio, of_kept = (max(wall[name], wall["model"]) / wall["engine"] for name in ("decode", "kept"))
     print(
         f"{tokenizer:>9} {options.workers:>7} {num_images / wall['decode']:>9.1f} "
         f"{num_images / wall['model']:>8.1f} {num_images / wall['engine']:>9.1f} "
-        f"{num_documents / wall['engine']:>12.1f} {ratio:>6.2f} "
+        f"{num_documents / wall['engine']:>12.1f} {ratio:>6.2f} {of_kept:>8.2f} "
         f"{(spent['decode'] + spent['model']) / spent['engine']:>9.2f}",
         flush=True,
     )
@@ -107,7 +114,7 @@ def main() -> None:
     found = documents(options.input)
     images = [(image.suffix, image.data) for document in found for image in document.images]
     corpus = Corpus([image for image in images if is_sound(image[1])] * options.copies)
-    print("tokenizer workers  decode/s  model/s  images/s  documents/s  ratio processor")
+    print("tokenizer workers  decode/s  model/s  images/s  documents/s  ratio  of kept processor")
     for tokenizer in options.tokenizer:
         measure_row(options, tokenizer, corpus, len(found) * options.copies)
 
