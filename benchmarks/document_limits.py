@@ -85,7 +85,7 @@ def measure_row(options: argparse.Namespace, tokenizer: str, corpus: Corpus, num
                 "decode": decode_alone,
                 "kept": decode_kept,
                 "model": lambda: model_alone(tools, math.ceil(num_images / options.batch_size)),
-                "engine": lambda: end_to_end(tools, tasks, 2),
+                "engine": lambda: end_to_end(tools, tasks, options.shards_in_flight),
             }
             rounds = [{name: measured(work) for name, work in parts.items()} for _ in range(options.rounds)]
     wall, spent = (
@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", nargs="+", default=["null", "sample"])
     parser.add_argument("--copies", type=int, default=8, help="times that every shard is done in a round")
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--shards-in-flight", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     found = documents(options.input)
