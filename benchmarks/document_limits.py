@@ -5,9 +5,10 @@
 All three do the same work in one run, in turns, several times; medians count. Decoding alone, a plain loop
 of as many processes as the engine has for it, and the engine take every picture of the documents; the model
 alone as many pictures of noise, which cost it the same. Everything is started and warmed up before.
-``ratio`` is images/s end to end over the smaller limit. Where model and decoding have to share the cores,
-no wall-clock limit holds: ``processor`` is the processor time of decoding and model alone over that of the
-engine with its decode processes, and holds on a busy machine, too.
+``ratio`` is images/s end to end over the smaller limit, ``of kept`` the same over a loop that keeps its
+memory as decode processes do (see `benchmarks.tokenization`). Where model and decoding have to share the
+cores, no wall-clock limit holds: ``processor`` is the processor time of decoding and model alone over that of
+the engine with its decode processes, and holds on a busy machine, too.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from benchmarks.documents import SAMPLES, documents
 from benchmarks.tokenization import Corpus, end_to_end, is_sound, model_alone, plain_decoders
+from pipeline.decode_process import KEPT_MEMORY
 from pipeline.encode_shard import ShardSettings
 from pipeline.inputs import expand_inputs
 from pipeline.shard_task import ShardTask
@@ -76,24 +78,28 @@ def measure_row(
             output=output,
             num_decode_workers=options.workers,
         )
-        with open_tools(setup) as tools, plain_decoders(corpus, options.workers) as decode_alone:
+        with (
+            open_tools(setup) as tools,
+            plain_decoders(corpus, options.workers) as decode_alone,
+            plain_decoders(corpus, options.workers, KEPT_MEMORY) as decode_kept,
+        ):
             end_to_end(tools, tasks[: len(shards)], 2)  # warms everything up
             parts = {
                 "decode": decode_alone,
+                "kept": decode_kept,
                 "model": lambda: model_alone(tools, math.ceil(num_images / options.batch_size)),
-                "engine": lambda: end_to_end(tools, tasks, 2),
+                "engine": lambda: end_to_end(tools, tasks, options.shards_in_flight),
             }
             rounds = [{name: measured(work) for name, work in parts.items()} for _ in range(options.rounds)]
     wall, spent = (
         {name: statistics.median(each[name][place] for each in rounds) for name in parts} for place in (0, 1)
     )
-    ratio = max(wall["decode"], wall["model"]) / wall["engine"]
+    ratio, of_kept = (max(wall[name], wall["model"]) / wall["engine"] for name in ("decode", "kept"))
     processor = (spent["decode"] + spent["model"]) / spent["engine"]
     print(
         f"{tokenizer:>9} {options.workers:>7} {num_images / wall['decode']:>9.1f} "
         f"{num_images / wall['model']:>8.1f} {num_images / wall['engine']:>9.1f} "
-        f"{num_documents / wall['engine']:>12.1f} {ratio:>6.2f} "
-        f"{processor:>9.2f}",
+        f"{num_documents / wall['engine']:>12.1f} {ratio:>6.2f} {of_kept:>8.2f} {processor:>9.2f}",
         flush=True,
     )
     return {
@@ -113,13 +119,14 @@ def main() -> None:
     parser.add_argument("--tokenizer", nargs="+", default=["null", "sample"])
     parser.add_argument("--copies", type=int, default=8, help="times that every shard is done in a round")
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--shards-in-flight", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     found = documents(options.input)
     images = [(image.suffix, image.data) for document in found for image in document.images]
     corpus = Corpus([image for image in images if is_sound(image[1])] * options.copies)
-    print("tokenizer workers  decode/s  model/s  images/s  documents/s  ratio processor")
+    print("tokenizer workers  decode/s  model/s  images/s  documents/s  ratio  of kept processor")
     num_documents = len(found) * options.copies
     rows = [measure_row(options, tokenizer, corpus, num_documents) for tokenizer in options.tokenizer]
     if options.json:

@@ -1,29 +1,38 @@
 """The engine end to end over its parts, decoding alone and the model alone; one large shard, many small.
 
-    python -m benchmarks.tokenization [--input samples/pairs] [--images 1000] [--workers 1 2]
+    python -m benchmarks.tokenization [--input samples/pairs] [--images 1000] [--workers 1 2] [--gpu-at 0.7]
 
-Decoding alone is a plain loop over `load_image`, one process per core: what the pipeline is held against. All
-processes are started and warmed up before the clock runs. Cells of one row are measured in turns, several
+Decoding alone is a plain loop over `load_image`, one process per core: what the pipeline is held against. It
+runs with the C library as it comes, and once more with the setting that makes decode processes keep their
+memory (`kept`, `decode_process.KEPT_MEMORY`), so that what the engine gains by it is not taken for overlap.
+All processes are started and warmed up before the clock runs. Cells of one row are measured in turns, several
 times, and the medians compared, because the machine may be shared.
+
+``--gpu-at 0.7`` adds a stand-in for a model on a GPU: it takes no processor and runs at 0.7 of the rate of
+decoding alone, measured just before.
 """
 
 import argparse
 import io
 import json
 import multiprocessing
+import os
 import statistics
 import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
+from benchmarks.gpu_stand_in import GpuStandIn, open_tools_with
+from pipeline.decode_process import KEPT_MEMORY
 from pipeline.encode_shard import ShardSettings
 from pipeline.local_workers import LocalWorkers
 from pipeline.progress import RunProgress
@@ -34,6 +43,7 @@ from pipeline.shard_worker import resident_bytes
 from pipeline.sources.pairs import PairsConfig, read_pairs
 from pipeline.sources.tar_source import TarSource
 from pipeline.worker_tools import (
+    NULL_TOKENIZER,
     EncoderConfig,
     WorkerSetup,
     WorkerTools,
@@ -100,14 +110,17 @@ def children_cpu_us() -> float:
     """Processor time of the child processes that live, all their threads."""
     nanoseconds = 0
     for children in Path("/proc/self/task").glob("*/children"):
-        for pid in children.read_text().split():
-            for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-                nanoseconds += int(thread.read_text().split()[0])
+        with suppress(FileNotFoundError):  # a thread of ours that ended just now
+            for pid in children.read_text().split():
+                for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+                    nanoseconds += int(thread.read_text().split()[0])
     return nanoseconds / 1e3
 
 
 @contextmanager
-def plain_decoders(corpus: Corpus, num_workers: int) -> Iterator[Callable[[], tuple[float, float]]]:
+def plain_decoders(
+    corpus: Corpus, num_workers: int, environment: Mapping[str, str] | None = None
+) -> Iterator[Callable[[], tuple[float, float]]]:
     """Decoding alone in a plain loop on each of ``num_workers`` cores: images/s, and microseconds of
     processor time an image.
     """
@@ -117,7 +130,8 @@ def plain_decoders(corpus: Corpus, num_workers: int) -> Iterator[Callable[[], tu
     for index in range(num_workers):
         ours, theirs = context.Pipe()
         process = context.Process(target=_decode_loop, args=(theirs, data[index::num_workers]), daemon=True)
-        process.start()
+        with patch.dict(os.environ, environment or {}):
+            process.start()
         ends.append(ours)
         processes.append(process)
 
@@ -192,24 +206,33 @@ def main() -> None:
     parser.add_argument("--input", type=Path, default=Path("samples/pairs"))
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--tokenizer", nargs="+", default=["null", "sample"])
+    parser.add_argument("--tokenizer", nargs="*", default=["null", "sample"])
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--shards", type=int, nargs="+", default=[1, 20])
+    parser.add_argument("--gpu-at", type=float, nargs="+", default=[], help="shares of the decode rate")
+    parser.add_argument("--shards-in-flight", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows: list[dict[str, object]] = []
     corpus = Corpus.read(options.input, options.images)
     print(
-        "tokenizer workers shards  decode/s  model/s  end-to-end/s  ratio  model waits  memory MB  "
-        "CPU us/img: loop  decoders  engine  loop/(decoders+engine)"
+        "tokenizer workers shards  decode/s   kept/s  model/s  end-to-end/s  ratio  of kept  model waits  "
+        "memory MB  CPU us/img: loop   kept  decoders  engine  loop/(decoders+engine)"
     )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         tasks = {number: corpus.write(folder / str(number), number) for number in options.shards}
-        for tokenizer in options.tokenizer:
-            for workers in options.workers:
-                rows += measure_rows(options, corpus, tasks, tokenizer, workers, folder / "out")
+        for workers in options.workers:
+            for tokenizer in options.tokenizer:
+                encoder = EncoderConfig(tokenizer=tokenizer, batch_size=options.batch_size)
+                with open_tools(pairs_setup(encoder, folder / "out", workers)) as tools:
+                    rows += measure_rows(options, corpus, tasks, tools, workers, tokenizer)
+            for share in options.gpu_at:
+                encoder = EncoderConfig(tokenizer=NULL_TOKENIZER, batch_size=options.batch_size)
+                stand_in = GpuStandIn(encoder.preprocess.fingerprint_components(), share)
+                with open_tools_with(stand_in, pairs_setup(encoder, folder / "out", workers)) as tools:
+                    rows += measure_rows(options, corpus, tasks, tools, workers, f"GPU {share:g}")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 
@@ -229,37 +252,43 @@ def measure_rows(
     options: argparse.Namespace,
     corpus: Corpus,
     tasks: dict[int, list[ShardTask]],
-    tokenizer: str,
+    tools: WorkerTools,
     workers: int,
-    output: Path,
+    name: str,
 ) -> list[dict[str, object]]:
     """One row for each number of shards, printed and returned."""
     rows: list[dict[str, object]] = []
-    encoder = EncoderConfig(tokenizer=tokenizer, batch_size=options.batch_size)
+    stand_in = tools.shards.batching.encoder
     with (
-        open_tools(pairs_setup(encoder, output, workers)) as tools,
         plain_decoders(corpus, workers) as decode_alone,
+        plain_decoders(corpus, workers, KEPT_MEMORY) as decode_kept,
     ):
         end_to_end(tools, tasks[options.shards[-1]][:2], 2)  # warms everything up
         cells: dict[int, list[tuple[float, ...]]] = {number: [] for number in tasks}
-        decode, model = [], []
+        decode, kept, model = [], [], []
         for _ in range(options.repeats):
+            kept.append(decode_kept())
             decode.append(decode_alone())
-            model.append(model_alone(tools, max(1, options.images // options.batch_size // 4)))
+            if isinstance(stand_in, GpuStandIn):
+                model.append(stand_in.set_rate(decode[-1][0], options.batch_size))
+            else:
+                model.append(model_alone(tools, max(1, options.images // options.batch_size // 4)))
             for number, shards in tasks.items():
-                cells[number].append(end_to_end(tools, shards, 2))
+                cells[number].append(end_to_end(tools, shards, options.shards_in_flight))
+        loop_rate, loop_us = map(statistics.median, zip(*decode, strict=True))
+        kept_rate, kept_us = map(statistics.median, zip(*kept, strict=True))
+        model_rate = statistics.median(model)
         for number, runs in cells.items():
             rate, wait, memory, cpu_us, pool_us = map(statistics.median, zip(*runs, strict=True))
-            loop_rate, loop_us = map(statistics.median, zip(*decode, strict=True))
-            bound = min(loop_rate, statistics.median(model))
+            bound = min(loop_rate, model_rate)
             print(
-                f"{tokenizer:>9} {workers:>7} {number:>6} {loop_rate:>9.1f} "
-                f"{statistics.median(model):>8.1f} {rate:>13.1f} {rate / bound:>6.2f} {wait:>12.2f} "
-                f"{memory:>10.0f} {loop_us:>17.0f} {pool_us:>9.0f} {cpu_us:>7.0f} "
-                f"{loop_us / (pool_us + cpu_us):>23.2f}",
+                f"{name:>9} {workers:>7} {number:>6} {loop_rate:>9.1f} {kept_rate:>8.1f} "
+                f"{model_rate:>8.1f} {rate:>13.1f} {rate / bound:>6.2f} "
+                f"{rate / min(kept_rate, model_rate):>8.2f} {wait:>12.2f} {memory:>10.0f} {loop_us:>17.0f} "
+                f"{kept_us:>6.0f} {pool_us:>9.0f} {cpu_us:>7.0f} {loop_us / (pool_us + cpu_us):>23.2f}",
                 flush=True,
             )
-            row = {"tokenizer": tokenizer, "workers": workers, "shards": number, "images_per_s": rate}
+            row = {"tokenizer": name, "workers": workers, "shards": number, "images_per_s": rate}
             rows.append(row | {"bound_images_per_s": bound, "cpu_us_per_image": cpu_us})
     return rows
 

@@ -130,7 +130,7 @@ class BatchingEncoder:
         self.encoder = encoder
         self.batch_size = batch_size
         self.statistics = BatchStatistics()
-        self._batches_in_flight = batches_in_flight
+        self.batches_in_flight = batches_in_flight
         self._flush_after_s = flush_after_s
         self._changed = threading.Condition()
         self._ready: deque[_Slot] = deque()
@@ -156,12 +156,15 @@ class BatchingEncoder:
         """An input for one shard; while it is open and not blocked, partial batches wait for it."""
         with self._changed:
             self._num_open += 1
+            if self._num_open == 1:
+                self._changed.notify()  # the model's idle time counts from here on
         try:
             yield BatchInput(self)
         finally:
             with self._changed:
                 self._num_open -= 1
-                self._wake_if_due()
+                if self._num_open == 0 or self._can_run():
+                    self._changed.notify()
 
     def close(self) -> None:
         """Run what has arrived and end the thread; what is still in decoding stays without codes."""
@@ -226,7 +229,7 @@ class BatchingEncoder:
                 if batch:
                     images = [image for image, _, _ in batch]
                     started.append((batch, self.encoder.start(images, self.batch_size)))
-                if started and (not batch or len(started) >= self._batches_in_flight):
+                if started and (not batch or len(started) >= self.batches_in_flight):
                     self._finish(*started[0])
                     started.popleft()
             except Exception as error:
@@ -252,10 +255,10 @@ class BatchingEncoder:
             while not self._can_run():
                 if not may_wait or self._is_closed:
                     return []
-                begin = time.monotonic()
+                begin, was_open = time.monotonic(), self._num_open > 0
                 waited_s = begin - self._last_arrival if self._ready else 0.0
                 self._changed.wait(max(0.0, self._flush_after_s - waited_s))
-                if self._num_open:
+                if was_open and self._num_open:
                     self.statistics.starved_s += time.monotonic() - begin
             size = min(self.batch_size, len(self._ready))
             return [self._ready.popleft() for _ in range(size)]

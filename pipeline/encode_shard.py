@@ -71,7 +71,8 @@ class ShardEncoder:
     folder: Folder
     settings: ShardSettings
     images_in_flight: int = 0
-    """Images of one shard that are being decoded or wait for the model; 0: twice the batch."""
+    """Images of one shard between reading and codes; 0: the model's batches in flight, one that waits and one
+    that is being decoded, so that neither side waits for the other."""
     documents_in_flight: int = 4096
     is_cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -158,7 +159,8 @@ class _ShardRun:
         self._counts = ShardCounter()
         self._pending: deque[_PendingDocument | QuarantineRecord] = deque()
         self._under_way = 0
-        self._max_under_way = tools.images_in_flight or 2 * tools.batching.batch_size
+        num_batches = tools.batching.batches_in_flight + 2
+        self._max_under_way = tools.images_in_flight or num_batches * tools.batching.batch_size
         self._last_touch = time.monotonic()
 
     def run(self) -> TokenShardFooter:

@@ -173,3 +173,11 @@ def test_the_wait_fraction_tells_a_starved_model_from_a_busy_one() -> None:
 def test_a_batch_of_no_images_is_refused() -> None:
     with pytest.raises(ValueError, match="batch size must be at least 1, got 0"):
         BatchingEncoder(NullEncoder(), 0)
+
+
+def test_time_before_a_shard_is_open_is_not_waiting() -> None:
+    with BatchingEncoder(NullEncoder(), 1) as batching:
+        time.sleep(2.0)
+        with batching.open_shard() as shard:
+            shard.submit(decoded(pictures(1))).result(60)
+        assert batching.statistics.starved_s < 1.0

@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.batching_encoder import BatchingEncoder, FinishBatch
 from pipeline.encode_shard import ShardCancelledError, ShardSettings
 from pipeline.null_encoder import NullEncoder, _hash_codes
 from pipeline.shard_task import ShardTask
@@ -199,7 +201,34 @@ def test_memory_stays_bounded_while_a_shard_streams(tmp_path: Path) -> None:
 
     with open_encoder(tmp_path, read=read, batch_size=4) as encoder:
         assert encoder.encode(ShardTask("a", "a.tar")).counts.documents_written == 400
-    assert most <= 2 * 4 + 4
+    assert most <= 3 * 4 + 4
+
+
+def test_decoding_goes_on_while_the_model_is_full(tmp_path: Path) -> None:
+    """Two batches are in the model, which takes its time; one more waits, and the next is being decoded."""
+    has_read_on = threading.Event()
+
+    class SlowModel(NullEncoder):
+        def start(self, images: list[np.ndarray], batch_size: int) -> FinishBatch:
+            read_codes = super().start(images, batch_size)
+
+            def finish() -> np.ndarray:
+                assert has_read_on.wait(20.0)
+                return read_codes()
+
+            return finish
+
+    def read(task: ShardTask) -> Iterator[RawDocument]:
+        for index in range(40):
+            if index == 4 * 4:
+                has_read_on.set()
+            yield RawDocument(str(index), (RawImage(GOOD, "png"), TextSegment("t")))
+
+    with (
+        BatchingEncoder(SlowModel(), 4, batches_in_flight=2) as batching,
+        open_encoder(tmp_path, read=read, batching=batching) as encoder,
+    ):
+        assert encoder.encode(ShardTask("a", "a.tar")).counts.images_written == 40
 
 
 class TestFailures:
