@@ -3,11 +3,12 @@ fine.
 
 The paper starts from a ViT and a Q-Former that know pictures well (EVA, BLIP-2). From random weights the
 contrastive loss alone teaches what captions tell apart, and the embeddings lose the rest of the picture.
-``ThumbnailTask`` stands in for that start, as a second loss of stage 1: query n of N tells the n-th of N
-equal groups of principal components of the whole picture's thumbnail, the strongest first. So no query is
-another's copy, and a prefix of the codes is a coarser picture. It is no part of SEED.
+``ThumbnailTask`` stands in for that start, as a second loss of stage 1: each query tells a few principal
+components of the whole picture's thumbnail, the first query the strongest, later ones finer ones. So no query
+is another's copy. It is no part of SEED.
 
-Dimensions: B images, S thumbnail side, P pixels (3 S S), K components, N queries, D width of the embeddings.
+Dimensions: B images, s thumbnail side, P pixels (3 s s), K components, N queries, D width of the embeddings,
+W components told by a query, the next one's S further on.
 """
 
 import torch
@@ -55,19 +56,24 @@ class ThumbnailComponents(nn.Module):
 
 
 class ThumbnailTask(nn.Module):
-    """One linear layer a query, from its embedding to its group of components."""
+    """One linear layer for all queries; it reads W components from each, those of the next query S further on.
 
-    def __init__(self, num_queries: int, width: int, components_per_query: int, rng: torch.Generator) -> None:
+    A layer for each query would let all of them hold the same.
+    """
+
+    def __init__(self, num_queries: int, width: int, window: int, stride: int, rng: torch.Generator) -> None:
         super().__init__()
-        self.components = ThumbnailComponents(num_queries * components_per_query)
-        self.weight_NDK = nn.Parameter(torch.empty(num_queries, width, components_per_query))
-        self.bias_NK = nn.Parameter(torch.zeros(num_queries, components_per_query))
-        nn.init.normal_(self.weight_NDK, std=width**-0.5, generator=rng)
+        self.window, self.stride = window, stride
+        self.components = ThumbnailComponents((num_queries - 1) * stride + window)
+        self.head = nn.Linear(width, window)
+        nn.init.normal_(self.head.weight, std=width**-0.5, generator=rng)
+        nn.init.zeros_(self.head.bias)
 
     def forward(self, queries_BND: Tensor, target_BK: Tensor) -> Tensor:
         """Mean square error (fp32 scalar) of causal embeddings against ``components`` of the pictures."""
-        told_BNK = torch.einsum("bnd,ndk->bnk", queries_BND.float(), self.weight_NDK) + self.bias_NK
-        return F.mse_loss(told_BNK.flatten(1), target_BK)
+        with torch.autocast(queries_BND.device.type, enabled=False):
+            told_BNW = self.head(queries_BND.float())
+        return F.mse_loss(told_BNW, target_BK.unfold(1, self.window, self.stride))
 
 
 def thumbnails(images_B: Tensor, side: int = THUMBNAIL_SIDE) -> Tensor:

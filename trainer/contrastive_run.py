@@ -74,12 +74,15 @@ class ThumbnailConfig:
 
     weight: float = 0.0
     """Of the mean square error of the thumbnail's components, beside the contrastive loss; 0: none."""
-    components_per_query: int = 4
+    window: int = 16
+    """Components that a query tells."""
+    stride: int = 2
+    """How much finer those of the next query are."""
 
     def __post_init__(self) -> None:
-        if self.weight < 0 or self.components_per_query < 1:
+        if self.weight < 0 or self.window < 1 or self.stride < 0:
             raise ValueError(
-                "thumbnail.weight must not be negative, thumbnail.components_per_query must be at least 1"
+                "thumbnail.weight and thumbnail.stride must not be negative, thumbnail.window must be at least 1"
             )
 
 
@@ -149,7 +152,7 @@ def run_contrastive(
     if thumbnail.weight:
         rng = torch.Generator().manual_seed(run.seed)
         task = ThumbnailTask(
-            model.config.num_query_token, model.config.bert_hidden, thumbnail.components_per_query, rng
+            model.config.num_query_token, model.config.bert_hidden, thumbnail.window, thumbnail.stride, rng
         )
         fit_components(task.to(device).components, batches)
 
@@ -177,7 +180,7 @@ def fit_components(components: ThumbnailComponents, batches: Batches) -> None:
     if len(images) <= components.num_components:
         raise ValueError(
             f"{components.num_components} components of thumbnails want more than {len(images)} pictures: "
-            "give more data, or lower thumbnail.components_per_query or model.image_features_dim"
+            "give more data, or lower thumbnail.stride or model.image_features_dim"
         )
     components.fit(images)
     for buffer in components.buffers():

@@ -122,7 +122,7 @@ def test_resumed_stages_equal_uninterrupted_ones(
                 part = dataclasses.replace(long, steps=last)
                 run_stage(
                     stages(output, stage=stage, contrastive=contrastive, contrastive_run=part,
-                           thumbnail=ThumbnailConfig(weight=thumbnail, components_per_query=1),
+                           thumbnail=ThumbnailConfig(weight=thumbnail, window=4, stride=1),
                            codebook=codebook, codebook_run=part, care=care_config),
                     batches, held_out, [pair.caption for pair in pairs],
                 )  # fmt: skip
