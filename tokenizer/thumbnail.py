@@ -56,7 +56,7 @@ class ThumbnailComponents(nn.Module):
 
 
 class ThumbnailTask(nn.Module):
-    """One linear layer for all queries; it reads W components from each, those of the next query S further on.
+    """One linear layer for all queries; it reads W components from each, from the next one S further on.
 
     A layer for each query would let all of them hold the same.
     """

@@ -82,7 +82,7 @@ class ThumbnailConfig:
     def __post_init__(self) -> None:
         if self.weight < 0 or self.window < 1 or self.stride < 0:
             raise ValueError(
-                "thumbnail.weight and thumbnail.stride must not be negative, thumbnail.window must be at least 1"
+                "thumbnail.weight and thumbnail.stride must not be negative, thumbnail.window at least 1"
             )
 
 
