@@ -232,7 +232,11 @@ def test_a_tokenizer_that_the_workers_cannot_load_ends_the_run_with_its_reason(
     tokenizer = tmp_path / "tokenizer"
     shutil.copytree(ROOT / "tokenizer" / "sample", tokenizer)
     config = TokenizeConfig(
-        input=(str(shards),), output=str(tmp_path / "out"), tokenizer=str(tokenizer), num_actors=1
+        input=(str(shards),),
+        output=str(tmp_path / "out"),
+        tokenizer=str(tokenizer),
+        num_actors=1,
+        gpus_per_actor=0,  # Ray may still list the node with a GPU of the test before as alive
     )
     plan = make_plan(config, JOB_OF_PAIRS)
     (tokenizer / "model.safetensors").write_bytes(b"broken meanwhile")

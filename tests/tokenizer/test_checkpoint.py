@@ -328,5 +328,5 @@ def test_embedded_sample_gives_varied_codes() -> None:
     tokenizer = load_tokenizer("sample", batch_size=6)
     codes = tokenizer.encode(images)
     assert "UNTRAINED" not in tokenizer.config.description
-    assert len(np.unique(codes)) > 0.3 * codes.size
+    assert len(np.unique(codes)) > 2 * len(images)
     assert min((codes[a] != codes[b]).sum() for a in range(6) for b in range(a)) > 8

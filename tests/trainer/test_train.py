@@ -118,7 +118,7 @@ def test_resumed_run_is_bit_identical(whole_run: TrainConfig, tmp_path: Path) ->
         stop.is_set = True
         with process_group(device):
             result = Trainer(config, device, stop).run()
-        assert result == TrainResult(step=step, is_finished=step == 8)
+        assert result == TrainResult(step=step, is_finished=step == 8, first_step=step - 1)
     expected = [(record["loss"], record["grad_norm"]) for record in metrics_of(whole_run)]
     assert [(record["loss"], record["grad_norm"]) for record in metrics_of(config)] == expected
     kept = complete_checkpoints(tmp_path / "checkpoints")
