@@ -87,12 +87,11 @@ def _table_of(
             Reason.VIDEO_DECODE_ERROR,
             f"its index lists {stream.frames} frames, {num_packets} are in the file",
         )
-    if not times or not stream.width or not stream.height:
-        raise VideoError(Reason.VIDEO_DECODE_ERROR, "a video stream without pictures")
+    if not times or not stream.width or not stream.height or stream.time_base is None:
+        raise VideoError(Reason.VIDEO_DECODE_ERROR, "a video stream without pictures or times")
     times.sort()
     pts = tuple(time for time, _ in times)
     last_duration = times[-1][1] or (pts[-1] - pts[-2] if len(pts) > 1 else 0)
-    assert stream.time_base is not None
     return FrameTable(
         stream=stream.index,
         codec=stream.codec_context.name,

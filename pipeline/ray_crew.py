@@ -78,8 +78,14 @@ class RayCrew:
         shape, num_places = plan_actors(self._config, workers)
         if shape.num_gpus:  # from now on, also if all nodes with a GPU are lost: others will come
             self._config = dataclasses.replace(self._config, gpus_per_actor=shape.num_gpus)
-        surplus = self._surplus(shape, min(num_places, num_wanted))
-        num_missing = min(num_places, num_wanted) - (len(self.actors) - len(surplus))
+        if self._config.num_actors is None:  # those at work without a GPU take no place beside one
+            num_places += sum(
+                actor.node_id != "" and actor.shape.num_gpus != shape.num_gpus
+                for actor in self.actors.values()
+            )
+        num_actors = min(num_places, num_wanted)
+        surplus = self._surplus(shape, num_actors)
+        num_missing = num_actors - (len(self.actors) - len(surplus))
         started = [self._start(shape) for _ in range(num_missing)]
         self._complain(shape, workers, now)
         return started, surplus

@@ -1,8 +1,9 @@
 """Training stage 1: the causal Q-Former by image-text contrast (the paper's section 3.1.1, BLIP-2's InfoNCE).
 
-    picture -> vit (frozen) -> ln_vision -> causal Q-Former -> vision_proj -> normalise      image features,
-    one a query caption -> text branch -> text_proj of [CLS] -> normalise                                text
-    feature loss = (CE(image -> text) + CE(text -> image)) / 2 over the captions and pictures of all ranks
+    image features (one a query): picture -> vit (frozen) -> ln_vision -> causal Q-Former -> vision_proj
+        -> normalise
+    text feature: caption -> text branch -> text_proj of [CLS] -> normalise
+    loss: (CE(image -> text) + CE(text -> image)) / 2 over the captions and pictures of all ranks
 
 The paper scores a picture by its *last* query: under causal attention that one has read all others. Reviewers
 asked for BLIP-2's maximum over all queries; it is ``query: max``. Bilateral attention is ``causal: false`` of

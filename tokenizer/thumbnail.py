@@ -28,6 +28,11 @@ class ThumbnailComponents(nn.Module):
     def __init__(self, num_components: int) -> None:
         super().__init__()
         num_pixels = 3 * THUMBNAIL_SIDE**2
+        if num_components > num_pixels:
+            raise ValueError(
+                f"{num_components} components of thumbnails, which have {num_pixels} values; lower "
+                "thumbnail.window, thumbnail.stride or model.image_features_dim"
+            )
         self.num_components = num_components
         self.register_buffer("mean_P", torch.zeros(num_pixels))
         self.register_buffer("components_PK", torch.zeros(num_pixels, num_components))

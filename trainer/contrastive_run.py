@@ -80,9 +80,9 @@ class ThumbnailConfig:
     """How much finer those of the next query are."""
 
     def __post_init__(self) -> None:
-        if self.weight < 0 or self.window < 1 or self.stride < 0:
+        if self.weight < 0 or self.window < 1 or self.stride < 1:
             raise ValueError(
-                "thumbnail.weight and thumbnail.stride must not be negative, thumbnail.window at least 1"
+                "thumbnail.weight must not be negative, thumbnail.window and thumbnail.stride at least 1"
             )
 
 
@@ -180,7 +180,7 @@ def fit_components(components: ThumbnailComponents, batches: Batches) -> None:
     if len(images) <= components.num_components:
         raise ValueError(
             f"{components.num_components} components of thumbnails want more than {len(images)} pictures: "
-            "give more data, or lower thumbnail.stride or model.image_features_dim"
+            "give more data, or lower thumbnail.window, thumbnail.stride or model.image_features_dim"
         )
     components.fit(images)
     for buffer in components.buffers():

@@ -7,14 +7,15 @@ from pathlib import Path
 
 from pipeline.shard_task import ShardTask
 from pipeline.source_stream import open_source
-from pipeline.sources.chats import ChatsConfig, read_chats
+from pipeline.sources.chats import CONTENT_FIELDS, ChatsConfig, read_chats
 from pipeline.sources.decompress import TarDamageError, compression_of, decompressed
 from pipeline.sources.json_array import begins_array, length_before_array, read_json_array
 from pipeline.sources.json_lines import JSON_SUFFIXES, FolderImages, read_json_lines
+from pipeline.sources.metadata import parse_metadata
 from pipeline.sources.records import SourceItems
 from pipeline.sources.tar_reader import TarReaderConfig, TarSample
 from pipeline.sources.tar_source import TarSource
-from schemas.quarantine import QuarantineRecord, Reason, Unit
+from schemas.quarantine import QuarantineRecord, Reason, RefusedError, Unit
 
 _HEAD_BYTES = 4096
 """Enough to tell an array from JSON lines."""
@@ -53,19 +54,28 @@ def read_json(
 ) -> Iterator[TarSample | QuarantineRecord]:
     """Samples of a JSON file of any of the forms, which is told by its beginning.
 
-    An array, also one that an object wraps (``{"data": [...]}``): its elements. Else an object over several
-    lines: itself. Else JSON lines.
+    An array, also one that an object wraps (``{"data": [...]}``) whose line is no chat itself: its elements.
+    Else an object over several lines: itself. Else JSON lines.
     """
-    beginning = stream.peek(_HEAD_BYTES)
-    head = beginning.lstrip(_BLANKS)
+    buffered = stream.peek(_HEAD_BYTES)  # often more
+    beginning = buffered.lstrip(_BLANKS)
+    head = beginning[:_HEAD_BYTES]
     if begins_array(head):
         return read_json_array(stream, source, max_bytes)
-    if length := length_before_array(head):
-        stream.read(len(beginning) - len(head) + length)
+    if (length := length_before_array(head)) and not _is_chat(beginning.partition(b"\n")[0]):
+        stream.read(len(buffered) - len(beginning) + length)
         return read_json_array(stream, source, max_bytes, is_wrapped=True)
     if head.startswith((b"{\n", b"{\r")):
         return _whole(stream, source, max_bytes)
     return read_json_lines(stream, source, max_bytes)
+
+
+def _is_chat(line: bytes) -> bool:
+    """Whether it is an object with fields of a chat: a list among them, of annotations say, wraps nothing."""
+    try:
+        return not CONTENT_FIELDS.isdisjoint(parse_metadata(line, len(line)))
+    except RefusedError:
+        return False
 
 
 def _whole(stream: io.BufferedReader, source: str, max_bytes: int) -> Iterator[TarSample | QuarantineRecord]:

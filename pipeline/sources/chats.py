@@ -101,15 +101,16 @@ def _read_chat(sample: TarSample, config: ChatsConfig, pictures: ChatPictures) -
         elif content.strip():
             segments.append(TextSegment(clean_text(content, config.on_bad_encoding), role))
     _check_turns(segments)
-    metadata = {name: entry for name, entry in value.items() if name not in _CONTENT_FIELDS}
+    metadata = {name: entry for name, entry in value.items() if name not in CONTENT_FIELDS}
     text = dump_fields(metadata, config.metadata_fields)
     return RawDocument(sample.key, tuple(segments), text, sample.num_bytes)
 
 
-_CONTENT_FIELDS = frozenset(
+CONTENT_FIELDS = frozenset(
     {"messages", "conversations", "images", "image", "question", "answer"}
     | {name for names in _EDIT_NAMES for name in names}
 )
+"""What a chat is made of; any other field may be kept as metadata."""
 _Turn = tuple[Role, str | RawImage]
 
 

@@ -204,3 +204,15 @@ def test_once_there_was_a_gpu_workers_wait_for_one(open_workers) -> None:
     ray_engine.ray.resources = {"CPU": 0.5}
     poll(workers, 2)
     assert [handle.index for handle in living()] == [2, 3]
+
+
+def test_a_worker_without_gpu_keeps_no_gpu_idle(open_workers) -> None:
+    """GPU nodes that join a run on CPUs are used whole, and what is under way there goes on."""
+    starts = {"node_id": "n", "status": lambda worker_id: WorkerStatus(worker_id)}
+    workers = open_workers(lambda _, method, __: starts.get(method), tokenizer="sample", num_actors=None)
+    poll(workers, 2)
+    ray_engine.ray.resources = {"CPU": 8.0, "GPU": 2.0}
+    poll(workers, 4)
+    assert [handle.shape.num_gpus for handle in living()] == [0, 1, 1]
+    poll(workers, 2, num_wanted=1)
+    assert len(living()) == 3, "a worker that has joined was ended"

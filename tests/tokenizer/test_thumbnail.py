@@ -67,3 +67,9 @@ def test_the_task_can_be_learnt(pictures: torch.Tensor, task: ThumbnailTask) -> 
 
     assert learnt(queries) < 1e-3
     assert learnt(queries[:, :1].expand_as(queries)) > 0.1
+
+
+def test_no_more_components_than_a_thumbnail_has_values() -> None:
+    ThumbnailComponents(3072)
+    with pytest.raises(ValueError, match=r"3073 components .* lower thumbnail\.window"):
+        ThumbnailComponents(3073)

@@ -136,6 +136,12 @@ def test_resumed_stages_equal_uninterrupted_ones(
             assert torch.equal(tensor, parts[name]), (file, name)
 
 
+@pytest.mark.parametrize("settings", [{"weight": -1.0}, {"window": 0}, {"stride": 0}])
+def test_thumbnails_that_cannot_be_told_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"thumbnail.{next(iter(settings))}"):
+        ThumbnailConfig(**settings)
+
+
 def test_stage_2_needs_stage_1(pairs: list[TrainingPair], tmp_path: Path) -> None:
     batches = PairBatches(pairs, 4, seed=0)
     held_out = HeldOut(pairs[0].image[None], [pairs[0].caption])

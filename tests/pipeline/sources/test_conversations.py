@@ -257,6 +257,14 @@ def test_json_lines_with_lists_stay_lines(tmp_path: Path) -> None:
     assert [_spoken(document)[0][1] for document in documents] == ["hi", "hi"]
 
 
+@pytest.mark.parametrize("copies", [1, 2])
+def test_lines_that_are_chats_wrap_nothing(tmp_path: Path, copies: int) -> None:
+    """Whatever stands behind the list: it would be lost."""
+    line = {"id": 7, "annotations": [{"box": [1, 2]}], TURNS: [_human("hi"), ANSWER]}
+    documents = _read_file(tmp_path / "a.jsonl", copies * (json.dumps(line) + "\n"))
+    assert [_spoken(document)[0][1] for document in documents] == ["hi"] * copies
+
+
 def test_a_gzip_that_is_none_is_reported(tmp_path: Path) -> None:
     (tmp_path / "mix.json.gz").write_bytes(b"\x1f\x8b\x08" + b"damage" * 9)
     (record,) = ChatSource()(ShardTask("t", str(tmp_path / "mix.json.gz")))
