@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 THUMBNAIL_SIDE = 32
+PART = 256
+"""Pictures made floating-point numbers at a time."""
 
 
 class ThumbnailComponents(nn.Module):
@@ -45,7 +47,8 @@ class ThumbnailComponents(nn.Module):
         Components are divided by the fourth root of their variance: half-way between true pixel distances,
         where the first few drown the rest, and whitening, where noise weighs as much as shape.
         """
-        pixels_BP = thumbnails(images_B.to(self.mean_P.device)).flatten(1)
+        parts = [thumbnails(part.to(self.mean_P.device)) for part in images_B.split(PART)]
+        pixels_BP = torch.cat(parts).flatten(1)
         self.mean_P.copy_(pixels_BP.mean(dim=0))
         _, singular, components = torch.linalg.svd(pixels_BP - self.mean_P, full_matrices=False)
         deviation_K = singular[: self.num_components] / len(images_B) ** 0.5
