@@ -53,6 +53,7 @@ def code_figures(
         "codes used": usage.used,
         "perplexity": usage.perplexity,
         "distinct rows %": 100 * len(torch.unique(codes_IN, dim=0)) / len(codes_IN),
+        "different codes a picture": sum(len(row.unique()) for row in codes_IN) / len(codes_IN),
     }
 
 
