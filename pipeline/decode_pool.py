@@ -24,6 +24,8 @@ from typing import Self
 
 from pipeline.decode import DecodedFrames, DecodeTask, load_decoder, run_decoder
 from pipeline.decode_process import DecodeProcess, WorkerGone
+from pipeline.decode_worker import FRAME_BYTES
+from pipeline.frame_buffers import FrameBuffers
 from schemas.quarantine import Reason, RefusedError
 from tokenizer.preprocess import PreprocessConfig
 
@@ -98,6 +100,7 @@ class DecodePool:
         self.num_replaced = 0
         """Workers that died or were killed so far."""
         self._decoder = load_decoder(config.decoder)
+        self._buffers = FrameBuffers(config.frames_per_task * FRAME_BYTES)
         self._free_places = threading.BoundedSemaphore(config.max_in_flight)
         self._waiting: queue.SimpleQueue[PendingTask | None] = queue.SimpleQueue()
         self._state_lock = threading.Lock()
@@ -249,6 +252,7 @@ class DecodePool:
             frames_per_task=self.config.frames_per_task,
             timeout_s=self.config.timeout_s,
             max_memory_bytes=self.config.max_memory_bytes,
+            buffers=self._buffers,
         )
 
     def _feed(self, worker: DecodeProcess, in_hand: deque[PendingTask], index: int) -> None:

@@ -53,6 +53,7 @@ class DecodeProcess:
         frames_per_task: int,
         timeout_s: float,
         max_memory_bytes: int,
+        buffers: FrameBuffers,
     ) -> None:
         """Start it and wait until it is ready. Raises WorkerGone if it does not come up."""
         self.num_slots = num_slots
@@ -79,7 +80,7 @@ class DecodeProcess:
             os.close(memory_fd)
         self.connection.settimeout(START_TIMEOUT_S)
         self.unread = bytearray()
-        self.buffers = FrameBuffers(frames_per_task * FRAME_BYTES)
+        self.buffers = buffers
         try:
             is_ready = self.connection.recv(len(READY)) == READY
         except OSError:

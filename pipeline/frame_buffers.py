@@ -10,7 +10,8 @@ import weakref
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_FREE = 64  # buffers kept for later
+MAX_FREE_BYTES = 128 * 2**20
+"""Kept for later: as many pictures as are under way in one process with the usual settings, and more."""
 
 
 class FrameBuffers:
@@ -19,7 +20,8 @@ class FrameBuffers:
     def __init__(self, num_bytes: int) -> None:
         """Buffers of `num_bytes` each, made as they are needed."""
         self.num_bytes = num_bytes
-        self.free: list[bytearray] = []
+        self.max_free = max(1, MAX_FREE_BYTES // num_bytes)
+        self.free: list[memoryview] = []
         self._lent: dict[int, weakref.ref[NDArray[np.uint8]]] = {}
 
     def copy(self, source: memoryview) -> NDArray[np.uint8]:
@@ -27,19 +29,19 @@ class FrameBuffers:
         try:
             buffer = self.free.pop()
         except IndexError:
-            buffer = bytearray(self.num_bytes)
-        buffer[: len(source)] = source
+            buffer = memoryview(bytearray(self.num_bytes))
+        buffer[: len(source)] = source  # into a bytearray itself this would go by way of another copy
         # Views of this array refer to it and not to the buffer: numpy looks through arrays only.
         owner = np.frombuffer(buffer, np.uint8)
         self._lend(owner, buffer)
         return owner[: len(source)]
 
-    def _lend(self, owner: NDArray[np.uint8], buffer: bytearray) -> None:
+    def _lend(self, owner: NDArray[np.uint8], buffer: memoryview) -> None:
         number = id(owner)
 
         def take_back(_: object) -> None:
             del self._lent[number]
-            if len(self.free) < MAX_FREE:
+            if len(self.free) < self.max_free:
                 self.free.append(buffer)
 
         self._lent[number] = weakref.ref(owner, take_back)

@@ -1,6 +1,7 @@
 """What one worker process needs to tokenize: the model, the decode processes, the output folder."""
 
 import contextlib
+import gc
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -128,7 +129,25 @@ def open_tools(setup: WorkerSetup) -> Iterator[WorkerTools]:
             folder=open_folder(setup.output),
             settings=setup.settings,
         )
+        stack.enter_context(rare_garbage_collection())
         yield WorkerTools(shards, decoder)
+
+
+@contextmanager
+def rare_garbage_collection() -> Iterator[None]:
+    """Let Python search less for cyclic garbage, and not among what was made so far (modules, the model).
+
+    Images under way are many short-lived objects, of which 700 set off a search: every 35 pictures one, and
+    now and then one over all of torch, some 50 ms in which no thread of the process runs.
+    """
+    thresholds = gc.get_threshold()
+    gc.set_threshold(10_000, *thresholds[1:])
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)
 
 
 def decode_pool_config(setup: WorkerSetup, num_workers: int) -> DecodePoolConfig:
