@@ -33,15 +33,16 @@ from schemas.packed_folder import PackedFolder
 from tokenizer.checkpoint import load_model as load_tokenizer_model
 from tokenizer.code_usage import usage_figures
 from tokenizer.seed import codes_fingerprint
-from tokenizer.text_tokenizer import TextTokenizer
+from trainer.answering import AnsweringModel
 from trainer.contrastive_run import HeldOut, held_out_of, load_contrastive, pair_features
 from trainer.evaluation.codes import encode_all
-from trainer.evaluation.drawn_codes import draw_codes, drawn_figures
+from trainer.evaluation.drawn_codes import drawn_figures
 from trainer.evaluation.language_model import image_structure, language_losses
 from trainer.evaluation.report import write_comparison
+from trainer.evaluation.text_scores import caption_tables
 from trainer.evaluation.tokenizer_retrieval import tokenizer_retrieval
-from trainer.load_model import load_model
-from trainer.prompt import encode_prompt
+from trainer.generate import SamplingConfig
+from trainer.prompt import Content
 from trainer.run_config import TrainConfig
 from trainer.train import NonFiniteError, train
 from trainer.train_tokenizer import run_stage
@@ -51,6 +52,7 @@ logger = logging.getLogger("compare_attention")
 VARIANTS = {"causal": True, "bilateral": False}
 STAGES: tuple[Literal["qformer", "codebook"], ...] = ("qformer", "codebook")
 ALL_ROWS = sys.maxsize
+GREEDY = SamplingConfig(temperature=0.0, max_new_ids=48)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,16 +168,15 @@ class Variant:
         """Retrieval by the tokenizer, perplexities by the language model, and pictures that it draws."""
         stage1, words = load_contrastive(self.folder / "qformer")
         tables = tokenizer_retrieval(self.tokenizer, stage1, words, held_out)
-        model, layout = load_model(self.folder / "language" / "model")
-        text_tokenizer = TextTokenizer(str(self.config.text_tokenizer))
+        model = AnsweringModel.load(self.folder / "language" / "model", self.config.text_tokenizer)
         losses = {}
         for name, ratio in (("to image", 0.0), ("to text", 1.0)):
             template = {"reverse_ratio": ratio, "learn": "second"}
             packed = self._pack(name.replace(" ", "_"), held_out.captions, codes_IN, template)
-            losses[name] = language_losses(model, PackedFolder(packed), num_rows=ALL_ROWS)
+            losses[name] = language_losses(model.model, PackedFolder(packed), num_rows=ALL_ROWS)
         some = slice(self.config.num_prompts)
-        prompts = [encode_prompt([text], text_tokenizer, layout) for text in held_out.captions[some]]
-        drawn_IN = draw_codes(model, prompts, layout, text_tokenizer.eos_id)
+        prompts: list[list[Content]] = [[caption] for caption in held_out.captions[some]]
+        drawn_IN = torch.from_numpy(model.draw_codes(prompts, GREEDY).astype(np.int64))
         _, texts_IE = pair_features(stage1, words, held_out)
         drawn = drawn_figures(self.tokenizer, stage1, drawn_IN, codes_IN[some], texts_IE[some])
         return {
@@ -183,8 +184,30 @@ class Variant:
             "R@mean, codes": tables["retrieval from codes (last query)"]["R@mean"],
             "image perplexity given the caption": losses["to image"]["perplexity_image"],
             "caption perplexity given the codes": losses["to text"]["perplexity_text"],
-            "sound images without constraint %": image_structure(model, prompts, layout)["sound"],
+            **self._judge_captions(model, held_out.captions, codes_IN),
+            "sound images without constraint %": image_structure(
+                model.model, [model.encode(prompt) for prompt in prompts], model.layout
+            )["sound"],
             **{f"drawn codes, {name}": value for name, value in drawn.items()},
+        }
+
+    def _judge_captions(
+        self, model: AnsweringModel, captions: Sequence[str], codes_IN: Tensor
+    ) -> dict[str, float]:
+        """CIDEr-D of captions written of held-out codes, and of the same against another image's captions."""
+        said = model.texts([[codes] for codes in codes_IN.numpy().astype(np.uint16)], GREEDY)
+        others = [*captions[1:], captions[0]]
+        return {
+            name: caption_tables(
+                [
+                    {"caption": caption, "references": [reference]}
+                    for caption, reference in zip(said, references, strict=True)
+                ]
+            )["captions"]["CIDEr-D"]
+            for name, references in (
+                ("captions, CIDEr-D", captions),
+                ("captions, CIDEr-D of shuffled pairs", others),
+            )
         }
 
     def _pack(

@@ -73,6 +73,7 @@ def test_both_variants_are_trained_judged_and_tabled(
         assert 1 < figures["code perplexity, by frequency alone"] <= config.n_embed
         assert figures["image perplexity given the caption"] > 1
         assert figures["caption perplexity given the codes"] > 1
+        assert 0 <= figures["captions, CIDEr-D"] <= 1000
     assert results["causal"] != results["bilateral"]
     assert "| | causal | bilateral |" in capsys.readouterr().out
     assert main(arguments) == 0  # finished parts are not trained again, and judged the same

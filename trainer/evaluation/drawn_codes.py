@@ -8,34 +8,13 @@ retrieval.
 Dimensions: I captions, N codes per picture, E joint width.
 """
 
-from collections.abc import Sequence
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from schemas.vocabulary import IMAGE_SPAN_LENGTH, VocabularyLayout
 from tokenizer.contrastive_stage import ContrastiveModel
 from tokenizer.seed import SeedModel
 from trainer.evaluation.pictures import paired_similarity
 from trainer.evaluation.retrieval import retrieval
 from trainer.evaluation.tokenizer_retrieval import features_from_codes
-from trainer.generate import SamplingConfig, generate
-from trainer.llama import Llama
-
-BATCH = 50
-
-
-def draw_codes(
-    model: Llama, prompts: Sequence[NDArray[np.integer]], layout: VocabularyLayout, eos_id: int
-) -> Tensor:
-    """Exactly 32 codes for each prompt, the most probable ones: (I, N) int64."""
-    config = SamplingConfig(max_new_ids=IMAGE_SPAN_LENGTH, temperature=0.0, forces_image=True)
-    rows: list[list[int]] = []
-    for start in range(0, len(prompts), BATCH):
-        rows += generate(model, prompts[start : start + BATCH], layout, eos_id, config, first_row=start)
-    return torch.tensor([row[1:-1] for row in rows]) - layout.image_code_offset
 
 
 def drawn_figures(
