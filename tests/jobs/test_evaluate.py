@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,11 @@ from jobs.tokenize_chats import main as tokenize_chats
 from pipeline.training_pairs import PairDataConfig
 from schemas.packed_shard import TextTokenizerIdentity
 from schemas.token_shard import read_documents
-from tests.schemas.packed_rows import make_sequences, write_packed
-from tests.trainer.runs import run_alone, run_config
+from tests.trainer.runs import TEXT_TOKENIZER, trained_export
 from tokenizer.checkpoint import load_tokenizer
 from tokenizer.text_tokenizer import TextTokenizer
 from trainer.answering import AnsweringModel
 from trainer.generate import SamplingConfig
-from trainer.run_config import ModelConfig
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 HELD_OUT = SAMPLES / "tokens_emoji" / "held_out"
@@ -53,17 +50,8 @@ def test_answers(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export with its text tokenizer inside, after two steps on rows whose document marks are unusual."""
-    folder = tmp_path_factory.mktemp("evaluated")
-    tokenizer = TextTokenizer(SAMPLES / "text_tokenizer")
-    identity = TextTokenizerIdentity("sample", tokenizer.sha256, bos_id=5, eos_id=6)
-    rows = make_sequences(8, 0, tokenizer.layout)
-    (folder / "packed").mkdir()
-    shard = folder / "packed" / "packed-00000.parquet"
-    write_packed(shard, rows, vocabulary=tokenizer.layout, tokenizer=identity)
-    config = run_config(folder / "packed", folder / "run", num_steps=2, exports_model=True)
-    tiny = ModelConfig(preset="tiny")
-    run_alone(replace(config, model=tiny, text_tokenizer=str(SAMPLES / "text_tokenizer")))
-    return folder / "run" / "model"
+    identity = TextTokenizerIdentity("sample", TextTokenizer(TEXT_TOKENIZER).sha256, bos_id=5, eos_id=6)
+    return trained_export(tmp_path_factory.mktemp("evaluated"), tokenizer=identity) / "model"
 
 
 def evaluate(what: str, model: Path, tokens: Path, output: Path, *more: str) -> dict[str, dict[str, float]]:
