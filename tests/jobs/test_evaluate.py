@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jobs.config_file import parse_config
@@ -16,7 +18,9 @@ from tests.trainer.runs import TEXT_TOKENIZER, trained_export
 from tokenizer.checkpoint import load_tokenizer
 from tokenizer.text_tokenizer import TextTokenizer
 from trainer.answering import AnsweringModel
-from trainer.generate import SamplingConfig
+from trainer.generate import SamplingConfig, generate
+from trainer.load_model import load_model
+from trainer.prompt import decode_contents
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 HELD_OUT = SAMPLES / "tokens_emoji" / "held_out"
@@ -73,6 +77,33 @@ def test_captioning_of_token_shards(model: Path, tmp_path: Path) -> None:
     for row in rows:
         assert row["references"] == shown[row["key"]].texts
         assert answering.texts([[shown[row["key"]].images[0].codes]], greedy) == [row["caption"]]
+
+
+def test_prompts_begin_and_answers_end_with_the_marks_of_the_export(model: Path, tmp_path: Path) -> None:
+    """An export that names other marks answers as `generate` does for ids that begin and end with these."""
+    document = next(iter(read_documents(HELD_OUT / "held_out.parquet")))
+    network, layout = load_model(model)
+    tokenizer = TextTokenizer(model)
+    span = layout.image_span(document.images[0].codes)
+    greedy = SamplingConfig(temperature=0.0, max_new_ids=24)
+
+    def answer(bos_id: int, eos_id: int) -> list[int]:
+        return generate(network, [np.concatenate([[bos_id], span])], layout, eos_id, greedy)[0]
+
+    with_own_marks = answer(tokenizer.bos_id, tokenizer.eos_id)
+    bos_id = next(value for value in range(7, 500) if answer(value, 6) != with_own_marks)
+    eos_id = next(value for value in reversed(answer(bos_id, 6)) if 2 < value < layout.base_size)
+    marked = tmp_path / "marked"
+    shutil.copytree(model, marked)
+    fields = json.loads((marked / "config.json").read_text())
+    (marked / "config.json").write_text(json.dumps(fields | {"bos_token_id": bos_id, "eos_token_id": eos_id}))
+    flags = ["--limit", "1", "--sampling.max-new-ids", "24"]
+    evaluate("captioning", marked, HELD_OUT, tmp_path / "captioning", *flags)
+    expected = answer(bos_id, eos_id)
+    assert len(expected) < len(answer(bos_id, 6)), "the answer ended early"
+    tokenizer.use_marks(bos_id, eos_id)
+    parts = [part.strip() for part in decode_contents(expected, tokenizer, layout) if isinstance(part, str)]
+    assert json.loads((tmp_path / "captioning.jsonl").read_text())["caption"] == " ".join(parts).strip()
 
 
 def test_questions_of_token_shards(model: Path, tmp_path: Path) -> None:
