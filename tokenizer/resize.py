@@ -172,16 +172,15 @@ def squash_with_pillow(image: Pixels, filter_name: Filter, size: int = IMAGE_SIZ
     return np.asarray(rows.resize((size, size), resample))
 
 
-def squash(image: Pixels, filter_name: Filter, size: int = IMAGE_SIZE) -> Pixels:
+def squash(image: Pixels, filter_name: Filter) -> Pixels:
     """Resize without keeping the aspect ratio, with the pixels of Pillow before 13.
 
     Args:
         image: (h, w, 3) uint8, C-contiguous, h and w at least 1.
         filter_name: `bicubic` (the release's image processor) or `bilinear` (its bulk tokenization script).
-        size: side of the result.
 
     Returns:
-        (size, size, 3) uint8.
+        (224, 224, 3) uint8.
 
     Raises:
         ValueError: if the array is not (h, w, 3) uint8 or the filter has another name.
@@ -191,5 +190,5 @@ def squash(image: Pixels, filter_name: Filter, size: int = IMAGE_SIZE) -> Pixels
     if filter_name not in FILTERS:
         raise ValueError(f"filter must be one of {', '.join(FILTERS)}, got {filter_name!r}")
     if numba is None:
-        return squash_with_pillow(image, filter_name, size)
-    return squash_compiled(np.ascontiguousarray(image), filter_name, size)
+        return squash_with_pillow(image, filter_name)
+    return squash_compiled(np.ascontiguousarray(image), filter_name)
