@@ -16,7 +16,8 @@ from typing import Literal
 
 import tyro
 
-from pipeline.packing.build import Build, BuildError
+from pipeline.packing.build import Build
+from pipeline.packing.build_folder import BuildError
 from pipeline.packing.forecast import Forecast, forecast
 from pipeline.packing.html_report import write_html_report
 from pipeline.packing.megatron_export import export_megatron
