@@ -28,7 +28,8 @@ from schemas.mixture import MixtureError
 from schemas.packed_check import check_packed_shard
 from schemas.packed_folder import PackedFolder
 from schemas.packed_shard import PackedShardError
-from tokenizer.text_tokenizer import TextTokenizer, TextTokenizerError, load_text_tokenizer
+from tokenizer.text_backend import TextTokenizerError
+from tokenizer.text_tokenizer import TextTokenizer, load_text_tokenizer
 
 logger = logging.getLogger(__name__)
 

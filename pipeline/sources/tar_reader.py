@@ -26,10 +26,11 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import BinaryIO
 
+from pipeline.sources.counting_reader import CountingReader
 from pipeline.sources.decompress import TarDamageError, compression_of, decompressed
 from pipeline.sources.member_names import split_name
 from pipeline.sources.tar_header import BLOCK_BYTES
-from pipeline.sources.tar_members import ByteCounter, NextTar, TarMember, TarWalk
+from pipeline.sources.tar_members import NextTar, TarMember, TarWalk
 from schemas.quarantine import QuarantineRecord, Reason, Unit
 
 logger = logging.getLogger(__name__)
@@ -128,9 +129,9 @@ class _Grouping:
                 detail = f"{compression} data under the name of a plain tar; read all the same"
                 yield self._shard_record(Reason.TAR_GZIP_MISLABELLED, detail)
             plain = decompressed(stream, compression, head, self._config.max_decompressed_bytes)
-            tar = ByteCounter(plain)
+            tar = CountingReader(plain)
         else:
-            tar = ByteCounter(stream, head)
+            tar = CountingReader(stream, head)
         walk = TarWalk(tar, self._config.max_member_bytes)
         try:
             yield from self._group(walk)

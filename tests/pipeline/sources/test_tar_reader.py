@@ -12,9 +12,10 @@ import webdataset.tariterators as wds
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from pipeline.sources.counting_reader import CountingReader
 from pipeline.sources.decompress import TarDamageError
 from pipeline.sources.member_names import split_name
-from pipeline.sources.tar_members import ByteCounter, NextTar, TarWalk
+from pipeline.sources.tar_members import NextTar, TarWalk
 from pipeline.sources.tar_reader import TarReaderConfig, TarSample, read_samples
 from schemas.quarantine import QuarantineRecord, Reason, Unit
 from tests.pipeline.sources.tar_writing import is_complete, pair_members, tar_bytes
@@ -37,7 +38,7 @@ def read(data: bytes, config: TarReaderConfig | None = None) -> tuple[Samples, l
 
 def keys_of_runs(data: bytes, config: TarReaderConfig) -> list[str]:
     """Key of each run of members with one key, in order; of the run that damage cut, too."""
-    walk = TarWalk(ByteCounter(io.BytesIO(data)), config.max_member_bytes)
+    walk = TarWalk(CountingReader(io.BytesIO(data)), config.max_member_bytes)
     keys: list[str | None] = [None]
 
     def add(name: bytes) -> None:
