@@ -41,9 +41,10 @@ from trainer.evaluation.language_model import image_structure, language_losses
 from trainer.evaluation.report import write_comparison
 from trainer.evaluation.tokenizer_retrieval import tokenizer_retrieval
 from trainer.load_model import load_model
+from trainer.non_finite import NonFiniteError
 from trainer.prompt import encode_prompt
 from trainer.run_config import TrainConfig
-from trainer.train import NonFiniteError, train
+from trainer.train import train
 from trainer.train_tokenizer import run_stage
 
 logger = logging.getLogger("compare_attention")

@@ -21,8 +21,9 @@ from jobs.command_line import EXIT_FAILED, EXIT_STOPPED, EXIT_USAGE
 from jobs.config_file import parse_config
 from trainer.curves_page import write_curves
 from trainer.metrics import read_metrics
+from trainer.non_finite import NonFiniteError
 from trainer.run_config import TrainConfig
-from trainer.train import NonFiniteError, TrainResult, train
+from trainer.train import TrainResult, train
 
 
 @dataclass(frozen=True, kw_only=True)
