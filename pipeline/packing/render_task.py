@@ -20,7 +20,7 @@ from pipeline.packing.epoch_range import EpochRange
 from pipeline.packing.inputs import Chunk, read_chunk
 from pipeline.packing.metadata_filter import parse_expression, read_metadata
 from pipeline.packing.mixture_file import Mixture, template_settings
-from pipeline.packing.pair_columns import PairColumns, is_plain, read_pairs, render_pairs
+from pipeline.packing.pair_columns import PairColumns, is_plain, read_pair_columns, render_pairs
 from pipeline.packing.render import Piece, RenderedBatch, render, split_points
 from pipeline.packing.rendered import Items, items_schema, write_items
 from pipeline.packing.templates import TEMPLATES, DocumentRefusedError
@@ -86,7 +86,7 @@ class Renderer:
         counts["documents_in"] += int(np.count_nonzero(is_wanted))
         if (
             rules.is_plain_pair
-            and (pairs := read_pairs(self.mixture.path(name), chunk.row_groups)) is not None
+            and (pairs := read_pair_columns(self.mixture.path(name), chunk.row_groups)) is not None
         ):
             yield from self._render_pairs(pairs, is_wanted, keys, duplicates, task, counts)
             return

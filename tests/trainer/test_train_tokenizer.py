@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.inputs import expand_inputs
-from pipeline.training_pairs import PairBatches, TrainingPair, is_held_out, read_pairs
+from pipeline.training_pairs import PairBatches, TrainingPair, is_held_out, read_training_pairs
 from tests.trainer.runs import run_in_processes
 from tokenizer.augment import AugmentConfig
 from tokenizer.checkpoint import load_model, load_tokenizer
@@ -51,7 +51,7 @@ MODEL = SeedTokenizerConfig(
 
 @pytest.fixture(scope="module")
 def pairs() -> list[TrainingPair]:
-    return list(read_pairs(expand_inputs([str(SAMPLES / "*.tar")]), PreprocessConfig(color="clean")))
+    return list(read_training_pairs(expand_inputs([str(SAMPLES / "*.tar")]), PreprocessConfig(color="clean")))
 
 
 def stages(output: Path, **changes: object) -> StagesConfig:
@@ -140,7 +140,9 @@ def test_resumed_stages_equal_uninterrupted_ones(
 def stage_1_with_thumbnails(output: str) -> list[float]:
     """Three steps of eight pairs over all ranks, without what ranks draw for themselves; gradient norms."""
     rank, num_ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    pairs = list(read_pairs(expand_inputs([str(SAMPLES / "*.tar")]), PreprocessConfig(color="clean")))
+    pairs = list(
+        read_training_pairs(expand_inputs([str(SAMPLES / "*.tar")]), PreprocessConfig(color="clean"))
+    )
     run = dataclasses.replace(RUN, batch_size=8 // num_ranks, evaluate_every=0)
     config = stages(
         Path(output), augment=AugmentConfig(min_area=1.0, max_log_aspect=0.0, mirror=0.0),
