@@ -24,11 +24,12 @@ from pipeline.decode import DecodeTask
 from pipeline.decode_pool import DecodePool, DecodePoolConfig
 from pipeline.inputs import expand_inputs
 from pipeline.read_shard import read_shard
+from pipeline.run_plan import TokenizeJob, make_plan
 from pipeline.sources.interleaved import InterleavedConfig, read_interleaved
 from pipeline.sources.records import RawDocument
 from pipeline.sources.tar_source import TarSource
 from pipeline.tokenize_config import TokenizeConfig
-from pipeline.tokenize_run import TokenizeJob, make_plan, run_tokenization
+from pipeline.tokenize_run import run_tokenization
 
 SAMPLES = Path(__file__).parents[1] / "samples/documents"
 ROUNDS = 3

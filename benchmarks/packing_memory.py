@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.packing.epoch_range import WHOLE_EPOCH, EpochRange
 from pipeline.packing.mix import Supply, plan_windows
 from pipeline.packing.pack_task import PackPlan, PackTask, pack_shard
-from pipeline.packing.render_task import WHOLE_EPOCH, Segment
 from pipeline.packing.rendered import Items, items_schema, write_items
 from pipeline.packing.shuffle_task import ShuffledSource, ShuffleTask, shuffle_bucket
 from schemas.packed_shard import PackedShardFooter, SourceCounts, TextTokenizerIdentity
@@ -34,7 +34,7 @@ MEAN_IDS = 54
 LAYOUT = VocabularyLayout(32_000)
 
 
-def write_rendered(folder: Path, num_documents: int, segment: Segment) -> list[Path]:
+def write_rendered(folder: Path, num_documents: int, whole: EpochRange) -> list[Path]:
     """What render tasks would leave."""
     paths = []
     for first in range(0, num_documents, DOCUMENTS_PER_TASK):
@@ -49,8 +49,8 @@ def write_rendered(folder: Path, num_documents: int, segment: Segment) -> list[P
         rows = np.arange(count, dtype=np.uint32)
         files = np.full(count, first // DOCUMENTS_PER_TASK, np.uint32)
         items = Items(np.full(offsets[-1], 5, np.uint16), mask, offsets, keys, files, rows, small, small)
-        buckets = segment.buckets(keys)
-        groups = [items.take(np.flatnonzero(buckets == bucket)) for bucket in range(segment.num_buckets)]
+        buckets = whole.buckets(keys)
+        groups = [items.take(np.flatnonzero(buckets == bucket)) for bucket in range(whole.num_buckets)]
         paths.append(folder / f"rendered-{first:09d}.arrow")
         write_items(paths[-1], groups, {"documents": count}, items_schema(np.uint16))
     return paths
@@ -59,12 +59,12 @@ def write_rendered(folder: Path, num_documents: int, segment: Segment) -> list[P
 def build(folder: Path, num_documents: int) -> dict[str, float]:
     """Shuffle, plan and pack in this process; what it took."""
     base_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    segment = Segment(0, 0, WHOLE_EPOCH, max(1, round(num_documents * MEAN_IDS / BUCKET_IDS)))
-    rendered = write_rendered(folder, num_documents, segment)
+    whole = EpochRange(0, 0, WHOLE_EPOCH, max(1, round(num_documents * MEAN_IDS / BUCKET_IDS)))
+    rendered = write_rendered(folder, num_documents, whole)
     start = time.perf_counter()
-    shuffled = [folder / f"shuffled-{bucket:06d}.arrow" for bucket in range(segment.num_buckets)]
+    shuffled = [folder / f"shuffled-{bucket:06d}.arrow" for bucket in range(whole.num_buckets)]
     for bucket, path in enumerate(shuffled):
-        shuffle_bucket(ShuffleTask(bucket, tuple(rendered), path, segment, splits=1))
+        shuffle_bucket(ShuffleTask(bucket, tuple(rendered), path, whole, splits=1))
     windows = plan_windows([Supply(ShuffledSource(shuffled), 1.0, is_endless=False)], WINDOW, max_ids=None)
     footer = PackedShardFooter(
         SEQ_LENGTH, LAYOUT, TextTokenizerIdentity("none", "0" * 64, 1, 2), "0" * 32, 0, 0,

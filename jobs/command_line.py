@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-EXIT_FAILED = 1
-EXIT_USAGE = 2
+EXIT_FAILED, EXIT_USAGE = 1, 2
+EXIT_STOPPED = 128 + signal.SIGTERM
+"""A run that saved what it had when it was asked to end; the same command goes on."""
 
 
 class StopSignal:

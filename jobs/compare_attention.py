@@ -25,9 +25,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.coded_pairs import pack_coded_pairs, write_coded_pairs
+from jobs.command_line import EXIT_STOPPED, run_job
 from jobs.config_file import parse_config
-from jobs.pretrain import STOPPED
-from jobs.train_tokenizer import FAILED, FINISHED, USAGE, TrainTokenizerConfig
+from jobs.train_tokenizer import TrainTokenizerConfig
 from pipeline.training_pairs import PairBatches, TrainingPair, split_pairs
 from schemas.packed_folder import PackedFolder
 from tokenizer.checkpoint import load_model as load_tokenizer_model
@@ -42,9 +42,10 @@ from trainer.evaluation.report import write_comparison
 from trainer.evaluation.text_scores import caption_tables
 from trainer.evaluation.tokenizer_retrieval import tokenizer_retrieval
 from trainer.generate import SamplingConfig
+from trainer.non_finite import NonFiniteError
 from trainer.prompt import Content
 from trainer.run_config import TrainConfig
-from trainer.train import NonFiniteError, train
+from trainer.train import train
 from trainer.train_tokenizer import run_stage
 
 logger = logging.getLogger("compare_attention")
@@ -82,23 +83,16 @@ class CompareConfig:
             )
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run the job; returns the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    config = parse_config(CompareConfig, arguments, __doc__ or "")
     try:
-        config = parse_config(CompareConfig, arguments, __doc__ or "")
         compare(config)
-    except (FloatingPointError, NonFiniteError) as error:
-        logger.error("%s", error)
-        return FAILED
     except InterruptedError as error:
         logger.warning("%s", error)
-        return STOPPED
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE
+        return EXIT_STOPPED
     print((config.output / "comparison.md").read_text(encoding="utf-8"))
-    return FINISHED
+    return 0
 
 
 def compare(config: CompareConfig) -> Mapping[str, Mapping[str, float]]:
@@ -239,4 +233,4 @@ def frequency_perplexity(train_IN: Tensor, held_out_IN: Tensor, num_codes: int) 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_job(main, (FloatingPointError, NonFiniteError)))

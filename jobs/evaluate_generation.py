@@ -18,7 +18,7 @@ from pipeline.packing.metadata_filter import parse_expression, read_metadata
 from pipeline.shard_task import TOKEN_SHARD_SUFFIX
 from pipeline.storage import open_folder
 from pipeline.token_dataset import TokenDataset
-from pipeline.training_pairs import read_pairs
+from pipeline.training_pairs import read_training_pairs
 from schemas.atomic_write import write_atomically
 from schemas.document import Document
 from schemas.token_shard import read_documents
@@ -190,7 +190,9 @@ class EvaluateDrawing(OnTokenShards):
         if not self.pictures:
             return {}
         preprocess = preprocess_of(self.dataset)
-        pairs = read_pairs(expand_inputs(self.pictures), preprocess, is_wanted=lambda key: key in wanted)
+        pairs = read_training_pairs(
+            expand_inputs(self.pictures), preprocess, is_wanted=lambda key: key in wanted
+        )
         return {pair.key: pair.image for pair in pairs}
 
 

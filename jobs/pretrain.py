@@ -17,13 +17,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `ray job submit` imports from elsewhere
 
+from jobs.command_line import EXIT_FAILED, EXIT_STOPPED, EXIT_USAGE
 from jobs.config_file import parse_config
 from trainer.curves_page import write_curves
 from trainer.metrics import read_metrics
+from trainer.non_finite import NonFiniteError
 from trainer.run_config import TrainConfig
-from trainer.train import NonFiniteError, TrainResult, train
-
-FINISHED, FAILED, USAGE, STOPPED = 0, 1, 2, 143
+from trainer.train import TrainResult, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +61,13 @@ def main(arguments: list[str] | None = None) -> int:
         result = launch(config)
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        return EXIT_FAILED
     except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return USAGE
+        return EXIT_USAGE
     if os.environ.get("RANK", "0") == "0":
         summarize(Path(config.output), result, config.num_steps)
-    return FINISHED if result.is_finished else STOPPED
+    return 0 if result.is_finished else EXIT_STOPPED
 
 
 def summarize(output: Path, result: TrainResult, num_steps: int) -> None:

@@ -16,8 +16,9 @@ from typing import Any
 
 from pipeline.ray_cluster import ROOT, connect
 from schemas.atomic_write import write_atomically
+from trainer.non_finite import NonFiniteError
 from trainer.run_config import TrainConfig
-from trainer.train import NonFiniteError, TrainResult, train
+from trainer.train import TrainResult, train
 
 logger = logging.getLogger(__name__)
 LASTING_ERRORS = (NonFiniteError, FileNotFoundError, ValueError)

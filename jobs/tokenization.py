@@ -3,9 +3,10 @@
 import sys
 
 from jobs.command_line import EXIT_FAILED, StopSignal
+from pipeline.run_plan import TokenizeJob, make_plan
 from pipeline.shard_driver import FatalShardError, PoolError
 from pipeline.tokenize_config import TokenizeConfig
-from pipeline.tokenize_run import RunOutcome, TokenizeJob, make_plan, run_tokenization
+from pipeline.tokenize_run import RunOutcome, run_tokenization
 
 TOKENIZE_ERRORS = (FatalShardError, PoolError)
 MAX_PROBLEMS_SHOWN = 20

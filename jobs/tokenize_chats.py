@@ -20,13 +20,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `ray job subm
 from jobs.command_line import run_job
 from jobs.config_file import parse_config
 from jobs.tokenization import TOKENIZE_ERRORS, run_tokenize_job
+from pipeline.run_plan import TokenizeJob
 from pipeline.sources.chat_source import ChatSource
 from pipeline.sources.chats import ChatsConfig
 from pipeline.sources.file_patterns import literal_files
 from pipeline.sources.json_lines import JSON_SUFFIXES
 from pipeline.sources.tar_reader import SHARD_SUFFIXES
 from pipeline.tokenize_config import TokenizeConfig
-from pipeline.tokenize_run import TokenizeJob
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,12 +24,12 @@ from jobs.config_file import parse_config
 from jobs.tokenization import TOKENIZE_ERRORS, run_tokenize_job
 from pipeline.encode_shard import ReadDocuments
 from pipeline.finish_document import OnBadImage
+from pipeline.run_plan import TokenizeJob
 from pipeline.sources.file_patterns import literal_files
 from pipeline.sources.interleaved import InterleavedConfig, read_interleaved
 from pipeline.sources.obelics_parquet import ObelicsParquetSource
 from pipeline.sources.tar_source import TarSource
 from pipeline.tokenize_config import TokenizeConfig
-from pipeline.tokenize_run import TokenizeJob
 from pipeline.url_images import build_index
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `ray job subm
 from jobs.command_line import run_job
 from jobs.config_file import parse_config
 from jobs.tokenization import TOKENIZE_ERRORS, run_tokenize_job
+from pipeline.run_plan import TokenizeJob
 from pipeline.sources.pairs import PairsConfig, read_pairs
 from pipeline.sources.tar_source import TarSource
 from pipeline.tokenize_config import TokenizeConfig
-from pipeline.tokenize_run import TokenizeJob
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

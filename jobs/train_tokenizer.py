@@ -13,6 +13,7 @@ status: 0 finished, 1 stopped because a loss was not finite, 2 wrong settings or
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from jobs.command_line import run_job
 from jobs.config_file import parse_config
 from pipeline.pair_stream import PairStream
 from pipeline.training_pairs import PairBatches, PairDataConfig, read_held_out, split_pairs
@@ -30,8 +32,6 @@ from trainer.train_tokenizer import StagesConfig, run_stage
 
 logger = logging.getLogger("train_tokenizer")
 
-FINISHED, FAILED, USAGE = 0, 1, 2
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTokenizerConfig(StagesConfig):
@@ -40,18 +40,10 @@ class TrainTokenizerConfig(StagesConfig):
     data: PairDataConfig = field(default_factory=PairDataConfig)
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run the job; returns the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        train(parse_config(TrainTokenizerConfig, description=__doc__ or ""))
-    except FloatingPointError as error:
-        logger.error("%s", error)
-        return FAILED
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE
-    return FINISHED
+    train(parse_config(TrainTokenizerConfig, arguments, __doc__ or ""))
+    return 0
 
 
 def train(config: TrainTokenizerConfig) -> None:
@@ -77,4 +69,4 @@ def train(config: TrainTokenizerConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_job(main, (FloatingPointError,)))

@@ -39,7 +39,7 @@ from pipeline.opt_out import OptOut
 from pipeline.original_images import OriginalBytes, OriginalsWriter
 from pipeline.output_claim import claim_output
 from pipeline.storage import STALE_AFTER_S
-from schemas.atomic_write import TEMPORARY_PREFIX, sync_directory, sync_file
+from schemas.atomic_write import TEMPORARY_PREFIX, flush_to_disk
 
 logger = logging.getLogger(__name__)
 
@@ -264,9 +264,9 @@ def download_shard(config: IngestConfig, shard_id: int, rows: str, columns: list
         logger.info("shard=%s was made by another run meanwhile", name)
         return
     for suffix in (".parquet", "_stats.json", ".tar"):
-        sync_file(folder / f"{name}{suffix}")
+        flush_to_disk(folder / f"{name}{suffix}")
         os.replace(folder / f"{name}{suffix}", config.output / f"{name}{suffix}")
-    sync_directory(config.output)
+    flush_to_disk(config.output)
     logger.info("shard=%s committed", name)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.inputs import SourceShard
 from pipeline.read_shard import read_shard
-from pipeline.sources.pairs import read_pairs as read_documents
+from pipeline.sources.pairs import read_pairs
 from pipeline.sources.records import RawDocument
 from pipeline.training_pairs import (
     PairBatch,
@@ -120,7 +120,7 @@ class PairStream:
             num_found = 0
             for index in order[self._rank :: self._world_size]:
                 shard = self._shards[index]
-                for item in read_documents(read_shard(shard), shard.name):
+                for item in read_pairs(read_shard(shard), shard.name):
                     if isinstance(item, RawDocument) and not is_held_out(
                         group_of(item.key, data.group_pattern), data.held_out_fraction
                     ):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pipeline.inputs import SourceShard
 from pipeline.source_stream import SourceStreamConfig, open_source
-from pipeline.sources.tar_reader import ShardReadReport, TarReaderConfig, TarSample, read_samples
+from pipeline.sources.tar_reader import TarReaderConfig, TarSample, read_samples
 from schemas.quarantine import QuarantineRecord, Reason, Unit
 
 
@@ -13,7 +13,6 @@ def read_shard(
     *,
     tar: TarReaderConfig | None = None,
     stream: SourceStreamConfig | None = None,
-    report: ShardReadReport | None = None,
 ) -> Iterator[TarSample | QuarantineRecord]:
     """Open a shard and read its samples; see `read_samples`.
 
@@ -22,10 +21,8 @@ def read_shard(
     Raises:
         OSError, ValueError: when the shard cannot be read (missing, refused, stalled), naming its URL.
     """
-    report = report if report is not None else ShardReadReport()
     try:
         with open_source(shard.url, stream) as opened:
-            yield from read_samples(opened, shard.url, config=tar, report=report)
+            yield from read_samples(opened, shard.url, config=tar)
     except IsADirectoryError:
-        report.reasons[Reason.TAR_CORRUPT] += 1
         yield QuarantineRecord(shard.url, "", Unit.SHARD, Reason.TAR_CORRUPT, "it is a directory")

@@ -48,7 +48,7 @@ class ShardLine:
 
 
 @dataclass
-class CodeUsage:
+class CodesByPlace:
     """How often each code occurs, and at each of the 32 places."""
 
     counts: NDArray[np.int64] = field(
@@ -105,7 +105,7 @@ class Report:
     settings: dict[str, Any]
     shards: list[ShardLine]
     counts: ShardCounts
-    usage: CodeUsage
+    usage: CodesByPlace
     examples: Examples
     gallery: list[ShownDocument]
 
@@ -127,7 +127,9 @@ class Report:
         return None if None in sizes or not sizes else sum(size for size in sizes if size is not None)
 
 
-def gather(dataset: TokenDataset, num_documents: int = 12, folders: PictureFolders | None = None) -> Report:
+def make_report(
+    dataset: TokenDataset, num_documents: int = 12, folders: PictureFolders | None = None
+) -> Report:
     """Read what the page needs.
 
     Args:
@@ -142,7 +144,7 @@ def gather(dataset: TokenDataset, num_documents: int = 12, folders: PictureFolde
     names = sorted(dataset.done())
     shards = [ShardLine(name, dataset.footer(name), files[name + TOKEN_SHARD_SUFFIX]) for name in names]
     counts = sum((shard.footer.counts for shard in shards), ShardCounts())
-    usage = CodeUsage()
+    usage = CodesByPlace()
     for name in names:
         for codes in _codes(dataset, name):
             usage.add(codes)
@@ -214,7 +216,7 @@ def images_of_last_run(dataset: TokenDataset) -> Path | None:
 def write_report(dataset: TokenDataset, options: argparse.Namespace, output: TextIO) -> int:
     """``seed-shards report``: write the page and say where it is."""
     folders = PictureFolders(options.sources, options.images or images_of_last_run(dataset))
-    report = gather(dataset, options.documents, folders)
+    report = make_report(dataset, options.documents, folders)
     if not report.shards:
         raise ValueError(f"{dataset.folder.url}: holds no token shard yet")
     page = render_page(report).encode("utf-8", "backslashreplace")

@@ -17,7 +17,7 @@ from schemas.html_page import Html, bytes_text, code_block, folded, heading, pag
 from schemas.svg_chart import bar_chart
 
 if TYPE_CHECKING:
-    from pipeline.report import CodeUsage, Report, ShardLine, ShownDocument
+    from pipeline.report import CodesByPlace, Report, ShardLine, ShownDocument
     from schemas.token_shard import ShardCounts
 
 MAX_SHARDS_LISTED = 500
@@ -120,7 +120,7 @@ def _quarantine(report: "Report") -> str:
     return table(["Reason", "What", "", "For example", "Count"], rows, num_text=4)
 
 
-def _code_usage(usage: "CodeUsage", codebook_size: int) -> str:
+def _code_usage(usage: "CodesByPlace", codebook_size: int) -> str:
     totals = usage.totals[:codebook_size]
     num_codes = int(totals.sum())
     if not num_codes:

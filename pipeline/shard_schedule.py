@@ -18,7 +18,9 @@ from enum import StrEnum
 
 from pipeline.shard_task import ShardFailure, ShardTask
 
-MAX_NODE_LOSSES = 20
+MAX_EXCUSED_LOSSES = 20
+"""Workers that a shard may lose, blamed for none, to nodes that are lost and models that fail."""
+MAX_RETRY_DELAY_S = 120.0
 
 
 class Loss(StrEnum):
@@ -37,7 +39,7 @@ class _ShardState:
 
     task: ShardTask
     attempts: int = 0
-    node_losses: int = 0
+    num_excused_losses: int = 0
     must_be_alone: bool = False
     history: list[str] = field(default_factory=list)
 
@@ -58,7 +60,7 @@ class ShardSchedule:
     Args:
         tasks: what is to be done, in the order of preference.
         max_attempts: attempts after which a shard is set aside.
-        retry_delay_s: pause before the second attempt; doubled each time, at most ``max_retry_delay_s``.
+        retry_delay_s: pause before the second attempt; doubled each time, at most two minutes.
     """
 
     def __init__(
@@ -67,12 +69,10 @@ class ShardSchedule:
         *,
         max_attempts: int = 3,
         retry_delay_s: float = 2.0,
-        max_retry_delay_s: float = 120.0,
     ) -> None:
         self._waiting = deque(tasks)
         self._max_attempts = max_attempts
         self._retry_delay_s = retry_delay_s
-        self._max_retry_delay_s = max_retry_delay_s
         self._retries: list[tuple[float, int, str]] = []
         self._num_retries = 0
         self._states: dict[str, _ShardState] = {}
@@ -175,9 +175,9 @@ class ShardSchedule:
                 self._push_retry(state, now_s, delay_s=0.0)
                 continue
             state.must_be_alone = loss is not Loss.STALLED
-            if loss in (Loss.NODE_LOST, Loss.MODEL_FAILED) and state.node_losses < MAX_NODE_LOSSES:
-                state.node_losses += 1
-                state.must_be_alone = state.node_losses > MAX_NODE_LOSSES // 2
+            if loss in (Loss.NODE_LOST, Loss.MODEL_FAILED) and state.num_excused_losses < MAX_EXCUSED_LOSSES:
+                state.num_excused_losses += 1
+                state.must_be_alone = state.num_excused_losses > MAX_EXCUSED_LOSSES // 2
                 self._push_retry(state, now_s, delay_s=0.0)
                 continue
             state.attempts += 1
@@ -203,7 +203,7 @@ class ShardSchedule:
         state.history.append(error)
         if state.attempts < self._max_attempts:
             delay_s = self._retry_delay_s * 2 ** (state.attempts - 1)
-            self._push_retry(state, now_s, min(delay_s, self._max_retry_delay_s))
+            self._push_retry(state, now_s, min(delay_s, MAX_RETRY_DELAY_S))
             return
         task = self._states.pop(state.task.name).task
         self.failures[task.name] = ShardFailure(task.name, task.source, error, state.attempts, state.history)

@@ -12,7 +12,6 @@ import contextlib
 import os
 import tempfile
 import time
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +25,8 @@ from fsspec.core import url_to_fs
 from schemas.atomic_write import (
     TEMPORARY_PREFIX,
     create_exclusively,
-    sync_directory,
-    sync_file,
+    flush_to_disk,
+    temporary_path,
     write_atomically,
 )
 
@@ -79,9 +78,9 @@ class _LocalStagedFile(StagedFile):
 
     def commit(self, name: str | None = None) -> None:
         destination = self._folder / (name or self._name)
-        sync_file(self.path)
+        flush_to_disk(self.path)
         os.replace(self.path, destination)
-        sync_directory(destination.parent)
+        flush_to_disk(destination.parent)
 
 
 class _ObjectStagedFile(StagedFile):
@@ -288,11 +287,6 @@ def _remove_old_uploads() -> None:
         with contextlib.suppress(OSError):  # of another user, or removed just now
             if path.stat().st_mtime < limit:
                 path.unlink()
-
-
-def temporary_path(destination: Path) -> Path:
-    """A name beside ``destination`` that no listing shows and no other writer uses."""
-    return destination.with_name(f"{TEMPORARY_PREFIX}{destination.name}-{uuid.uuid4().hex[:8]}")
 
 
 def open_folder(url: str) -> Folder:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from pipeline.inputs import SourceShard, expand_inputs
 from pipeline.read_shard import read_shard
-from pipeline.sources.pairs import read_pairs as read_documents
+from pipeline.sources.pairs import read_pairs
 from pipeline.sources.records import RawDocument
 from schemas.document import TextSegment
 from schemas.quarantine import QuarantineRecord, Reason
@@ -76,7 +76,7 @@ class TrainingPair:
     caption: str
 
 
-def read_pairs(
+def read_training_pairs(
     shards: Iterable[SourceShard],
     preprocess: PreprocessConfig,
     group_pattern: str = "",
@@ -92,7 +92,7 @@ def read_pairs(
     """
     refused: Counter[str] = Counter()
     for shard in shards:
-        for item in read_documents(read_shard(shard), shard.name):
+        for item in read_pairs(read_shard(shard), shard.name):
             if isinstance(item, RawDocument) and not is_wanted(group_of(item.key, group_pattern)):
                 continue
             pair = decoded_pair(item, preprocess, group_pattern)
@@ -142,7 +142,7 @@ def split_pairs(data: PairDataConfig) -> tuple[list[TrainingPair], list[Training
     shards = data.shards()
     train: list[TrainingPair] = []
     kept: dict[str, TrainingPair] = {}
-    for pair in read_pairs(shards, data.preprocess, data.group_pattern):
+    for pair in read_training_pairs(shards, data.preprocess, data.group_pattern):
         if not is_held_out(pair.group, data.held_out_fraction):
             train.append(pair)
         elif pair.group not in kept or pair.key < kept[pair.group].key:
@@ -160,7 +160,9 @@ def read_held_out(shards: Iterable[SourceShard], data: PairDataConfig) -> list[T
     undecoded."""
     kept: dict[str, TrainingPair] = {}
     fraction = data.held_out_fraction
-    for pair in read_pairs(shards, data.preprocess, data.group_pattern, lambda g: is_held_out(g, fraction)):
+    for pair in read_training_pairs(
+        shards, data.preprocess, data.group_pattern, lambda g: is_held_out(g, fraction)
+    ):
         kept.setdefault(pair.group, pair)
         if len(kept) == data.held_out_limit:
             break

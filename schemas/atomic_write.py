@@ -21,12 +21,12 @@ def atomic_path(destination: Path) -> Iterator[Path]:
     The file is removed if the block raises. Parent folders are made.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = destination.with_name(f"{TEMPORARY_PREFIX}{destination.name}-{uuid.uuid4().hex[:8]}")
+    temporary = temporary_path(destination)
     try:
         yield temporary
-        sync_file(temporary)
+        flush_to_disk(temporary)
         os.replace(temporary, destination)
-        sync_directory(destination.parent)
+        flush_to_disk(destination.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -43,12 +43,12 @@ def create_exclusively(destination: Path, data: bytes) -> bool:
     Of several processes that try at once exactly one succeeds, and none ever sees half the content.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = destination.with_name(f"{TEMPORARY_PREFIX}{destination.name}-{uuid.uuid4().hex[:8]}")
+    temporary = temporary_path(destination)
     try:
         temporary.write_bytes(data)
-        sync_file(temporary)
+        flush_to_disk(temporary)
         os.link(temporary, destination)  # fails if it exists, unlike rename
-        sync_directory(destination.parent)
+        flush_to_disk(destination.parent)
     except FileExistsError:
         return False
     finally:
@@ -56,14 +56,13 @@ def create_exclusively(destination: Path, data: bytes) -> bool:
     return True
 
 
-def sync_file(path: Path) -> None:
-    """Wait until the content of a file is on the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def temporary_path(destination: Path) -> Path:
+    """A name beside ``destination`` that no listing shows and no other writer uses."""
+    return destination.with_name(f"{TEMPORARY_PREFIX}{destination.name}-{uuid.uuid4().hex[:8]}")
 
 
-def sync_directory(path: Path) -> None:
-    """Wait until the entries of a directory are on the disk."""
+def flush_to_disk(path: Path) -> None:
+    """Wait until the content of a file, or the entries of a folder, would survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

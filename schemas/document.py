@@ -3,7 +3,6 @@
 Pairs, videos, interleaved pages and chats are all documents; attention may not cross their bounds.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -84,10 +83,3 @@ def check_codes(codes: NDArray[np.generic]) -> None:
         raise ValueError(f"codes must be uint16 ({CODES_PER_IMAGE},), got {codes.dtype} {codes.shape}")
     if int(codes.max()) >= CODEBOOK_SIZE:
         raise ValueError(f"code {int(codes.max())} is outside the codebook of {CODEBOOK_SIZE}")
-
-
-def stack_codes(images: Sequence[ImageSegment]) -> NDArray[np.uint16]:
-    """Codes of several images: (num_images, 32) uint16."""
-    if not images:
-        return np.empty((0, CODES_PER_IMAGE), np.uint16)
-    return np.stack([image.codes for image in images])

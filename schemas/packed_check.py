@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from schemas.packed_folder import RowGroup, read_checked_footer
+from schemas.packed_folder import RowGroup, open_packed_shard, read_checked_footer
 from schemas.packed_shard import (
     ROWS_PER_GROUP,
     PackedSequence,
@@ -23,15 +22,13 @@ def check_packed_shard(path: str | Path) -> PackedShardFooter:
     Raises:
         PackedShardError: naming the file, the row and the first thing that is wrong.
     """
-    with pq.ParquetFile(path) as file:
+    with open_packed_shard(str(path)) as file:
         footer = read_checked_footer(str(path), file)
         counts = np.zeros((len(footer.sources), 4), np.int64)
         row_number = 0
         for batch in file.iter_batches(ROWS_PER_GROUP):
-            rows, parts = (
-                RowGroup.from_batch(batch, footer.id_dtype, footer.seq_length),
-                batch.column("parts").to_pylist(),
-            )
+            rows = RowGroup.from_batch(batch, footer.id_dtype, footer.seq_length)
+            parts = batch.column("parts").to_pylist()
             for index in range(batch.num_rows):
                 try:
                     _count_row(rows.row(index), np.asarray(parts[index]), footer, counts)

@@ -93,7 +93,7 @@ class PackedFolder:
         self._filesystem = filesystem
         self.footers, self._metadata = list[PackedShardFooter](), list[pq.FileMetaData]()
         for path in self.paths:
-            with pq.ParquetFile(path, filesystem=filesystem, memory_map=filesystem is None) as file:
+            with open_packed_shard(path, filesystem) as file:
                 self.footers.append(read_checked_footer(path, file))
                 self._metadata.append(file.metadata)
         _check_one_build(self.folder, self.footers)
@@ -224,7 +224,16 @@ def _list_shards(folder: str | Path, filesystem: Any) -> list[str]:
     return sorted(paths)
 
 
+def open_packed_shard(path: str, filesystem: Any = None) -> pq.ParquetFile:
+    """A file that Arrow can read as Parquet; PackedShardError, which names it, where it cannot."""
+    try:
+        return pq.ParquetFile(path, filesystem=filesystem, memory_map=filesystem is None)
+    except pa.ArrowInvalid as error:
+        raise PackedShardError(f"{path}: {error}") from error
+
+
 def read_checked_footer(path: str, file: pq.ParquetFile) -> PackedShardFooter:
+    """The footer, which fits the columns and the number of rows."""
     try:
         footer = footer_of(file.metadata)
     except ValueError as error:

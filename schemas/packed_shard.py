@@ -10,8 +10,7 @@ a random row costs a fraction of a millisecond. ``docs/packed_format.md`` is the
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -238,21 +237,6 @@ def packed_schema(seq_length: int, vocabulary: VocabularyLayout) -> pa.Schema:
         element = pa.field("element", element_type, nullable=False)
         columns.append(pa.field(name, pa.list_(element), nullable=False))
     return pa.schema(columns)
-
-
-def read_packed_footer(source: str | Path | pa.NativeFile, *, filesystem: Any = None) -> PackedShardFooter:
-    """Footer of a packed shard.
-
-    Raises:
-        PackedShardError: naming the file, if it is no packed shard of this version.
-        FileNotFoundError: if there is none.
-    """
-    try:
-        return footer_of(pq.read_metadata(source, filesystem=filesystem))
-    except FileNotFoundError:
-        raise
-    except (ValueError, OSError) as error:
-        raise PackedShardError(f"{source}: {error}") from error
 
 
 def footer_of(metadata: pq.FileMetaData) -> PackedShardFooter:

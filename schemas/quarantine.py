@@ -4,7 +4,7 @@ Written as JSON lines beside the token shard, in the same commit (see ``token_sh
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Self
@@ -62,7 +62,6 @@ class Reason(StrEnum):
     DOC_NODE_BOTH_NULL = "doc_node_both_null"
     DOC_IMAGE_MISSING = "doc_image_missing"
     DOC_NO_IMAGES = "doc_no_images"
-    DOC_TOO_MANY_IMAGES = "doc_too_many_images"
     DOC_EMPTY = "doc_empty"
     DOCUMENT_DROPPED = "document_dropped"
     """A sound image whose document was dropped for another reason."""
@@ -115,17 +114,13 @@ class QuarantineRecord:
     """Size of what was refused, where known."""
 
     def to_json(self) -> str:
+        """One line of the ledger: ASCII only, so that any byte of a key survives."""
         return json.dumps(asdict(self), ensure_ascii=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, line: str) -> Self:
         fields = json.loads(line)
         return cls(**fields | {"unit": Unit(fields["unit"]), "reason": Reason(fields["reason"])})
-
-
-def dump_records(records: Iterable[QuarantineRecord]) -> bytes:
-    """The ledger file: one JSON object a line, ASCII only, so that any byte of a key survives."""
-    return b"".join(record.to_json().encode("ascii") + b"\n" for record in records)
 
 
 def parse_records(data: bytes) -> Iterator[QuarantineRecord]:

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -26,21 +27,40 @@ def run(*command: str, folder: Path, **variables: str) -> str:
     return result.stdout
 
 
+def tracked(*paths: str) -> set[str]:
+    """Files that git knows and that are there."""
+    command = ["git", "ls-files", "-z", "--", *paths]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split("\0")
+    return {name for name in names if name and (ROOT / name).is_file()}
+
+
+def build(kind: str, source: Path, folder: Path) -> Path:
+    """A distribution of ``source`` in ``folder``, by the backend alone: without an index."""
+    script = f"import sys, setuptools.build_meta as b; b.build_{kind}(sys.argv[1])"
+    run(sys.executable, "-c", script, str(folder), folder=source)
+    (built,) = folder.iterdir()
+    return built
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy of what git tracks, by the backend alone: without an index."""
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy of what git tracks, and unpacked."""
     copy = tmp_path_factory.mktemp("source")
-    names = subprocess.run(
-        ["git", "ls-files", "-z", "--", ":!tests", ":!samples"], cwd=ROOT, capture_output=True, text=True
-    ).stdout
-    for name in filter(None, names.split("\0")):
-        if (ROOT / name).is_file():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            (copy / name).write_bytes((ROOT / name).read_bytes())
-    script = "import sys, setuptools.build_meta as b; print(b.build_wheel(sys.argv[1]))"
-    folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-c", script, str(folder), folder=copy)
-    return next(folder.glob("*.whl"))
+    for name in tracked():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes((ROOT / name).read_bytes())
+    archive = build("sdist", copy, tmp_path_factory.mktemp("sdist"))
+    folder = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    (root,) = folder.iterdir()
+    return root
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from the source distribution, as pip does it."""
+    return build("wheel", sdist, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +72,21 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_the_source_distribution_is_the_repository(sdist: Path) -> None:
+    """So README's commands, the tests and the docs work in it; only the settings of our CI stay behind."""
+    files = {str(path.relative_to(sdist)) for path in sdist.rglob("*") if path.is_file()}
+    assert tracked()
+    assert {name for name in tracked() - files if not name.startswith(".ci/")} == set()
+    added = {name for name in files - tracked() if ".egg-info/" not in name}
+    assert added == {"PKG-INFO", "setup.cfg"}
+
+
 def test_the_wheel_holds_the_packages_and_the_sample_tokenizer(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (metadata,) = [name for name in names if name.endswith("/METADATA")]
         fields = email.message_from_bytes(archive.read(metadata))
-    tracked = subprocess.run(
-        ["git", "ls-files", "schemas", "tokenizer", "pipeline", "trainer", "jobs"],
-        cwd=ROOT, capture_output=True, text=True,
-    ).stdout.split()  # fmt: skip
-    assert tracked
-    assert {name for name in tracked if (ROOT / name).is_file()} <= names
+    assert tracked("schemas", "tokenizer", "pipeline", "trainer", "jobs") <= names
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "samples"))]
     assert fields["Version"] == __version__
     assert set(fields.get_all("Provides-Extra") or []) == PROJECT["optional-dependencies"].keys()

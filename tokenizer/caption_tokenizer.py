@@ -57,7 +57,7 @@ class CaptionTokenizer:
         self._tokenizer.save(str(directory / FILE_NAME))
 
 
-def load_caption_tokenizer(source: str, max_tokens: int = 32) -> CaptionTokenizer:
+def load_caption_tokenizer(source: str) -> CaptionTokenizer:
     """From ``vocab.txt`` (BERT's), a ``tokenizers`` JSON file, a directory with either, or a hub id.
 
     Raises:
@@ -71,12 +71,12 @@ def load_caption_tokenizer(source: str, max_tokens: int = 32) -> CaptionTokenize
             raise FileNotFoundError(f"{path}: holds none of {', '.join(names)}")
         path = found[0]
     if path.suffix == ".txt":
-        return CaptionTokenizer(BertWordPieceTokenizer(str(path), lowercase=True), max_tokens)
+        return CaptionTokenizer(BertWordPieceTokenizer(str(path), lowercase=True))
     if path.is_file():
-        return CaptionTokenizer(Tokenizer.from_file(str(path)), max_tokens)
+        return CaptionTokenizer(Tokenizer.from_file(str(path)))
     if source.startswith((".", "/", "~")):
         raise FileNotFoundError(f"{path}: no such caption tokenizer (vocab.txt, tokenizer.json or a hub id)")
-    return CaptionTokenizer(Tokenizer.from_pretrained(source), max_tokens)
+    return CaptionTokenizer(Tokenizer.from_pretrained(source))
 
 
 def word_tokenizer(captions: Iterable[str], vocab_size: int, max_tokens: int = 32) -> CaptionTokenizer:

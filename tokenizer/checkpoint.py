@@ -30,7 +30,6 @@ def load_tokenizer(
     compiled: bool = False,
     causal: bool | None = None,
     config: SeedTokenizerConfig | None = None,
-    local_files_only: bool = False,
 ) -> SeedTokenizer:
     """A tokenizer ready for use.
 
@@ -42,14 +41,13 @@ def load_tokenizer(
         compiled: by ``torch.compile``, see ``SeedTokenizer``.
         causal: False for the bilateral variant; None leaves what the configuration says.
         config: of the weights, where neither a config.json nor the shapes tell it.
-        local_files_only: never use the network.
 
     Raises:
         FileNotFoundError: nothing is there; the message says what would be.
         ValueError: the source is not sound or does not fit; the message says what to do.
     """
     start = time.perf_counter()
-    model, digest = load_model(source, causal=causal, config=config, local_files_only=local_files_only)
+    model, digest = load_model(source, causal=causal, config=config)
     tokenizer = SeedTokenizer(
         model,
         weights_sha256=digest,
@@ -75,7 +73,8 @@ def load_model(
 ) -> tuple[SeedModel, str]:
     """The fp32 network on the CPU and its ``weights_sha256``.
 
-    Arguments and errors as ``load_tokenizer``; ``drop_unexpected`` leaves out tensors the model lacks.
+    Arguments and errors as ``load_tokenizer``; ``local_files_only`` never uses the network,
+    ``drop_unexpected`` leaves out tensors that the model lacks.
     """
     files = locate(source, local_files_only=local_files_only)
     official = read_tensors(files.weights)

@@ -14,15 +14,15 @@ where numba is missing, Pillow asked for one pass at a time, which is exact on e
 `benchmarks/decode.py` measures both.
 """
 
-import logging
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-logger = logging.getLogger(__name__)
+from tokenizer.compiled import compiled
 
 IMAGE_SIZE = 224
 Filter = Literal["bicubic", "bilinear"]
@@ -34,24 +34,13 @@ HALF = 1 << (PRECISION_BITS - 1)
 TAPS_PER_STEP = 4  # taps accumulated per visit of the sums; weights are padded with zeros to a multiple of it
 ROWS_PER_BLOCK = 32  # rows resampled together: 32 * 3 channels fill the vector registers
 
-try:
-    import numba
-except ImportError:  # pragma: no cover - the test suite runs the Pillow path explicitly
-    numba = None  # type: ignore[assignment]
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled where numba is installed, else as it is."""
+    return compiled(function) or function
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile with numba, cached on disk where that is possible; without numba return the function itself."""
-    if numba is None:
-        return function
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # no writable cache folder: compile in each process (about 2 s)
-        logger.info("numba finds no writable cache folder; set NUMBA_CACHE_DIR to save its compile time")
-        return numba.njit(nogil=True)(function)
-
-
-@compiled
+@kernel
 def filter_weight(distance: float, is_bicubic: bool) -> float:
     """Weight at a distance in filter units: Keys' cubic with a = -0.5 (support 2), or a tent (support 1)."""
     x = abs(distance)
@@ -64,7 +53,7 @@ def filter_weight(distance: float, is_bicubic: bool) -> float:
     return 0.0
 
 
-@compiled
+@kernel
 def pass_weights(in_size: int, out_size: int, is_bicubic: bool) -> tuple[Any, Any, Any]:
     """Fixed-point weights of one pass.
 
@@ -96,7 +85,7 @@ def pass_weights(in_size: int, out_size: int, is_bicubic: bool) -> tuple[Any, An
     return starts, steps, weights
 
 
-@compiled
+@kernel
 def weighted_rows(rows: Any, start: int, steps: int, weights: Any, sums: Any) -> None:
     """sums[:] = clip8(sum over taps of weights[tap] * rows[start + tap]).
 
@@ -119,7 +108,7 @@ def weighted_rows(rows: Any, start: int, steps: int, weights: Any, sums: Any) ->
         sums[j] = min(max(sums[j] >> PRECISION_BITS, 0), 255)
 
 
-@compiled
+@kernel
 def horizontal_pass(image: Any, out_size: int, is_bicubic: bool) -> Any:
     """(h, w, 3) -> (h + TAPS_PER_STEP, out_size * 3) uint8; the last rows are padding for the vertical pass.
 
@@ -144,7 +133,7 @@ def horizontal_pass(image: Any, out_size: int, is_bicubic: bool) -> Any:
     return result
 
 
-@compiled
+@kernel
 def vertical_pass(rows: Any, height: int, out_size: int, is_bicubic: bool) -> Any:
     """(height + TAPS_PER_STEP, width * 3) -> (out_size, width * 3) uint8."""
     starts, steps, weights = pass_weights(height, out_size, is_bicubic)
@@ -172,16 +161,15 @@ def squash_with_pillow(image: Pixels, filter_name: Filter, size: int = IMAGE_SIZ
     return np.asarray(rows.resize((size, size), resample))
 
 
-def squash(image: Pixels, filter_name: Filter, size: int = IMAGE_SIZE) -> Pixels:
+def squash(image: Pixels, filter_name: Filter) -> Pixels:
     """Resize without keeping the aspect ratio, with the pixels of Pillow before 13.
 
     Args:
         image: (h, w, 3) uint8, C-contiguous, h and w at least 1.
         filter_name: `bicubic` (the release's image processor) or `bilinear` (its bulk tokenization script).
-        size: side of the result.
 
     Returns:
-        (size, size, 3) uint8.
+        (224, 224, 3) uint8.
 
     Raises:
         ValueError: if the array is not (h, w, 3) uint8 or the filter has another name.
@@ -190,6 +178,6 @@ def squash(image: Pixels, filter_name: Filter, size: int = IMAGE_SIZE) -> Pixels
         raise ValueError(f"squash takes a (h, w, 3) uint8 array, got {image.dtype} {image.shape}")
     if filter_name not in FILTERS:
         raise ValueError(f"filter must be one of {', '.join(FILTERS)}, got {filter_name!r}")
-    if numba is None:
-        return squash_with_pillow(image, filter_name, size)
-    return squash_compiled(np.ascontiguousarray(image), filter_name, size)
+    if isinstance(filter_weight, FunctionType):  # not compiled: kernels would take seconds
+        return squash_with_pillow(image, filter_name)
+    return squash_compiled(np.ascontiguousarray(image), filter_name)

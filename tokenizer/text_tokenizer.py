@@ -1,62 +1,29 @@
 """A language model's text tokenizer, made safe for captions of strangers: text only ever becomes text ids.
 
 Tokenizers split the written form of their special tokens out of any text: a caption that contains ``</s>``
-would end its document. Here the added tokens, the document marks and SEED's own tokens are taken out of the
-encoder's copy of the vocabulary (and of the merges that would spell one), whatever the kind of model, so that
-``<s>``, ``</s>``, ``<img>`` or ``<|eot_id|>`` in a text stay ordinary text. Added tokens that are nothing but
-whitespace stay: they are how some tokenizers write indentation. So do the unknown token and byte pieces,
-which stand for text.
-
-Reads a ``tokenizer.json`` (tokenizers library) or a sentencepiece ``.model`` such as LLaMA's.
+would end its document. Here ``<s>``, ``</s>``, ``<img>`` or ``<|eot_id|>`` in a text stay ordinary text,
+whatever the kind of tokenizer: a ``tokenizer.json`` (`json_backend`) or a sentencepiece ``.model`` such as
+LLaMA's (`sentencepiece_backend`).
 """
 
 import hashlib
 import json
-import re
-import secrets
 from array import array
-from collections.abc import Iterator, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.vocabulary import CODEBOOK_SIZE, VocabularyLayout
+from schemas.vocabulary import VocabularyLayout
+from tokenizer.json_backend import JsonBackend
+from tokenizer.sentencepiece_backend import SentencePieceBackend
+from tokenizer.text_backend import TextBackend, TextTokenizerError
 
 JSON_NAME, SENTENCEPIECE_NAME = "tokenizer.json", "tokenizer.model"
 CONFIG_NAMES = ("tokenizer_config.json", "special_tokens_map.json")
 BOS_NAMES = ("<s>", "<|begin_of_text|>", "<bos>")
 EOS_NAMES = ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>")
-SEED_MARKERS = ("<img>", "</img>")
-_BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-
-
-class TextTokenizerError(ValueError):
-    """A text tokenizer that cannot be loaded or used; the message names it and the remedy."""
-
-
-class _Backend(Protocol):
-    """What the two libraries have in common."""
-
-    base_size: int
-    named_ids: dict[str, int]
-    """Ids of special tokens by their written form."""
-
-    def hide(self, marks: AbstractSet[int]) -> None:
-        """Make the encoder, without these ids and without all other special ones.
-
-        Raises:
-            TextTokenizerError: if texts would still yield one of them.
-        """
-        ...
-
-    def encode_batch(self, texts: Sequence[str]) -> Iterator[list[int]]:
-        """Ids of each text in turn, so that never all stand in memory as Python integers."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str: ...
 
 
 class TextTokenizer:
@@ -139,105 +106,6 @@ class TextTokenizer:
         )
 
 
-class _JsonBackend:
-    """A ``tokenizer.json``."""
-
-    def __init__(self, file: Path) -> None:
-        from tokenizers import Tokenizer
-
-        try:
-            description = json.loads(file.read_bytes())
-            added = {token["content"]: int(token["id"]) for token in description.get("added_tokens") or []}
-            vocabulary = _vocabulary_of(description["model"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise TextTokenizerError(f"{file}: not a tokenizer.json: {error}") from error
-        seed_tokens = {*SEED_MARKERS, *(f"<img_{code:05d}>" for code in range(CODEBOOK_SIZE))}
-        self._file, self._description = file, description
-        self._special = {*added, *(seed_tokens & vocabulary.keys())}
-        self.named_ids = {**vocabulary, **added}
-        self.base_size = 1 + max(value for name, value in self.named_ids.items() if name not in seed_tokens)
-        self._decoder = Tokenizer.from_file(str(file))
-
-    def hide(self, marks: AbstractSet[int]) -> None:
-        from tokenizers import Tokenizer
-
-        mark_names = {name for name, value in self.named_ids.items() if value in marks}
-        model, name = self._description["model"], _unknown_of(self._description["model"])
-        if name in mark_names:
-            if not _is_byte_level(self._description):
-                raise TextTokenizerError(
-                    f"{self._file}: {name!r} is a document mark and the model's unknown token, so that"
-                    " unknown characters of a text would end its document; name other marks in the mixture as"
-                    " text_tokenizer.bos_token and text_tokenizer.eos_token, or use another tokenizer"
-                )
-            model, name = {**model, "unk_token": None}, None  # bytes are never unknown
-        special = {
-            token for token in self._special if not token.isspace() and not _BYTE_PIECE.fullmatch(token)
-        }
-        hidden = (special | mark_names) - {name}
-        description = _without_tokens({**self._description, "model": model}, hidden, hidden | {name})
-        self._encoder = Tokenizer.from_str(json.dumps(description))
-
-    def encode_batch(self, texts: Sequence[str]) -> Iterator[list[int]]:
-        for encoding in self._encoder.encode_batch_fast(list(texts), add_special_tokens=False):
-            yield encoding.ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return str(self._decoder.decode(list(ids), skip_special_tokens=False))
-
-
-class _SentencePieceBackend:
-    """A sentencepiece ``.model``; it never splits control tokens out of a text."""
-
-    def __init__(self, file: Path) -> None:
-        import sentencepiece
-
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(file))
-        except (RuntimeError, OSError) as error:
-            raise TextTokenizerError(
-                f"{file}: not a sentencepiece model ({error}); LLaMA 3's tokenizer.model is another format,"
-                " use the tokenizer.json of its Hugging Face folder"
-            ) from error
-        self._file = file
-        self.base_size = self._processor.vocab_size()
-        self.named_ids = {
-            self._processor.id_to_piece(index): index
-            for index in range(self.base_size)
-            if self._processor.is_control(index)
-        }
-
-    def hide(self, marks: AbstractSet[int]) -> None:
-        """Special pieces become unused ones, which sentencepiece never gives."""
-        import sentencepiece
-        from sentencepiece import sentencepiece_model_pb2
-
-        protocol: Any = sentencepiece_model_pb2  # makes its classes when it is imported
-        kinds = protocol.ModelProto.SentencePiece
-        model = protocol.ModelProto.FromString(self._file.read_bytes())
-        for index, piece in enumerate(model.pieces):
-            is_defined = piece.type == kinds.USER_DEFINED and _is_spelled(piece.piece)
-            if is_defined or (index in marks and piece.type == kinds.NORMAL) or piece.piece in SEED_MARKERS:
-                piece.type = kinds.CONTROL if piece.type == kinds.CONTROL else kinds.UNUSED
-        if self._processor.unk_id() in marks:
-            raise TextTokenizerError(
-                f"{self._file}: a document mark is the model's unknown piece, so that unknown characters of a"
-                " text would end its document; use another tokenizer"
-            )
-        self._encoder = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
-
-    def encode_batch(self, texts: Sequence[str]) -> Iterator[list[int]]:
-        yield from self._encoder.encode(list(texts), out_type=int, num_threads=1)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return str(self._processor.decode(list(ids)))
-
-
-def _is_spelled(piece: str) -> bool:
-    """Whether a user-defined piece is a name, not one character or a run of whitespace."""
-    return len(piece) > 1 and not piece.replace("\u2581", " ").isspace()
-
-
 def _find_file(path: Path) -> Path:
     if path.is_file():
         return path
@@ -250,8 +118,8 @@ def _find_file(path: Path) -> Path:
     )
 
 
-def _load_backend(file: Path) -> _Backend:
-    return _JsonBackend(file) if file.suffix == ".json" else _SentencePieceBackend(file)
+def _load_backend(file: Path) -> TextBackend:
+    return JsonBackend(file) if file.suffix == ".json" else SentencePieceBackend(file)
 
 
 def _read_marks(folder: Path) -> dict[str, str]:
@@ -266,56 +134,6 @@ def _read_marks(folder: Path) -> dict[str, str]:
                 if text:
                     marks.setdefault(mark, text)
     return marks
-
-
-def _vocabulary_of(model: dict[str, Any]) -> dict[str, int]:
-    vocabulary = model["vocab"]
-    if isinstance(vocabulary, dict):
-        return vocabulary
-    return {piece: index for index, (piece, _) in enumerate(vocabulary)}  # Unigram: a list of pairs
-
-
-def _unknown_of(model: dict[str, Any]) -> str | None:
-    """The written form of the model's unknown token."""
-    if isinstance(model["vocab"], list):
-        index = model.get("unk_id")
-        return None if index is None else str(model["vocab"][index][0])
-    return model.get("unk_token") or None
-
-
-def _is_byte_level(description: dict[str, Any]) -> bool:
-    """Whether texts reach the model as bytes, all of which it knows."""
-    steps = description.get("pre_tokenizer") or {}
-    kinds = {step.get("type") for step in [steps, *steps.get("pretokenizers", [])]}
-    return "ByteLevel" in kinds and len(description["model"]["vocab"]) >= 256
-
-
-def _without_tokens(
-    description: dict[str, Any], hidden: AbstractSet[str], unmerged: AbstractSet[str | None]
-) -> dict[str, Any]:
-    """The same tokenizer, blind to the written form of its special tokens.
-
-    Their pieces keep their ids under names drawn at random, which no text can spell.
-    """
-    kept = [token for token in description.get("added_tokens") or [] if token["content"].isspace()]
-    model = dict(description["model"])
-
-    def rename(piece: str) -> str:
-        return f"\0{secrets.token_hex(16)}" if piece in hidden else piece
-
-    if isinstance(model["vocab"], dict):
-        model["vocab"] = {rename(piece): index for piece, index in model["vocab"].items()}
-    else:
-        model["vocab"] = [[rename(piece), score] for piece, score in model["vocab"]]
-    if "merges" in model:
-        model["merges"] = [merge for merge in model["merges"] if unmerged.isdisjoint(_spelled(merge))]
-    return {**description, "added_tokens": kept, "post_processor": None, "model": model}
-
-
-def _spelled(merge: str | list[str]) -> tuple[str, str, str]:
-    """The two parts of a merge and what it makes of them."""
-    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
-    return left, right, left + right
 
 
 def load_text_tokenizer(

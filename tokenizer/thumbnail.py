@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 THUMBNAIL_SIDE = 32
-PART = 256
-"""Pictures made floating-point numbers at a time."""
 
 
 class ThumbnailComponents(nn.Module):
@@ -41,17 +39,16 @@ class ThumbnailComponents(nn.Module):
         self.register_buffer("scale_K", torch.ones(num_components))
 
     @torch.no_grad()
-    def fit(self, images_B: Tensor) -> None:
-        """Principal components of these pictures ((B, R, U, 3) uint8, more than ``num_components``).
+    def fit(self, thumbnails_B: Tensor) -> None:
+        """Principal components of these ``thumbnails``, of which there are more than ``num_components``.
 
         Components are divided by the fourth root of their variance: half-way between true pixel distances,
         where the first few drown the rest, and whitening, where noise weighs as much as shape.
         """
-        parts = [thumbnails(part.to(self.mean_P.device)) for part in images_B.split(PART)]
-        pixels_BP = torch.cat(parts).flatten(1)
+        pixels_BP = thumbnails_B.flatten(1)
         self.mean_P.copy_(pixels_BP.mean(dim=0))
         _, singular, components = torch.linalg.svd(pixels_BP - self.mean_P, full_matrices=False)
-        deviation_K = singular[: self.num_components] / len(images_B) ** 0.5
+        deviation_K = singular[: self.num_components] / len(pixels_BP) ** 0.5
         self.components_PK.copy_(components[: self.num_components].T)
         root_K = deviation_K.clamp(min=1e-6).rsqrt()
         self.scale_K.copy_(root_K / (deviation_K * root_K).square().mean().sqrt())

@@ -95,15 +95,13 @@ class SeedUnclipPipeline(StableUnCLIPImg2ImgPipeline):  # type: ignore[misc]
         return pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 
-def load_unclip(
-    source: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> SeedUnclipPipeline:
-    """The pipeline from a local path or hub id; fp16 on a GPU, fp32 on the CPU unless told otherwise.
+def load_unclip(source: str, device: torch.device | str = "cpu") -> SeedUnclipPipeline:
+    """The pipeline from a local path or hub id; fp16 on a GPU, fp32 on the CPU.
 
     Raises:
         FileNotFoundError: not there, or not reached.
     """
-    dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.float16)
+    dtype = torch.float32 if torch.device(device).type == "cpu" else torch.float16
     try:
         pipeline = SeedUnclipPipeline.from_pretrained(source, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:

@@ -32,6 +32,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
+from schemas.atomic_write import flush_to_disk
+
 logger = logging.getLogger(__name__)
 
 _COMPLETE = re.compile(r"step-(\d{8})")
@@ -175,10 +177,10 @@ class CheckpointStore:
         future.result()
         if dist.get_rank() == 0:
             for path in (*filter(Path.is_file, partial.rglob("*")), partial):
-                _sync(path)
+                flush_to_disk(path)
             complete = self.folder / partial.name.removeprefix(".").removesuffix(".partial")
             os.rename(partial, complete)
-            _sync(self.folder)
+            flush_to_disk(self.folder)
             logger.info("checkpoint=%s", complete)
             self._prune()
 
@@ -235,15 +237,6 @@ def load_full_model(checkpoint: Path, weights: dict[str, Tensor]) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         dcp.load({"model": weights}, checkpoint_id=checkpoint, no_dist=True)
-
-
-def _sync(path: Path) -> None:
-    """Make a file or folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def seed_step(seed: int, step: int, data_rank: int) -> None:

@@ -21,9 +21,15 @@ from torch import Tensor, nn
 from tokenizer.augment import AugmentConfig, augment, may_mirror, mirror
 from tokenizer.caption_tokenizer import CaptionTokenizer, load_caption_tokenizer
 from tokenizer.config import SeedTokenizerConfig
-from tokenizer.contrastive_stage import ContrastiveConfig, ContrastiveModel, contrast, contrastive_layout
+from tokenizer.contrastive_stage import (
+    ContrastiveConfig,
+    ContrastiveModel,
+    contrast,
+    contrastive_layout,
+    gather,
+)
 from tokenizer.official_names import fuse, split
-from tokenizer.thumbnail import ThumbnailComponents, ThumbnailTask
+from tokenizer.thumbnail import ThumbnailComponents, ThumbnailTask, thumbnails
 from trainer.evaluation.retrieval import retrieval, retrieval_by_query
 from trainer.stage_loop import StageLoop, StageRunConfig, StepResult
 
@@ -32,8 +38,9 @@ logger = logging.getLogger(__name__)
 WEIGHTS_NAME = "stage1.safetensors"
 STAGE_NAME = "stage1.json"
 EVALUATION_BATCH = 64
-FIT_STEPS = 24
-"""Batches of unaltered training pictures over which principal components are fitted."""
+FIT_STEPS, FIT_PICTURES = 24, 8192
+"""Principal components are fitted on so many batches of all ranks together, or until there are so many
+pictures (12 kB of thumbnail each)."""
 
 
 class Batches(Protocol):
@@ -170,20 +177,25 @@ def run_contrastive(
 
 
 def fit_components(components: ThumbnailComponents, batches: Batches) -> None:
-    """Fit on unaltered training pictures of rank 0, the same for all ranks.
+    """Fit on unaltered training pictures of all ranks, as one process with all their batches would.
 
     Raises:
         ValueError: fewer training pictures than components.
     """
-    steps = range(min(FIT_STEPS, batches.steps_per_epoch))
-    images = torch.as_tensor(np.concatenate([batches.batch(step).images for step in steps]))
-    if len(images) <= components.num_components:
+    parts, num_pictures = list[Tensor](), 0
+    for step in range(min(FIT_STEPS, batches.steps_per_epoch)):
+        images = torch.as_tensor(batches.batch(step).images, device=components.mean_P.device)
+        parts.append(gather(thumbnails(images)))
+        num_pictures += len(parts[-1])
+        if num_pictures >= FIT_PICTURES:
+            break
+    if num_pictures <= components.num_components:
         raise ValueError(
-            f"{components.num_components} components of thumbnails want more than {len(images)} pictures: "
+            f"{components.num_components} components of thumbnails want more than {num_pictures} pictures: "
             "give more data, or lower thumbnail.window, thumbnail.stride or model.image_features_dim"
         )
-    components.fit(images)
-    for buffer in components.buffers():
+    components.fit(torch.cat(parts))
+    for buffer in components.buffers():  # GPUs of two kinds may differ in the last bits, and in signs
         dist.broadcast(buffer, src=0)
 
 

@@ -72,13 +72,6 @@ class LlamaConfig:
         attention_width = self.head_width * (self.num_heads + self.num_kv_heads)
         return self.num_layers * (2 * self.width * attention_width + 3 * self.width * self.mlp_width)
 
-    @property
-    def num_parameters(self) -> int:
-        """Parameters, the embedding table counted once when tied."""
-        tables = self.vocab_size * self.width * (1 if self.is_tied else 2)
-        norms = (2 * self.num_layers + 1) * self.width
-        return self.num_projection_parameters + tables + norms
-
 
 @dataclass
 class KeyValueCache:

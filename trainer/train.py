@@ -27,8 +27,9 @@ from trainer.huggingface import DocumentMarks
 from trainer.huggingface_tokenizer import grown_tokenizer
 from trainer.metrics import LossTable, MetricsWriter, SpeedMeter
 from trainer.model_parts import ModelParts
+from trainer.non_finite import NonFiniteError, describe_non_finite
 from trainer.optimizer import build_optimizers, clip_gradients, rate_fraction, set_learning_rate
-from trainer.packed_data import PackedBatch, PackedLoader, StepData, describe_rows, read_validation
+from trainer.packed_data import PackedBatch, PackedLoader, StepData, read_validation
 from trainer.parallelize import Meshes
 from trainer.processes import choose_device, process_group
 from trainer.run_config import TrainConfig
@@ -36,10 +37,6 @@ from trainer.run_config import TrainConfig
 logger = logging.getLogger(__name__)
 _EXPORT_TIMEOUT = timedelta(hours=12)
 """How long other ranks wait while the first writes the export; the usual minutes are too few for 14B."""
-
-
-class NonFiniteError(RuntimeError):
-    """Loss or gradient is not finite; the step was not taken. Names step, sources and packed rows."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +219,7 @@ class Trainer:
         grad_norm = float(clip_gradients(self._parts.parameters, max_norm, self._meshes.pipeline))
         means = table.means()
         if not (math.isfinite(means.get("loss", 0.0)) and math.isfinite(grad_norm)):
-            raise NonFiniteError(self._blame(step + 1, losses, data, grad_norm))
+            raise NonFiniteError(describe_non_finite(step + 1, losses, data, grad_norm, self._folder))
         for optimizer in flat:
             optimizer.step()
             optimizer.zero_grad()
@@ -260,29 +257,6 @@ class Trainer:
         dist.all_reduce(everything)
         table.values = everything[:-1].view_as(table.values) / self.config.parallel.tensor
         return table, bool(everything[-1] > 0)
-
-    def _blame(self, step: int, losses: list[Tensor], data: StepData, grad_norm: float) -> str:
-        """Which rows and sources a non-finite step came from; collective."""
-        bad: list[int] = []
-        sources: set[str] = set()
-        for losses_BT, batch in zip(losses, data.micro_batches if losses else [], strict=True):
-            is_bad = ~losses_BT.isfinite()
-            bad += [batch.row_indices[row] for row in is_bad.any(dim=1).nonzero()[:, 0].tolist()]
-            sources |= {
-                self._folder.source_names[index] for index in batch.sources_BT[is_bad].unique().tolist()
-            }
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(
-            gathered, (bad, sources, [i for b in data.micro_batches for i in b.row_indices])
-        )
-        rows = sorted({row for part in gathered for row in part[0]})
-        names = sorted(set[str]().union(*(part[1] for part in gathered)))
-        if rows:
-            what = f"loss is not finite in sources {names}, rows"
-        else:
-            rows = sorted({row for part in gathered for row in part[2]})
-            what = f"gradient norm is {grad_norm} though every loss is finite; rows of this step"
-        return f"step {step} was not taken: {what}\n{describe_rows(self._folder, rows)}"
 
     def _validate(self, folder: PackedFolder) -> dict[str, float]:
         """Mean losses on the held-out set."""

@@ -11,8 +11,8 @@ from bisect import bisect_left, insort
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.packing.compiled import compiled
 from pipeline.packing.exact_fill import fill_rows
+from tokenizer.compiled import compiled
 
 
 def assign_rows(lengths: NDArray[np.int32], capacity: int, *, use_numba: bool = True) -> NDArray[np.int32]:

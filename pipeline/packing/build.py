@@ -8,17 +8,14 @@ became of every document is counted: read = packed + refused by reason + left ov
 every id: rendered = packed + left over.
 """
 
-import json
-import logging
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.packing.build_report import REPORT_NAME, SourceReport, read_counts, write_report
+from pipeline.packing.build_folder import WORK_FOLDER, claim_folder, find_finished
+from pipeline.packing.build_report import SourceReport, write_report
 from pipeline.packing.duplicates import (
     ROWS_PER_PARTITION,
     DigestTask,
@@ -26,61 +23,19 @@ from pipeline.packing.duplicates import (
     PartitionTask,
     find_duplicates,
 )
+from pipeline.packing.epoch_range import WHOLE_EPOCH
 from pipeline.packing.inputs import Chunk, check_codebooks, list_chunks
 from pipeline.packing.mix import SourceRanDryError, Supply, WindowPlan, plan_windows
 from pipeline.packing.mixture_file import Mixture
 from pipeline.packing.pack_task import PackPlan, PackTask, pack_shard
-from pipeline.packing.render_task import WHOLE_EPOCH, Renderer, RenderTask, Segment, vocabulary_layout
-from pipeline.packing.run_tasks import Executor
-from pipeline.packing.segments import (
-    SourceEstimate,
-    estimate_sources,
-    first_segments,
-    max_ids_of,
-    next_segment,
-)
-from pipeline.packing.shuffle_task import ShuffledSource, ShuffleTask, shuffle_bucket
-from schemas.atomic_write import TEMPORARY_PREFIX, write_atomically
+from pipeline.packing.ranges_to_render import first_ranges, max_ids_of, next_range
+from pipeline.packing.render_task import Renderer, vocabulary_layout
+from pipeline.packing.rendered_sources import RenderedSources
+from pipeline.packing.run_tasks import Executor, FunctionWorker
+from pipeline.packing.source_estimate import SourceEstimate, estimate_sources
+from schemas.atomic_write import TEMPORARY_PREFIX
 from schemas.mixture import MixtureError
-from schemas.packed_shard import FILE_PATTERN, PackedShardFooter, SourceCounts, TextTokenizerIdentity
-
-logger = logging.getLogger(__name__)
-
-WORK_FOLDER = ".build"
-COUNTS_NAME = "counts.json"
-
-
-class BuildError(ValueError):
-    """An output folder cannot be used; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class _RenderWorker:
-    renderer: Renderer
-
-    def run(self, task: RenderTask | DigestTask) -> None:
-        if isinstance(task, DigestTask):
-            self.renderer.run_digests(task)
-        else:
-            self.renderer.run(task)
-
-
-@dataclass(frozen=True)
-class _FileWorker:
-    plan: PackPlan | None = None
-
-    def run(self, task: ShuffleTask | PartitionTask | PackTask) -> None:
-        if isinstance(task, ShuffleTask):
-            shuffle_bucket(task)
-        elif isinstance(task, PartitionTask):
-            find_duplicates(task)
-        else:
-            assert self.plan is not None
-            pack_shard(self.plan, task)
-
-
-def _make_render_worker(mixture: Mixture) -> _RenderWorker:
-    return _RenderWorker(Renderer(mixture))
+from schemas.packed_shard import PackedShardFooter, SourceCounts, TextTokenizerIdentity
 
 
 class Build:
@@ -91,9 +46,6 @@ class Build:
         self.work = output / WORK_FOLDER
         self.executor = executor or Executor()
         self.identity = mixture.identity()
-        self._chunks: list[list[Chunk]] = []
-        self._estimates: list[SourceEstimate] = []
-        self._duplicates: Path | None = None
 
     def run(self) -> dict[str, Any]:
         """Build whatever is missing; the report's content.
@@ -103,23 +55,24 @@ class Build:
             BuildError: if the folder holds another build.
             TaskFailedError: if a task failed; run again to continue.
         """
-        if finished := self._find_finished():
+        if finished := find_finished(self.output, self.mixture):
             return finished
         with self.executor.session():
             return self._run()
 
     def _run(self) -> dict[str, Any]:
         codebooks = check_codebooks(self.mixture)
-        self._claim_folder()
-        self._chunks = [list_chunks(self.mixture, source) for source in self._sources]
-        self._estimates = estimate_sources(self.mixture, self._chunks)
-        if self.mixture.config.deduplicate:
-            self._duplicates = self._find_duplicates()
-        segments = [first_segments(self.mixture.config, self._estimates, source) for source in self._sources]
-        windows = self._plan(segments)
-        self._pack(windows, segments, codebooks)
-        reports = self._source_reports(segments, windows)
-        report = write_report(self.mixture, self.output, self.identity, list(reports), self._overlaps())
+        claim_folder(self.output, self.mixture)
+        config = self.mixture.config
+        chunks = [list_chunks(self.mixture, source) for source in self._sources]
+        estimates = estimate_sources(self.mixture, chunks)
+        duplicates = self._find_duplicates(chunks) if config.deduplicate else None
+        ranges = [first_ranges(config, estimates, source) for source in self._sources]
+        rendered = RenderedSources(self.mixture, self.work, chunks, duplicates, ranges)
+        windows = self._plan(rendered, estimates)
+        self._pack(windows, rendered, codebooks)
+        reports = list(self._source_reports(rendered, windows))
+        report = write_report(self.mixture, self.output, self.identity, reports, self._overlaps(duplicates))
         shutil.rmtree(self.work)
         return report
 
@@ -127,126 +80,41 @@ class Build:
     def _sources(self) -> range:
         return range(len(self.mixture.config.sources))
 
-    # --- the folder ---
-
-    def _find_finished(self) -> dict[str, Any] | None:
-        path = self.output / REPORT_NAME
-        if not path.exists():
-            return None
-        report: dict[str, Any] = json.loads(path.read_bytes())
-        if report["mixture"] != self.identity:
-            raise BuildError(_differences(self.output, report["components"], self.mixture.components))
-        shutil.rmtree(self.work, ignore_errors=True)  # of a build that was killed while it cleaned up
-        logger.info("output=%s is complete, nothing to do", self.output)
-        return report
-
-    def _claim_folder(self) -> None:
-        if self.output.exists() and not self.output.is_dir():
-            raise BuildError(f"{self.output}: is no folder; name another output")
-        marker = self.work / "mixture.json"
-        components = self.mixture.components
-        if marker.exists():
-            started = json.loads(marker.read_bytes())
-            if started != components:
-                raise BuildError(_differences(self.output, started, components))
-            return
-        if present := sorted(self.output.glob(FILE_PATTERN)):
-            raise BuildError(
-                f"{self.output}: holds {present[0].name} of an unknown build; use another folder"
-            )
-        write_atomically(marker, json.dumps(components, indent=1).encode())
-
-    # --- rendering and shuffling ---
-
-    def _folder(self, source: int, segment: Segment) -> Path:
-        name = f"{source:03d}-{self.mixture.config.sources[source].name}"
-        return self.work / name / f"epoch-{segment.epoch:04d}-{segment.start:07d}-{segment.stop:07d}"
-
-    def _render(self, wanted: Sequence[tuple[int, Segment]]) -> None:
-        """Render and shuffle segments of sources, unless that is done.
-
-        The rendered files are removed when the shuffled ones are complete.
-        """
-        left = [item for item in wanted if not (self._folder(*item) / COUNTS_NAME).exists()]
-        renders = {item: self._render_tasks(*item) for item in left}
-        worker = partial(_make_render_worker, self.mixture)
-        self.executor.run("render", worker, [task for tasks in renders.values() for task in tasks])
-        shuffles = {item: self._shuffle_tasks(*item, renders[item]) for item in left}
-        self.executor.run("shuffle", _FileWorker, [task for tasks in shuffles.values() for task in tasks])
-        for item, tasks in renders.items():
-            counts = read_counts([task.output for task in tasks])
-            write_atomically(self._folder(*item) / COUNTS_NAME, json.dumps(counts).encode())
-            for task in tasks:
-                task.output.unlink()
-
-    def _render_tasks(self, source: int, segment: Segment) -> list[RenderTask]:
-        folder = self._folder(source, segment)
-        return [
-            RenderTask(chunk, segment, folder / f"rendered-{index:06d}.arrow", self._duplicates)
-            for index, chunk in enumerate(self._chunks[source])
-        ]
-
-    def _shuffle_tasks(
-        self, source: int, segment: Segment, renders: Sequence[RenderTask]
-    ) -> list[ShuffleTask]:
-        """Buckets of the size that the mixture asks for, now that the ids are counted."""
-        rendered, folder = tuple(task.output for task in renders), self._folder(source, segment)
-        num_ids = read_counts(rendered)["ids"]
-        bucket_ids = self.mixture.config.packing.bucket_ids * segment.num_buckets
-        splits = max(1, round(num_ids / bucket_ids))
-        fine = replace(segment, num_buckets=segment.num_buckets * splits)
-        return [
-            ShuffleTask(bucket, rendered, folder / f"shuffled-{bucket:06d}.arrow", fine, splits)
-            for bucket in range(fine.num_buckets)
-        ]
-
-    def _counts(self, source: int, segments: Sequence[Segment]) -> Counter[str]:
-        """What became of the documents of rendered segments."""
-        total: Counter[str] = Counter()
-        for segment in segments:
-            total.update(json.loads((self._folder(source, segment) / COUNTS_NAME).read_bytes()))
-        return total
-
-    def _shuffled_paths(self, source: int, segment: Segment) -> list[str]:
-        """Complete once the segment's counts are written."""
-        return sorted(map(str, self._folder(source, segment).glob("shuffled-*.arrow")))
-
-    def _find_duplicates(self) -> Path:
+    def _find_duplicates(self, chunks_of_sources: Sequence[Sequence[Chunk]]) -> Path:
+        """Folder of a `DuplicateList` over all sources."""
         folder = self.work / "duplicates"
-        chunks = [chunk for chunks in self._chunks for chunk in chunks]
+        chunks = [chunk for chunks in chunks_of_sources for chunk in chunks]
         num_partitions = 1 + sum(chunk.num_rows for chunk in chunks) // ROWS_PER_PARTITION
         digests = [
             DigestTask(chunk, num_partitions, folder / f"digests-{index:06d}.arrow")
             for index, chunk in enumerate(chunks)
         ]
-        self.executor.run("digest", partial(_make_render_worker, self.mixture), digests)
+        self.executor.run("digest", partial(Renderer, self.mixture), digests)
         paths = tuple(task.output for task in digests)
         partitions = [
             PartitionTask(partition, paths, folder / f"duplicates-{partition:06d}.arrow")
             for partition in range(num_partitions)
         ]
-        self.executor.run("find duplicates", _FileWorker, partitions)
+        self.executor.run("find duplicates", partial(FunctionWorker, find_duplicates), partitions)
         return folder
 
-    def _overlaps(self) -> list[dict[str, Any]] | None:
+    def _overlaps(self, duplicates: Path | None) -> list[dict[str, Any]] | None:
         """Documents of a source that equal an earlier one, by the source of that; None if nobody looked."""
-        if self._duplicates is None:
+        if duplicates is None:
             return None
         names = [source.name for source in self.mixture.config.sources]
-        overlaps = sorted(DuplicateList(self._duplicates).overlaps().items())
+        overlaps = sorted(DuplicateList(duplicates).overlaps().items())
         return [
             {"source": names[source], "first_in": names[first], "documents": number}
             for (source, first), number in overlaps
         ]
 
-    # --- planning and packing ---
-
-    def _plan(self, segments: list[list[Segment]]) -> WindowPlan:
-        """The windows; adds further segments of sources that run dry to ``segments``."""
+    def _plan(self, rendered: RenderedSources, estimates: Sequence[SourceEstimate]) -> WindowPlan:
+        """The windows; renders what they need, and more of sources that run dry."""
         config = self.mixture.config
         while True:
-            self._render([(source, segment) for source in self._sources for segment in segments[source]])
-            supplies = [self._supply(source, segments[source]) for source in self._sources]
+            rendered.render(self.executor)
+            supplies = [self._supply(rendered, source) for source in self._sources]
             try:
                 plan = plan_windows(
                     supplies,
@@ -255,9 +123,8 @@ class Build:
                     count_documents=config.weight_unit == "documents",
                 )
             except SourceRanDryError as dry:
-                segments[dry.source].append(
-                    next_segment(segments[dry.source][-1], self._estimates[dry.source])
-                )
+                ranges = rendered.ranges[dry.source]
+                ranges.append(next_range(ranges[-1], estimates[dry.source]))
                 continue
             if not plan.num_windows:
                 raise MixtureError(
@@ -265,12 +132,11 @@ class Build:
                 )
             return plan
 
-    def _supply(self, source: int, segments: list[Segment]) -> Supply:
-        """What a source has rendered so far."""
+    def _supply(self, rendered: RenderedSources, source: int) -> Supply:
+        """What is rendered so far of a source."""
         config = self.mixture.config.sources[source]
-        counts = self._counts(source, segments)
-        items = self._shuffled(source, segments)
-        if not len(items) and segments[-1].stop == WHOLE_EPOCH:
+        counts, items = rendered.counts(source), rendered.items(source)
+        if not len(items) and rendered.ranges[source][-1].stop == WHOLE_EPOCH:
             raise MixtureError(
                 f"source {config.name}: no document is left of {counts['documents_in']}"
                 f" ({dict(counts)}); check its template, filters and text_field"
@@ -279,19 +145,12 @@ class Build:
             return Supply(items, config.weight, is_endless=True)
         return Supply(items, max(1, counts["ids"]), is_endless=False)
 
-    def _shuffled(self, source: int, segments: list[Segment]) -> ShuffledSource:
-        paths = [path for segment in segments for path in self._shuffled_paths(source, segment)]
-        return ShuffledSource([Path(path) for path in paths])
-
-    def _pack(self, windows: WindowPlan, segments: list[list[Segment]], codebooks: dict[str, str]) -> None:
+    def _pack(self, windows: WindowPlan, rendered: RenderedSources, codebooks: dict[str, str]) -> None:
         per_shard = self.mixture.config.packing.windows_per_shard
         num_shards = -(-windows.num_windows // per_shard)
         plan = PackPlan(
             windows,
-            tuple(
-                tuple(path for segment in segments[source] for path in self._shuffled_paths(source, segment))
-                for source in self._sources
-            ),
+            tuple(map(rendered.paths, self._sources)),
             self.mixture.files,
             self._footer(num_shards, codebooks),
         )
@@ -304,7 +163,7 @@ class Build:
             )
             for index in range(num_shards)
         ]
-        self.executor.run("pack", partial(_FileWorker, plan), tasks)
+        self.executor.run("pack", partial(FunctionWorker, partial(pack_shard, plan)), tasks)
         for abandoned in self.output.glob(f"{TEMPORARY_PREFIX}*"):  # by workers that were killed
             abandoned.unlink(missing_ok=True)
 
@@ -325,30 +184,9 @@ class Build:
             codebooks=codebooks,
         )
 
-    def _source_reports(self, segments: list[list[Segment]], windows: WindowPlan) -> Iterator[SourceReport]:
+    def _source_reports(self, rendered: RenderedSources, windows: WindowPlan) -> Iterator[SourceReport]:
         for source in self._sources:
-            counts = self._counts(source, segments[source])
             num_taken = int(windows.bounds[-1, source])
-            left_over, ids_left_over = self._shuffled(source, segments[source]).count_left(num_taken)
-            name = self.mixture.config.sources[source].name
-            yield SourceReport(name, float(windows.shares[source]), dict(counts), left_over, ids_left_over)
-
-
-def _differences(output: Path, before: Any, now: Any) -> str:
-    ours, theirs = dict(_flatten(now)), dict(_flatten(before))
-    changed = [
-        f"{name}: {theirs.get(name, '(absent)')} there, {ours.get(name, '(absent)')} now"
-        for name in sorted(ours.keys() | theirs.keys())
-        if ours.get(name) != theirs.get(name)
-    ]
-    listed = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
-    return f"{output}: holds another build ({listed}); use another folder, or remove this one"
-
-
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict | list):
-        pairs = value.items() if isinstance(value, dict) else enumerate(value)
-        for name, item in pairs:
-            yield from _flatten(item, f"{prefix}.{name}" if prefix else str(name))
-    else:
-        yield prefix, value
+            left_over, ids_left_over = rendered.items(source).count_left(num_taken)
+            name, share = self.mixture.config.sources[source].name, float(windows.shares[source])
+            yield SourceReport(name, share, dict(rendered.counts(source)), left_over, ids_left_over)

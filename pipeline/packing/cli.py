@@ -16,7 +16,8 @@ from typing import Literal
 
 import tyro
 
-from pipeline.packing.build import Build, BuildError
+from pipeline.packing.build import Build
+from pipeline.packing.build_folder import BuildError
 from pipeline.packing.forecast import Forecast, forecast
 from pipeline.packing.html_report import write_html_report
 from pipeline.packing.megatron_export import export_megatron
@@ -27,7 +28,8 @@ from schemas.mixture import MixtureError
 from schemas.packed_check import check_packed_shard
 from schemas.packed_folder import PackedFolder
 from schemas.packed_shard import PackedShardError
-from tokenizer.text_tokenizer import TextTokenizer, TextTokenizerError, load_text_tokenizer
+from tokenizer.text_backend import TextTokenizerError
+from tokenizer.text_tokenizer import TextTokenizer, load_text_tokenizer
 
 logger = logging.getLogger(__name__)
 

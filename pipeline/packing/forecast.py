@@ -7,7 +7,8 @@ import numpy as np
 from pipeline.packing.best_fit import assign_rows, count_rows
 from pipeline.packing.inputs import check_codebooks, list_chunks
 from pipeline.packing.mixture_file import Mixture
-from pipeline.packing.segments import SourceEstimate, epochs_needed, estimate_sources
+from pipeline.packing.ranges_to_render import epochs_needed
+from pipeline.packing.source_estimate import SourceEstimate, estimate_sources
 from schemas.mixture import MixtureConfig
 
 

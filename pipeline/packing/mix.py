@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.packing.compiled import compiled
 from pipeline.packing.shuffle_task import ShuffledSource
+from tokenizer.compiled import compiled
 
 
 @dataclass(frozen=True)

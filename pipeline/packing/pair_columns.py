@@ -51,7 +51,7 @@ def is_plain(settings: object) -> bool:
     )
 
 
-def read_pairs(path: Path, row_groups: tuple[int, ...]) -> PairColumns | None:
+def read_pair_columns(path: Path, row_groups: tuple[int, ...]) -> PairColumns | None:
     """Row groups of a token shard; None if a document in them is not one text and one image.
 
     Raises:

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from pipeline.packing.draws import DocumentDraws, row_keys, stable_hash
 from pipeline.packing.duplicates import DigestTask, DuplicateList, write_digests
+from pipeline.packing.epoch_range import EpochRange
 from pipeline.packing.inputs import Chunk, read_chunk
 from pipeline.packing.metadata_filter import parse_expression, read_metadata
 from pipeline.packing.mixture_file import Mixture, template_settings
-from pipeline.packing.pair_columns import PairColumns, is_plain, read_pairs, render_pairs
+from pipeline.packing.pair_columns import PairColumns, is_plain, read_pair_columns, render_pairs
 from pipeline.packing.render import Piece, RenderedBatch, render, split_points
 from pipeline.packing.rendered import Items, items_schema, write_items
 from pipeline.packing.templates import TEMPLATES, DocumentRefusedError
@@ -28,8 +29,6 @@ from schemas.mixture import FilterConfig, MixtureError
 from schemas.vocabulary import VocabularyLayout
 from tokenizer.text_tokenizer import TextTokenizer
 
-SEGMENT_BITS = 20
-WHOLE_EPOCH = 1 << SEGMENT_BITS
 _ANY = DocumentDraws(0)
 """Whether a document is refused does not depend on what it draws."""
 PIECES_PER_CALL = 1024
@@ -37,30 +36,11 @@ PIECES_PER_CALL = 1024
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A range of keys of one epoch of a source, in units of 2**-20 of all keys."""
-
-    epoch: int
-    start: int
-    stop: int
-    num_buckets: int
-
-    def buckets(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """(num_rows,) which of the segment's equal ranges each key lies in; -1 outside the segment."""
-        units = keys >> np.uint64(64 - SEGMENT_BITS)
-        is_inside = (units >= self.start) & (units < self.stop)
-        low = keys >> np.uint64(32)
-        offset = low - np.uint64(self.start << (32 - SEGMENT_BITS))
-        span = np.uint64((self.stop - self.start) << (32 - SEGMENT_BITS))
-        return np.where(is_inside, (offset * np.uint64(self.num_buckets) // span).astype(np.int64), -1)
-
-
-@dataclass(frozen=True)
 class RenderTask:
-    """One chunk in one segment."""
+    """One chunk in a range of an epoch."""
 
     chunk: Chunk
-    segment: Segment
+    epoch_range: EpochRange
     output: Path
     duplicates: Path | None = None
 
@@ -74,34 +54,39 @@ class Renderer:
         self.layout = vocabulary_layout(mixture, self.tokenizer)
         self.sources = [_SourceRules(mixture, index) for index in range(len(mixture.config.sources))]
 
-    def run(self, task: RenderTask) -> None:
+    def run(self, task: RenderTask | DigestTask) -> None:
+        """Do a task of either kind."""
+        if isinstance(task, RenderTask):
+            self.render(task)
+        else:
+            rules = self.sources[task.chunk.source]
+            write_digests(
+                self.mixture, task, lambda document: not isinstance(rules.apply(document, _ANY), str)
+            )
+
+    def render(self, task: RenderTask) -> None:
         """Render a chunk and write its items by bucket."""
         counts: Counter[str] = Counter()
         batches = list(self._render_chunk(task, counts))
         schema = items_schema(self.layout.id_dtype)
-        num_buckets = task.segment.num_buckets
+        num_buckets = task.epoch_range.num_buckets
         groups = [_empty_items(self.layout)] * num_buckets
         if batches:
             items = Items.concatenate(batches)
-            groups = [items] if num_buckets == 1 else _deal(items, task.segment)
+            groups = [items] if num_buckets == 1 else _deal(items, task.epoch_range)
         write_items(task.output, groups, dict(counts), schema)
-
-    def run_digests(self, task: DigestTask) -> None:
-        """Hash the documents of a chunk that would be rendered."""
-        rules = self.sources[task.chunk.source]
-        write_digests(self.mixture, task, lambda document: not isinstance(rules.apply(document, _ANY), str))
 
     def _render_chunk(self, task: RenderTask, counts: Counter[str]) -> Iterator[Items]:
         chunk, rules = task.chunk, self.sources[task.chunk.source]
         name = self.mixture.files[chunk.source][chunk.file]
-        stream = stable_hash(self.mixture.config.seed, rules.name, name, task.segment.epoch)
+        stream = stable_hash(self.mixture.config.seed, rules.name, name, task.epoch_range.epoch)
         keys = row_keys(stream, chunk.first_row, chunk.num_rows)
-        is_wanted = task.segment.buckets(keys) >= 0
+        is_wanted = task.epoch_range.buckets(keys) >= 0
         duplicates = DuplicateList(task.duplicates).rows(chunk) if task.duplicates else set[int]()
         counts["documents_in"] += int(np.count_nonzero(is_wanted))
         if (
             rules.is_plain_pair
-            and (pairs := read_pairs(self.mixture.path(name), chunk.row_groups)) is not None
+            and (pairs := read_pair_columns(self.mixture.path(name), chunk.row_groups)) is not None
         ):
             yield from self._render_pairs(pairs, is_wanted, keys, duplicates, task, counts)
             return
@@ -179,7 +164,7 @@ class Renderer:
             keys[row_indices],
             np.full(num_items, task.chunk.file, np.uint32),
             (row_indices + task.chunk.first_row).astype(np.uint32),
-            np.full(num_items, task.segment.epoch, np.uint16),
+            np.full(num_items, task.epoch_range.epoch, np.uint16),
             parts,
         )
 
@@ -267,13 +252,13 @@ def vocabulary_layout(mixture: Mixture, tokenizer: TextTokenizer) -> VocabularyL
     return VocabularyLayout(base or tokenizer.base_size)
 
 
-def _deal(items: Items, segment: Segment) -> list[Items]:
+def _deal(items: Items, epoch_range: EpochRange) -> list[Items]:
     """Items by bucket, in their order."""
-    buckets = segment.buckets(items.keys)
+    buckets = epoch_range.buckets(items.keys)
     order = np.argsort(buckets, kind="stable")
     dealt = items.take(order)
-    bounds = np.searchsorted(buckets[order], np.arange(segment.num_buckets + 1))
-    return [dealt.slice(bounds[i], bounds[i + 1]) for i in range(segment.num_buckets)]
+    bounds = np.searchsorted(buckets[order], np.arange(epoch_range.num_buckets + 1))
+    return [dealt.slice(bounds[i], bounds[i + 1]) for i in range(epoch_range.num_buckets)]
 
 
 def _empty_items(layout: VocabularyLayout) -> Items:

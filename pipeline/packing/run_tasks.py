@@ -39,6 +39,16 @@ class Worker(Protocol):
 WorkerFactory = Callable[[], Worker]
 
 
+@dataclass(frozen=True)
+class FunctionWorker:
+    """A worker that holds nothing but its function."""
+
+    function: Callable[[Any], None]
+
+    def run(self, task: Any) -> None:
+        self.function(task)
+
+
 class TaskFailedError(RuntimeError):
     """A task failed; the message names it and its error. What was finished stays."""
 

@@ -1,6 +1,6 @@
 """Packed rows made readable: text as text, images by the key of their document, what is learned in bold."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -82,10 +82,8 @@ def spell_row(
     folder: PackedFolder,
     tokenizer: TextTokenizer,
     traces: list[DocumentTrace],
-    *,
-    emphasise: Callable[[str], str] = lambda text: f"{BOLD}{text}{PLAIN}",
 ) -> Iterator[str]:
-    """One text per document, learned runs emphasised."""
+    """One text per document, learned runs in bold."""
     mask = sequence.loss_mask
     for document, trace in enumerate(traces):
         start, stop = (int(bound) for bound in sequence.cu_seqlens[document : document + 2])
@@ -94,7 +92,7 @@ def spell_row(
         text = ""
         for run_start, run_stop in pairwise(bounds):
             run = spell_ids(sequence.ids[run_start:run_stop], folder, tokenizer, trace.key or UNTRACED)
-            text += emphasise(run) if mask[run_start] else run
+            text += f"{BOLD}{run}{PLAIN}" if mask[run_start] else run
         yield text
 
 

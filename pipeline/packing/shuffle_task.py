@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.packing.render_task import Segment
+from pipeline.packing.epoch_range import EpochRange
 from pipeline.packing.rendered import Items, ItemsFile, items_schema, write_items
 
 ITEMS_PER_BATCH = 4096
@@ -20,10 +20,10 @@ class ShuffleTask:
     """One bucket, or a part of one, from all the files that rendering wrote for a source and epoch."""
 
     bucket: int
-    """Among those of ``segment``."""
+    """Among those of ``epoch_range``."""
     rendered: tuple[Path, ...]
     output: Path
-    segment: Segment
+    epoch_range: EpochRange
     """What was rendered, with as many buckets as are shuffled: ``splits`` for each that was rendered."""
     splits: int
     """1 where the estimate before rendering was right; more keep what a task holds small all the same."""
@@ -36,7 +36,7 @@ def shuffle_bucket(task: ShuffleTask) -> None:
         file = ItemsFile(path)
         items = file[task.bucket // task.splits]
         if task.splits > 1:
-            items = items.take(np.flatnonzero(task.segment.buckets(items.keys) == task.bucket))
+            items = items.take(np.flatnonzero(task.epoch_range.buckets(items.keys) == task.bucket))
         groups.append(items)
     items = Items.concatenate(groups)
     order = np.lexsort((items.parts, items.rows, items.files, items.keys))

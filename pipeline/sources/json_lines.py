@@ -11,6 +11,8 @@ from schemas.quarantine import QuarantineRecord, Reason, RefusedError, Unit
 
 JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".json", ".json.gz")
 """Files of JSON lines or of one array; which of the two is told by content."""
+MAX_IMAGE_BYTES = 256 * 1024**2
+"""A larger file is no picture that training wants (image_too_large); the same as of a member of a tar."""
 
 
 def read_json_lines(
@@ -44,19 +46,17 @@ class FolderImages:
 
     Args:
         folder: where relative paths begin; None: there are none.
-        max_bytes: larger files are refused.
     """
 
-    def __init__(self, folder: Path | None, max_bytes: int = 256 * 1024**2) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self._folder = folder.resolve() if folder else None
-        self._max_bytes = max_bytes
 
     def __call__(self, name: str) -> RawImage:
         """The image; raises RefusedError (``doc_image_missing``) for anything outside the folder."""
         path = self._inside(name)
         try:
-            if path.stat().st_size > self._max_bytes:
-                raise RefusedError(Reason.IMAGE_TOO_LARGE, f"{name[:80]!r} exceeds {self._max_bytes} bytes")
+            if path.stat().st_size > MAX_IMAGE_BYTES:
+                raise RefusedError(Reason.IMAGE_TOO_LARGE, f"{name[:80]!r} exceeds {MAX_IMAGE_BYTES} bytes")
             return RawImage(path.read_bytes(), path.suffix[1:])
         except OSError as error:
             raise RefusedError(

@@ -6,8 +6,8 @@ every such place. It never resynchronises: after damage nothing more of the stre
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
 
+from pipeline.sources.counting_reader import CountingReader
 from pipeline.sources.decompress import TarDamageError
 from pipeline.sources.tar_header import (
     BLOCK_BYTES,
@@ -33,9 +33,6 @@ MAX_EXTENDED_HEADER_BYTES = 1024 * 1024
 MAX_EXTENDED_HEADERS = 16
 """Most of them before one member; a sound tar has at most four."""
 _OTHER_FORMATS = (("bzip2", b"BZh"), ("xz", b"\xfd7zXZ"), ("zip", b"PK\x03\x04"), ("Parquet", b"PAR1"))
-_READ_BYTES = 16 * 1024 * 1024
-"""Most that one read asks for: what a header that lies about its size can make us allocate in vain."""
-_SKIP_BYTES = 1024 * 1024
 RECORD_BYTES = 20 * BLOCK_BYTES
 """Tar programs fill the last record up with zeros."""
 
@@ -66,48 +63,6 @@ class NextTar:
     as well be a hole that lost members."""
 
 
-class ByteCounter:
-    """Sequential reads of a binary stream with the offset kept; never asks for more than 16 MiB at once."""
-
-    def __init__(self, stream: BinaryIO, head: bytes = b"") -> None:
-        self._read = stream.read
-        self._head = head
-        self.offset = 0
-
-    def read(self, size: int) -> bytes:
-        """``size`` bytes, fewer only at the end of the stream."""
-        if self._head or size > _READ_BYTES:
-            return self._read_pieces(size)
-        data = self._read(size)
-        self.offset += len(data)
-        if len(data) < size and data:  # a raw stream may give less than it has
-            data += self._read_pieces(size - len(data))
-        return data
-
-    def skip(self, size: int) -> int:
-        """Pass over up to ``size`` bytes; returns how many there were."""
-        skipped = 0
-        while skipped < size:
-            piece = self.read(min(size - skipped, _SKIP_BYTES))
-            if not piece:
-                break
-            skipped += len(piece)
-        return skipped
-
-    def _read_pieces(self, size: int) -> bytes:
-        pieces = []
-        while size > 0:
-            piece, self._head = self._head[:size], self._head[size:]
-            if not piece:
-                piece = self._read(min(size, _READ_BYTES))
-            if not piece:
-                break
-            self.offset += len(piece)
-            size -= len(piece)
-            pieces.append(piece)
-        return b"".join(pieces)
-
-
 class TarWalk:
     """The members of a tar in order; iterate once.
 
@@ -121,7 +76,7 @@ class TarWalk:
     marker stands in are no marker: a hole, or space that was allocated and never written.
     """
 
-    def __init__(self, source: ByteCounter, max_member_bytes: int) -> None:
+    def __init__(self, source: CountingReader, max_member_bytes: int) -> None:
         self._source = source
         self._max_member_bytes = max_member_bytes
         self._tar_offset = 0  # where the tar began that is being read

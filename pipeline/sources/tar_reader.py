@@ -21,16 +21,16 @@ core, 65,700 and 15,700 samples/s; 2.0 GB/s at 30 kB an image).
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import BinaryIO
 
+from pipeline.sources.counting_reader import CountingReader
 from pipeline.sources.decompress import TarDamageError, compression_of, decompressed
 from pipeline.sources.member_names import split_name
 from pipeline.sources.tar_header import BLOCK_BYTES
-from pipeline.sources.tar_members import ByteCounter, NextTar, TarMember, TarWalk
+from pipeline.sources.tar_members import NextTar, TarMember, TarWalk
 from schemas.quarantine import QuarantineRecord, Reason, Unit
 
 logger = logging.getLogger(__name__)
@@ -76,35 +76,8 @@ class TarSample:
         return sum(map(len, self.members.values()))
 
 
-@dataclass(slots=True)
-class ShardReadReport:
-    """Counters of one shard; complete when the reader is exhausted.
-
-    ``num_samples == num_emitted + num_quarantined`` always holds.
-    """
-
-    num_samples: int = 0
-    """Runs of members with one key that were begun."""
-    num_emitted: int = 0
-    num_quarantined: int = 0
-    """Samples that the reader itself refused (records of unit ``sample``)."""
-    num_members: int = 0
-    num_bytes: int = 0
-    """Of the decompressed tar."""
-    compression: str = ""
-    """``""``, ``"gzip"`` or ``"zstd"``, by content."""
-    is_complete: bool = False
-    """False while reading, and for ever when damage hid a part of the shard."""
-    reasons: Counter[Reason] = field(default_factory=Counter)
-    """Records of every unit, by reason."""
-
-
 def read_samples(
-    stream: BinaryIO,
-    source: str,
-    *,
-    config: TarReaderConfig | None = None,
-    report: ShardReadReport | None = None,
+    stream: BinaryIO, source: str, *, config: TarReaderConfig | None = None
 ) -> Iterator[TarSample | QuarantineRecord]:
     """Samples of one tar stream in order, with a record for everything that is not one.
 
@@ -113,17 +86,11 @@ def read_samples(
         source: path or URL of the shard as named on input; it stands in the records, and tells whether the
             name hides that the shard is compressed.
         config: bounds.
-        report: counters, filled while reading.
 
     Raises:
         OSError: when the stream itself fails; damage never raises.
     """
-    config = config or TarReaderConfig()
-    report = report if report is not None else ShardReadReport()
-    for item in _Grouping(source, config, report).read(stream):
-        if isinstance(item, QuarantineRecord):
-            report.reasons[item.reason] += 1
-        yield item
+    return _Grouping(source, config or TarReaderConfig()).read(stream)
 
 
 @dataclass(slots=True)
@@ -145,47 +112,39 @@ _Items = Iterator[TarSample | QuarantineRecord]
 class _Grouping:
     """State of reading one shard."""
 
-    def __init__(self, source: str, config: TarReaderConfig, report: ShardReadReport) -> None:
+    def __init__(self, source: str, config: TarReaderConfig) -> None:
         self._source = source
         self._config = config
-        self._report = report
         self._run: _Run | None = None
         self._closed_keys: set[int] = set()
         self._num_members_expected: float = math.inf  # what the run before had
-        self._has_hole = False
 
     def read(self, stream: BinaryIO) -> _Items:
         head = _read_head(stream)
         if not head:
             yield self._shard_record(Reason.TAR_ZERO_LENGTH, "the shard has zero bytes")
             return
-        self._report.compression = compression_of(head)
-        if self._report.compression:
+        if compression := compression_of(head):
             if self._source.lower().endswith(".tar"):
-                detail = f"{self._report.compression} data under the name of a plain tar; read all the same"
+                detail = f"{compression} data under the name of a plain tar; read all the same"
                 yield self._shard_record(Reason.TAR_GZIP_MISLABELLED, detail)
-            plain = decompressed(stream, self._report.compression, head, self._config.max_decompressed_bytes)
-            tar = ByteCounter(plain)
+            plain = decompressed(stream, compression, head, self._config.max_decompressed_bytes)
+            tar = CountingReader(plain)
         else:
-            tar = ByteCounter(stream, head)
+            tar = CountingReader(stream, head)
         walk = TarWalk(tar, self._config.max_member_bytes)
         try:
             yield from self._group(walk)
-            self._report.is_complete = not self._has_hole
-            if not self._report.num_members:
-                yield self._shard_record(Reason.TAR_EMPTY, "a tar without members")
         except TarDamageError as damage:
             yield from self._end_at_damage(walk, damage)
-        finally:
-            self._report.num_bytes = tar.offset
 
     def _group(self, walk: TarWalk) -> _Items:
-        report = self._report
+        is_empty = True
         for member in walk:
             if isinstance(member, NextTar):
                 yield from self._begin_next_tar(member)
                 continue
-            report.num_members += 1
+            is_empty = False
             if member.reason is Reason.MEMBER_IGNORED:  # a directory
                 continue
             key, extension = split_name(member.name)
@@ -201,13 +160,13 @@ class _Grouping:
                 yield self._member_record(member, member.reason, member.detail)
             self._add(run, extension, member)
         yield from self._close_run()
+        if is_empty:
+            yield self._shard_record(Reason.TAR_EMPTY, "a tar without members")
 
     def _add(self, run: _Run, extension: str, member: TarMember) -> None:
         """Put a member into the run, or note why the run is refused and let its bytes go."""
-        if not run.num_members:
-            self._report.num_samples += 1
-            if _key_hash(run.key) in self._closed_keys:
-                run.fault = Reason.DUPLICATE_KEY, _DUPLICATE_KEY_DETAIL
+        if not run.num_members and _key_hash(run.key) in self._closed_keys:
+            run.fault = Reason.DUPLICATE_KEY, _DUPLICATE_KEY_DETAIL
         run.num_members += 1
         if member.data is not None:
             run.num_bytes += member.size
@@ -237,7 +196,6 @@ class _Grouping:
         if run.fault is not None:
             yield self._sample_record(run, *run.fault)
         else:
-            self._report.num_emitted += 1
             yield TarSample(run.key, run.members, run.offset, run.refused)
 
     def _begin_next_tar(self, following: NextTar) -> _Items:
@@ -247,7 +205,6 @@ class _Grouping:
             yield from self._close_run()
             yield self._shard_record(Reason.TAR_CONCATENATED, detail)
             return
-        self._has_hole = True
         detail = (
             f"byte {following.offset}: a member behind zeros that end inside a tar record: "
             "a hole, or tars joined without padding; read on"
@@ -264,7 +221,7 @@ class _Grouping:
             if run is None or run.key != cut_key:
                 yield from self._close_run()
                 run = _Run(cut_key, 0)
-            yield self._cut_record(run, damage)
+            yield self._sample_record(run, damage.reason, _cut_detail(damage))
         elif walk.is_behind_end:
             yield from self._close_run()
         else:
@@ -279,12 +236,7 @@ class _Grouping:
             run.fault = damage.reason, _cut_detail(damage)
         yield from self._close_run()
 
-    def _cut_record(self, run: _Run, damage: TarDamageError) -> QuarantineRecord:
-        self._report.num_samples += not run.num_members
-        return self._sample_record(run, damage.reason, _cut_detail(damage))
-
     def _sample_record(self, run: _Run, reason: Reason, detail: str) -> QuarantineRecord:
-        self._report.num_quarantined += 1
         return QuarantineRecord(self._source, run.key, Unit.SAMPLE, reason, detail, run.num_bytes)
 
     def _member_record(self, member: TarMember, reason: Reason, detail: str) -> QuarantineRecord:

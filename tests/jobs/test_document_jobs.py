@@ -4,10 +4,8 @@ import gzip
 import io
 import json
 import random
-import signal
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +26,6 @@ from tokenizer.resize import squash
 ROOT = Path(__file__).parents[2]
 HOSTILE = ROOT / "tests/data/hostile"
 FAST = ["--tokenizer", "null", "--num-actors", "0", "--decode-workers", "0", "--batch-size", "8"]
-
-
-@pytest.fixture(autouse=True)
-def _keep_signals() -> Iterator[None]:
-    """A job handles SIGTERM and SIGINT of its process, which is the test's here."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def _hostile(tmp_path: Path, name: str) -> Path:

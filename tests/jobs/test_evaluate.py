@@ -2,9 +2,10 @@
 
 import json
 import re
-from dataclasses import replace
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jobs.config_file import parse_config
@@ -13,13 +14,13 @@ from jobs.tokenize_chats import main as tokenize_chats
 from pipeline.training_pairs import PairDataConfig
 from schemas.packed_shard import TextTokenizerIdentity
 from schemas.token_shard import read_documents
-from tests.schemas.packed_rows import make_sequences, write_packed
-from tests.trainer.runs import run_alone, run_config
+from tests.trainer.runs import TEXT_TOKENIZER, trained_export
 from tokenizer.checkpoint import load_tokenizer
 from tokenizer.text_tokenizer import TextTokenizer
 from trainer.answering import AnsweringModel
-from trainer.generate import SamplingConfig
-from trainer.run_config import ModelConfig
+from trainer.generate import SamplingConfig, generate
+from trainer.load_model import load_model
+from trainer.prompt import decode_contents
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 HELD_OUT = SAMPLES / "tokens_emoji" / "held_out"
@@ -53,17 +54,8 @@ def test_answers(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export with its text tokenizer inside, after two steps on rows whose document marks are unusual."""
-    folder = tmp_path_factory.mktemp("evaluated")
-    tokenizer = TextTokenizer(SAMPLES / "text_tokenizer")
-    identity = TextTokenizerIdentity("sample", tokenizer.sha256, bos_id=5, eos_id=6)
-    rows = make_sequences(8, 0, tokenizer.layout)
-    (folder / "packed").mkdir()
-    shard = folder / "packed" / "packed-00000.parquet"
-    write_packed(shard, rows, vocabulary=tokenizer.layout, tokenizer=identity)
-    config = run_config(folder / "packed", folder / "run", num_steps=2, exports_model=True)
-    tiny = ModelConfig(preset="tiny")
-    run_alone(replace(config, model=tiny, text_tokenizer=str(SAMPLES / "text_tokenizer")))
-    return folder / "run" / "model"
+    identity = TextTokenizerIdentity("sample", TextTokenizer(TEXT_TOKENIZER).sha256, bos_id=5, eos_id=6)
+    return trained_export(tmp_path_factory.mktemp("evaluated"), tokenizer=identity) / "model"
 
 
 def evaluate(what: str, model: Path, tokens: Path, output: Path, *more: str) -> dict[str, dict[str, float]]:
@@ -85,6 +77,33 @@ def test_captioning_of_token_shards(model: Path, tmp_path: Path) -> None:
     for row in rows:
         assert row["references"] == shown[row["key"]].texts
         assert answering.texts([[shown[row["key"]].images[0].codes]], greedy) == [row["caption"]]
+
+
+def test_prompts_begin_and_answers_end_with_the_marks_of_the_export(model: Path, tmp_path: Path) -> None:
+    """An export that names other marks answers as `generate` does for ids that begin and end with these."""
+    document = next(iter(read_documents(HELD_OUT / "held_out.parquet")))
+    network, layout = load_model(model)
+    tokenizer = TextTokenizer(model)
+    span = layout.image_span(document.images[0].codes)
+    greedy = SamplingConfig(temperature=0.0, max_new_ids=24)
+
+    def answer(bos_id: int, eos_id: int) -> list[int]:
+        return generate(network, [np.concatenate([[bos_id], span])], layout, eos_id, greedy)[0]
+
+    with_own_marks = answer(tokenizer.bos_id, tokenizer.eos_id)
+    bos_id = next(value for value in range(7, 500) if answer(value, 6) != with_own_marks)
+    eos_id = next(value for value in reversed(answer(bos_id, 6)) if 2 < value < layout.base_size)
+    marked = tmp_path / "marked"
+    shutil.copytree(model, marked)
+    fields = json.loads((marked / "config.json").read_text())
+    (marked / "config.json").write_text(json.dumps(fields | {"bos_token_id": bos_id, "eos_token_id": eos_id}))
+    flags = ["--limit", "1", "--sampling.max-new-ids", "24"]
+    evaluate("captioning", marked, HELD_OUT, tmp_path / "captioning", *flags)
+    expected = answer(bos_id, eos_id)
+    assert len(expected) < len(answer(bos_id, 6)), "the answer ended early"
+    tokenizer.use_marks(bos_id, eos_id)
+    parts = [part.strip() for part in decode_contents(expected, tokenizer, layout) if isinstance(part, str)]
+    assert json.loads((tmp_path / "captioning.jsonl").read_text())["caption"] == " ".join(parts).strip()
 
 
 def test_questions_of_token_shards(model: Path, tmp_path: Path) -> None:

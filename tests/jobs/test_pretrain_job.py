@@ -13,7 +13,7 @@ def test_the_end_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     packed, output = packed_folder(tmp_path / "packed"), tmp_path / "run"
     flags = ["--data.packed", str(packed), "--output", str(output), "--model.preset", "test"]
     flags += ["--device", "cpu", "--num-steps", "4", "--metrics.every-steps", "2"]
-    assert pretrain.main(flags) == pretrain.FINISHED
+    assert pretrain.main(flags) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("finished after 4 steps, loss ")
     for part in ("curves.html", "checkpoints", "model"):
@@ -23,7 +23,7 @@ def test_the_end_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     page.check_needs_nothing_else()
     assert "Loss by source" in page.text
     flags[flags.index("--num-steps") + 1] = "2"
-    assert pretrain.main(flags) == pretrain.FINISHED
+    assert pretrain.main(flags) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"nothing was to be done: {output} holds step 4, num_steps is 2; a larger")
 

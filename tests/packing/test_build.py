@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.packing.build import Build, BuildError
+from pipeline.packing.build import Build
+from pipeline.packing.build_folder import BuildError
 from pipeline.packing.draws import DocumentDraws, row_keys, stable_hash
 from pipeline.packing.html_report import write_html_report
 from pipeline.packing.input_identity import HASHED_WHOLE_BYTES, content_identity

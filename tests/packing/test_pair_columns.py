@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.packing.draws import DocumentDraws, first_uniforms, row_keys
-from pipeline.packing.pair_columns import WORDS_PATTERN, is_plain, read_pairs, render_pairs
+from pipeline.packing.pair_columns import WORDS_PATTERN, is_plain, read_pair_columns, render_pairs
 from pipeline.packing.render import render
 from pipeline.packing.template_settings import InterleavedSettings, PairSettings
 from pipeline.packing.templates import has_words, pair
@@ -33,7 +33,7 @@ def test_equal_to_the_template(reverse_ratio: float, learn: str, tmp_path: Path)
     path = write_token_shard(tmp_path / "a.parquet", documents)
     settings = PairSettings(reverse_ratio=reverse_ratio, learn=learn)
     keys = row_keys(3, 0, len(documents))
-    pairs, counts = read_pairs(path, (0,)), Counter[str]()
+    pairs, counts = read_pair_columns(path, (0,)), Counter[str]()
     assert pairs is not None
     wanted = np.arange(0, len(documents), 2)
     batch, rows = render_pairs(pairs, wanted, keys, settings, TOKENIZER, TOKENIZER.layout, counts)
@@ -60,7 +60,7 @@ def test_other_documents_take_the_general_way(tmp_path: Path) -> None:
     two_texts = Document("two", (*documents[0].segments, TextSegment("again")))
     text_only = Document("text", (TextSegment("a"), TextSegment("b")))
     for odd in (two_texts, text_only):
-        assert read_pairs(write_token_shard(tmp_path / "a.parquet", [*documents, odd]), (0,)) is None
+        assert read_pair_columns(write_token_shard(tmp_path / "a.parquet", [*documents, odd]), (0,)) is None
 
 
 def test_settings_that_are_handled() -> None:

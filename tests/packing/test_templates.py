@@ -13,7 +13,8 @@ from pipeline.packing.render import Piece, render, split_points
 from pipeline.packing.templates import TEMPLATES, DocumentRefusedError, Refusal
 from schemas.document import Document, ImageSegment, Role, TextSegment
 from tests.packing.golden_inputs import DATA, SAMPLE_TOKENIZER, ScriptedDraws
-from tokenizer.text_tokenizer import TextTokenizer, TextTokenizerError
+from tokenizer.text_backend import TextTokenizerError
+from tokenizer.text_tokenizer import TextTokenizer
 
 BPE = TextTokenizer(SAMPLE_TOKENIZER)
 SENTENCEPIECE = TextTokenizer(DATA / "sp_tokenizer.model")

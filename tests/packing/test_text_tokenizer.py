@@ -14,7 +14,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, Unigram, WordLevel, WordPiece
 
 from tests.packing.golden_inputs import DATA, SAMPLE_TOKENIZER
-from tokenizer.text_tokenizer import TextTokenizer, TextTokenizerError, load_text_tokenizer
+from tokenizer.text_backend import TextTokenizerError
+from tokenizer.text_tokenizer import TextTokenizer, load_text_tokenizer
 
 
 def save_byte_level(

@@ -1,11 +1,12 @@
 """A real HTTP server on loopback that serves pictures well, badly, slowly and elsewhere."""
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.http_server import serving_in_thread
 
 
 class PictureServer(ThreadingHTTPServer):
@@ -28,13 +29,8 @@ class PictureServer(ThreadingHTTPServer):
 def serving(pictures: dict[str, bytes], address: str = "127.0.0.1") -> Iterator[PictureServer]:
     """A server in a thread of this process."""
     server = PictureServer(address, pictures)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    with serving_in_thread(server):
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):

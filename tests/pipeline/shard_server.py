@@ -1,12 +1,13 @@
 """A real HTTP server on loopback that serves shards, with ranges or without, and fails as real ones do."""
 
 import re
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.http_server import serving_in_thread
 
 
 class ShardServer(ThreadingHTTPServer):
@@ -37,13 +38,8 @@ class ShardServer(ThreadingHTTPServer):
 def serving_shards(files: dict[str, bytes]) -> Iterator[ShardServer]:
     """A server in a thread of this process."""
     server = ShardServer(files)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with serving_in_thread(server):
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):

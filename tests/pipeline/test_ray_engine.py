@@ -15,8 +15,9 @@ import pytest
 
 from pipeline.fault_points import VARIABLE
 from pipeline.inspect_shards import main as seed_shards
+from pipeline.run_plan import TokenizeJob, make_plan
 from pipeline.tokenize_config import TokenizeConfig
-from pipeline.tokenize_run import RunOutcome, TokenizeJob, make_plan, run_tokenization
+from pipeline.tokenize_run import RunOutcome, run_tokenization
 from tests.pipeline.tiny_shards import (
     JOB,
     PAIRS,

@@ -15,7 +15,7 @@ from PIL import Image
 
 from jobs import tokenize_chats, tokenize_obelics, tokenize_pairs, tokenize_videos
 from pipeline.inspect_shards import main as seed_shards
-from pipeline.report import CodeUsage, gather
+from pipeline.report import CodesByPlace, make_report
 from pipeline.storage import open_folder
 from pipeline.token_dataset import TokenDataset
 from tests.html_reader import ATTACKS, HtmlPage, chromium_command
@@ -80,7 +80,7 @@ def test_pictures_and_codes_of_every_kind(tmp_path: Path, job, source: str, num_
     assert len(page.pictures) == num_pictures
     for picture in page.pictures:
         assert max(Image.open(io.BytesIO(picture)).size) <= 208
-    report = gather(TokenDataset.open(open_folder(str(out))), 24)
+    report = make_report(TokenDataset.open(open_folder(str(out))), 24)
     shown = [code for item in report.gallery for image in item.document.images for code in image.codes]
     assert " ".join(page.text.split()).count(str(shown[0])) >= 1
     assert len(shown) == 32 * num_pictures
@@ -149,14 +149,14 @@ def test_pictures_that_lie_in_a_folder_of_their_own(tmp_path: Path, pictures, jo
 
 
 def test_code_usage() -> None:
-    usage = CodeUsage()
+    usage = CodesByPlace()
     usage.add(np.repeat(np.arange(4, dtype=np.uint16), 32))  # four images, each of one code
     assert (usage.totals > 0).sum() == 4
     assert usage.perplexity() == pytest.approx(4)
     assert usage.perplexity_by_place() == pytest.approx([4] * 32)
     usage.add(np.zeros(32 * 1000, np.uint16))
     assert 1 < usage.perplexity() < 1.1
-    assert CodeUsage().perplexity() == 0
+    assert CodesByPlace().perplexity() == 0
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

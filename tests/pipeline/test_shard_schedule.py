@@ -15,7 +15,7 @@ from pipeline.shard_driver import (
     ShardFailed,
     WorkerEvent,
 )
-from pipeline.shard_schedule import MAX_NODE_LOSSES, Loss, ShardSchedule
+from pipeline.shard_schedule import MAX_EXCUSED_LOSSES, Loss, ShardSchedule
 from pipeline.shard_task import ShardFailure, ShardReport, ShardTask
 from tests.pipeline.simulated_workers import Fate, SimulatedWorkers, tasks_named
 
@@ -83,7 +83,7 @@ def test_every_shard_is_done_or_set_aside_once(
     assert sorted(notes.done + notes.set_aside) == [task.name for task in tasks_named(num_shards)]
     assert sorted(schedule.failures) == sorted(notes.set_aside)
     assert schedule.num_running == schedule.num_unassigned == 0
-    assert all(count <= 3 + MAX_NODE_LOSSES + 1 + 40 for count in pool.attempts.values())
+    assert all(count <= 3 + MAX_EXCUSED_LOSSES + 1 + 40 for count in pool.attempts.values())
 
 
 def test_a_shard_that_kills_its_worker_is_found_and_the_innocent_are_done() -> None:
@@ -131,7 +131,7 @@ def test_a_shard_that_takes_every_node_down_is_set_aside_in_the_end(kind: str) -
 
     notes, pool, _ = simulate(6, fate)
     assert notes.set_aside == ["000002"]
-    assert pool.attempts["000002"] <= MAX_NODE_LOSSES + 3
+    assert pool.attempts["000002"] <= MAX_EXCUSED_LOSSES + 3
 
 
 def test_a_worker_that_stalls_is_replaced_and_only_the_stalled_shard_is_blamed() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from schemas.atomic_write import atomic_path, create_exclusively, write_atomically
 from schemas.fingerprint import Fingerprint
-from schemas.quarantine import QuarantineRecord, Reason, Unit, dump_records, parse_records
+from schemas.quarantine import QuarantineRecord, Reason, Unit, parse_records
 from schemas.token_shard import ShardCounts
 from schemas.vocabulary import IMAGE_SPAN_LENGTH, VocabularyLayout
 
@@ -59,14 +59,13 @@ def test_a_fingerprint_depends_on_values_not_on_their_order() -> None:
 @given(key=st.text(), detail=st.text(), num_bytes=st.integers(0, 1 << 60))
 def test_the_ledger_survives_any_text(key: str, detail: str, num_bytes: int) -> None:
     records = [QuarantineRecord("a.tar", key, Unit.SAMPLE, Reason.IMAGE_EMPTY, detail, num_bytes)] * 2
-    data = dump_records(records)
-    assert data.isascii()
-    assert data.count(b"\n") == 2
+    data = "\n".join(record.to_json() for record in records).encode("ascii")
+    assert data.count(b"\n") == 1
     assert list(parse_records(data)) == records
 
 
 def test_a_ledger_line_with_an_unknown_reason_is_refused() -> None:
-    data = dump_records([QuarantineRecord("a", "k", Unit.SAMPLE, Reason.IMAGE_EMPTY)])
+    data = QuarantineRecord("a", "k", Unit.SAMPLE, Reason.IMAGE_EMPTY).to_json().encode()
     with pytest.raises(ValueError, match=r"line 1: .*bad_luck"):
         list(parse_records(data.replace(b"image_empty", b"bad_luck")))
 

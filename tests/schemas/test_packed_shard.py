@@ -21,7 +21,6 @@ from schemas.packed_shard import (
     decode_runs,
     encode_runs,
     packed_schema,
-    read_packed_footer,
 )
 from schemas.packed_writer import PackedShardWriter, find_problem, find_unsound_row, row_batch
 from schemas.vocabulary import VocabularyLayout
@@ -86,7 +85,7 @@ def test_a_file_without_footer_is_no_packed_shard(tmp_path: Path) -> None:
     with PackedShardWriter(path, SEQ_LENGTH, LAYOUT) as writer:
         writer.write(make_sequences(1)[0])
     with pytest.raises(PackedShardError, match=r"packed-00000\.parquet: no seed_shards.packed_shard"):
-        read_packed_footer(path)
+        PackedFolder(tmp_path)
 
 
 def test_the_footer_has_to_tell_what_was_written(tmp_path: Path) -> None:
@@ -186,8 +185,9 @@ class TestBreaches:
     def test_truncated_file(self, tmp_path: Path) -> None:
         path = write_packed(tmp_path / "packed-00000.parquet", make_sequences(3))
         path.write_bytes(path.read_bytes()[:-100])
-        with pytest.raises(PackedShardError, match="packed-00000"):
-            read_packed_footer(path)
+        for read in (PackedFolder, lambda folder: check_packed_shard(folder / path.name)):
+            with pytest.raises(PackedShardError, match=r"packed-00000.*magic bytes"):
+                read(tmp_path)
 
 
 class TestOtherReaders:

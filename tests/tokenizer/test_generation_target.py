@@ -40,7 +40,7 @@ def test_substitute_holds_the_feature_and_the_principal_components(images: torch
     views = torch.cat([images, images.flip(2), images.flip(1)])
     target = SubstituteTarget(stage1_model(), num_components=5)
     assert target.width == 16 + 5
-    target.components.fit(views)
+    target.components.fit(thumbnails(views))
     out = target(views)
     pixels = thumbnails(views).flatten(1).double().numpy()
     centred = pixels - pixels.mean(axis=0)

@@ -6,7 +6,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.http_server import serving_in_thread
 from tests.tokenizer.conftest import GOLDEN_DIRECTORY
 from tokenizer.hub import locate
 
@@ -76,10 +76,8 @@ def hub(tmp_path: Path) -> Iterator[ThreadingHTTPServer]:
     }
     HubHandler.requests = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), HubHandler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving_in_thread(server):
+        yield server
 
 
 LOCATE = """

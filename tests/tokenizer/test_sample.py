@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.inputs import expand_inputs
-from pipeline.training_pairs import read_pairs
+from pipeline.training_pairs import read_training_pairs
 from tokenizer.augment import AugmentConfig
 from tokenizer.checkpoint import load_model
 from tokenizer.detokenizer import load_detokenizer
@@ -19,7 +19,9 @@ SHARDS = Path(__file__).resolve().parents[2] / "samples" / "pairs"
 
 @pytest.fixture(scope="module")
 def pictures() -> np.ndarray:
-    pairs = list(read_pairs(expand_inputs([str(SHARDS / "00000.tar")]), PreprocessConfig(color="clean")))
+    pairs = list(
+        read_training_pairs(expand_inputs([str(SHARDS / "00000.tar")]), PreprocessConfig(color="clean"))
+    )
     return np.stack([pair.image for pair in pairs])
 
 

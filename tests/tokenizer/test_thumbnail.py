@@ -18,13 +18,13 @@ def pictures(tiny: Golden) -> torch.Tensor:
 @pytest.fixture
 def task(pictures: torch.Tensor) -> ThumbnailTask:
     task = ThumbnailTask(NUM_QUERIES, WIDTH, WINDOW, STRIDE, torch.Generator().manual_seed(0))
-    task.components.fit(pictures)
+    task.components.fit(thumbnails(pictures))
     return task
 
 
 def test_components_of_fitted_pictures_have_mean_square_one_and_fall(pictures: torch.Tensor) -> None:
     components = ThumbnailComponents(6)
-    components.fit(pictures)
+    components.fit(thumbnails(pictures))
     values = components(pictures)
     assert values.square().mean() == pytest.approx(1, abs=1e-4)
     assert values.mean(dim=0).abs().max() < 1e-3
@@ -34,7 +34,7 @@ def test_components_of_fitted_pictures_have_mean_square_one_and_fall(pictures: t
 
 def test_many_components_give_the_thumbnail_back(pictures: torch.Tensor) -> None:
     components = ThumbnailComponents(len(pictures) - 1)
-    components.fit(pictures)
+    components.fit(thumbnails(pictures))
     told = (components(pictures) / components.scale_K) @ components.components_PK.T + components.mean_P
     torch.testing.assert_close(told, thumbnails(pictures).flatten(1), atol=2e-3, rtol=0)
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from schemas.vocabulary import VocabularyLayout
 from tests.schemas.packed_rows import make_sequences, write_packed
+from tokenizer.text_tokenizer import TextTokenizer
 from trainer.checkpoint import CheckpointConfig
 from trainer.llama import LlamaConfig
 from trainer.metrics import MetricsConfig, read_metrics
@@ -22,6 +23,7 @@ from trainer.presets import PRESETS
 from trainer.run_config import DataConfig, ModelConfig, TrainConfig
 from trainer.train import TrainResult, train
 
+TEXT_TOKENIZER = Path(__file__).resolve().parents[2] / "samples" / "text_tokenizer"
 LAYOUT = VocabularyLayout(base_size=300)
 SHAPE = LlamaConfig(
     width=32, num_layers=4, num_heads=4, num_kv_heads=2, head_width=8, mlp_width=64, max_length=128
@@ -52,6 +54,22 @@ def run_config(packed: Path, output: Path, **changes: Any) -> TrainConfig:
         exports_model=False,
     )
     return replace(base, **changes)
+
+
+def trained_export(folder: Path, text_tokenizer: str = str(TEXT_TOKENIZER), **footer: Any) -> Path:
+    """Two steps of the tiny model on rows for a text tokenizer: a run with its export in ``model``.
+
+    Args:
+        folder: gets the folders ``packed`` and ``run``, which is returned.
+        text_tokenizer: goes into the export; empty: none does.
+        footer: what the packed shard says other than usual.
+    """
+    layout = footer.setdefault("vocabulary", TextTokenizer(TEXT_TOKENIZER).layout)
+    (folder / "packed").mkdir()
+    write_packed(folder / "packed" / "packed-00000.parquet", make_sequences(8, 0, layout), **footer)
+    config = run_config(folder / "packed", folder / "run", num_steps=2, exports_model=True)
+    run_alone(replace(config, model=ModelConfig(preset="tiny"), text_tokenizer=text_tokenizer))
+    return folder / "run"
 
 
 def run_alone(config: TrainConfig) -> TrainResult:

@@ -1,7 +1,6 @@
 """The generate job: pictures, codes and text in, text and codes out."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,33 +11,30 @@ from jobs.generate import main
 from schemas.document import check_codes
 from schemas.packed_shard import TextTokenizerIdentity
 from schemas.vocabulary import VocabularyLayout
-from tests.schemas.packed_rows import make_sequences, write_packed
-from tests.trainer.runs import run_alone, run_config
+from tests.trainer.runs import TEXT_TOKENIZER, trained_export
 from tokenizer.detokenizer import load_detokenizer
 from tokenizer.text_tokenizer import TextTokenizer
 from trainer.contact_sheet import contact_sheet
 from trainer.huggingface import DocumentMarks
 from trainer.load_model import load_marks
-from trainer.run_config import ModelConfig
-
-SAMPLE = Path(__file__).resolve().parents[2] / "samples" / "text_tokenizer"
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export after two steps; what it says means nothing."""
-    folder = tmp_path_factory.mktemp("generate")
-    layout = TextTokenizer(SAMPLE).layout
-    (folder / "packed").mkdir()
-    write_packed(folder / "packed" / "packed-00000.parquet", make_sequences(8, 0, layout), vocabulary=layout)
-    config = run_config(folder / "packed", folder / "run", num_steps=2, exports_model=True)
-    run_alone(replace(config, model=ModelConfig(preset="tiny"), text_tokenizer=str(SAMPLE)))
-    return folder / "run"
+    """A run with its export; what it says means nothing."""
+    return trained_export(tmp_path_factory.mktemp("generate"))
 
 
 def flags(model: Path, *more: str) -> list[str]:
-    common = ["--text-tokenizer", str(SAMPLE), "--sampling.max-new-ids", "72", "--image-tokenizer", "sample"]
-    return ["--model", str(model), *common, *more]
+    common = [
+        "--text-tokenizer",
+        str(TEXT_TOKENIZER),
+        "--sampling.max-new-ids",
+        "72",
+        "--image-tokenizer",
+        "sample",
+    ]
+    return ["--model", str(model), "--image-tokenizer", "sample", *common, *more]
 
 
 def answers(path: Path) -> list[list[object]]:
@@ -84,15 +80,10 @@ def test_answers_do_not_depend_on_the_batch_size(model: Path, tmp_path: Path) ->
 
 def test_a_mixture_with_its_own_vocabulary_size_and_marks(tmp_path: Path) -> None:
     """``base_vocabulary`` beyond the tokenizer's ids, and other marks: kept in checkpoint and export."""
-    tokenizer = TextTokenizer(SAMPLE)
-    layout = VocabularyLayout(tokenizer.base_size + 56)
+    layout = VocabularyLayout(TextTokenizer(TEXT_TOKENIZER).base_size + 56)
     identity = TextTokenizerIdentity("sample", "ab" * 32, bos_id=5, eos_id=6)
-    (tmp_path / "packed").mkdir()
-    rows = make_sequences(8, 0, layout)
-    write_packed(tmp_path / "packed" / "packed-00000.parquet", rows, vocabulary=layout, tokenizer=identity)
-    config = run_config(tmp_path / "packed", tmp_path / "run", num_steps=1, exports_model=True)
-    run_alone(replace(config, model=ModelConfig(preset="tiny")))
-    for folder in (tmp_path / "run" / "model", tmp_path / "run" / "checkpoints" / "step-00000001"):
+    run = trained_export(tmp_path, text_tokenizer="", vocabulary=layout, tokenizer=identity)
+    for folder in (run / "model", run / "checkpoints" / "step-00000002"):
         output = tmp_path / f"{folder.name}.jsonl"
         assert main(flags(folder, "--prompt", "A dog", "--output", str(output))) == 0
         assert load_marks(folder) == DocumentMarks(5, 6)

@@ -25,11 +25,12 @@ from trainer.huggingface import config_fields, export_model
 from trainer.llama import Llama
 from trainer.lora import LoraConfig
 from trainer.metrics import MetricsConfig, read_metrics
+from trainer.non_finite import NonFiniteError
 from trainer.optimizer import OptimizerConfig, rate_fraction
 from trainer.parallelize import ParallelConfig
 from trainer.processes import process_group
 from trainer.run_config import DataConfig, ModelConfig, TrainConfig
-from trainer.train import NonFiniteError, StopSignal, Trainer, TrainResult
+from trainer.train import StopSignal, Trainer, TrainResult
 from trainer.weights import fill_parameters, random_weights
 
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.inputs import expand_inputs
-from pipeline.training_pairs import PairBatches, TrainingPair, is_held_out, read_pairs
+from pipeline.training_pairs import PairBatches, TrainingPair, is_held_out, read_training_pairs
+from tests.trainer.runs import run_in_processes
 from tokenizer.augment import AugmentConfig
 from tokenizer.checkpoint import load_model, load_tokenizer
 from tokenizer.codebook_stage import CodebookConfig, CodebookModel
@@ -50,7 +51,7 @@ MODEL = SeedTokenizerConfig(
 
 @pytest.fixture(scope="module")
 def pairs() -> list[TrainingPair]:
-    return list(read_pairs(expand_inputs([str(SAMPLES / "*.tar")]), PreprocessConfig(color="clean")))
+    return list(read_training_pairs(expand_inputs([str(SAMPLES / "*.tar")]), PreprocessConfig(color="clean")))
 
 
 def stages(output: Path, **changes: object) -> StagesConfig:
@@ -134,6 +135,35 @@ def test_resumed_stages_equal_uninterrupted_ones(
         assert whole.keys() == parts.keys()
         for name, tensor in whole.items():
             assert torch.equal(tensor, parts[name]), (file, name)
+
+
+def stage_1_with_thumbnails(output: str) -> list[float]:
+    """Three steps of eight pairs over all ranks, without what ranks draw for themselves; gradient norms."""
+    rank, num_ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    pairs = list(
+        read_training_pairs(expand_inputs([str(SAMPLES / "*.tar")]), PreprocessConfig(color="clean"))
+    )
+    run = dataclasses.replace(RUN, batch_size=8 // num_ranks, evaluate_every=0)
+    config = stages(
+        Path(output), augment=AugmentConfig(min_area=1.0, max_log_aspect=0.0, mirror=0.0),
+        contrastive=ContrastiveConfig(embed_dim=8, train_vit=True, dropout=0.0), contrastive_run=run,
+        thumbnail=ThumbnailConfig(weight=5.0, window=4, stride=1),
+    )  # fmt: skip
+    batches = PairBatches(pairs, run.batch_size, 0, rank, num_ranks)
+    run_stage(config, batches, held_out_of(pairs[:4]), [pair.caption for pair in pairs])
+    lines = (Path(output) / "qformer" / "metrics.jsonl").read_text().splitlines()
+    return [norm for line in lines if (norm := json.loads(line).get("grad_norm"))]
+
+
+def test_stage_1_on_two_gloo_ranks_equals_one(tmp_path: Path) -> None:
+    """Thumbnails are fitted on the pictures of both ranks, and texts of both are negatives."""
+    alone = stage_1_with_thumbnails(str(tmp_path / "one"))
+    together, _ = run_in_processes(stage_1_with_thumbnails, 2, str(tmp_path / "two"))
+    assert len(alone) == 3
+    assert together == pytest.approx(alone, rel=1e-3)
+    one, two = (load_file(tmp_path / name / "qformer" / "stage1.safetensors") for name in ("one", "two"))
+    for name, tensor in one.items():  # Adam makes whole steps of gradients that are nothing but rounding
+        assert (tensor - two[name]).abs().mean() < 0.05 * RUN.lr, name
 
 
 @pytest.mark.parametrize("settings", [{"weight": -1.0}, {"window": 0}, {"stride": 0}])

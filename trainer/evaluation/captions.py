@@ -26,22 +26,20 @@ def ngrams(words: Words, order: int) -> Counter[tuple[str, ...]]:
     return Counter(tuple(words[i : i + order]) for i in range(len(words) - order + 1))
 
 
-def bleu(
-    candidates: Sequence[Words], references: Sequence[Sequence[Words]], max_order: int = MAX_ORDER
-) -> list[float]:
-    """Corpus BLEU-1..``max_order`` in percent (Papineni et al. 2002): clipped matches, brevity by the nearest
+def bleu(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
+    """Corpus BLEU-1 to BLEU-4 in percent (Papineni et al. 2002): clipped matches, brevity by the nearest
     reference.
 
     Of two references equally near in length the shorter counts. No smoothing: an order without a match makes
     its score and all higher ones 0.
     """
     _check_pairs(candidates, references)
-    matches, totals = [0] * max_order, [0] * max_order
+    matches, totals = [0] * MAX_ORDER, [0] * MAX_ORDER
     length = reference_length = 0
     for words, options in zip(candidates, references, strict=True):
         length += len(words)
         reference_length += min((abs(len(option) - len(words)), len(option)) for option in options)[1]
-        for order in range(1, max_order + 1):
+        for order in range(1, MAX_ORDER + 1):
             counts = ngrams(words, order)
             allowed: Counter[tuple[str, ...]] = Counter()
             for option in options:

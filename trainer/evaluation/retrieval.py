@@ -34,14 +34,13 @@ def recalls(similarity_QG: Tensor, targets_Q: Tensor, ks: Sequence[int] = RANKS)
     return {f"R@{k}": 100 * (ranks < k).double().mean().item() for k in ks}
 
 
-def retrieval(image_IE: Tensor, text_TE: Tensor, ks: Sequence[int] = RANKS) -> dict[str, float]:
+def retrieval(image_IE: Tensor, text_TE: Tensor) -> dict[str, float]:
     """Both ways for I = T pairs in the same order; ``R@mean`` is the mean of all, as the paper's table has
     it.
 
     Args:
         image_IE: (I, E) normalised features.
         text_TE: (I, E) normalised features.
-        ks: how many nearest count.
 
     Returns:
         percent by ``i2t R@k``, ``t2i R@k``, ``R@mean``; ``chance R@mean`` is what random features give.
@@ -50,10 +49,10 @@ def retrieval(image_IE: Tensor, text_TE: Tensor, ks: Sequence[int] = RANKS) -> d
         raise ValueError(f"retrieval needs pairs, got {len(image_IE)} images and {len(text_TE)} texts")
     similarity = image_IE.double() @ text_TE.double().T
     targets = torch.arange(len(similarity))
-    table = {f"i2t {name}": value for name, value in recalls(similarity, targets, ks).items()}
-    table |= {f"t2i {name}": value for name, value in recalls(similarity.T, targets, ks).items()}
+    table = {f"i2t {name}": value for name, value in recalls(similarity, targets).items()}
+    table |= {f"t2i {name}": value for name, value in recalls(similarity.T, targets).items()}
     mean = sum(table.values()) / len(table)
-    chance = sum(100 * min(k, len(targets)) / len(targets) for k in ks) / len(ks)
+    chance = sum(100 * min(k, len(targets)) / len(targets) for k in RANKS) / len(RANKS)
     return table | {"R@mean": mean, "chance R@mean": chance}
 
 
@@ -64,9 +63,7 @@ def retrieval_by_query(image_INE: Tensor, text_TE: Tensor) -> Mapping[int, float
     }
 
 
-def rise_by_query(
-    image_INE: Tensor, text_TE: Tensor, num_resamples: int = 2000, seed: int = 0
-) -> dict[str, float]:
+def rise_by_query(image_INE: Tensor, text_TE: Tensor, num_resamples: int = 2000) -> dict[str, float]:
     """Whether retrieval rises with the query index: rank correlation (Spearman) of index and R@mean.
 
     The interval is a bootstrap over pairs: each resample weighs the pairs anew, the gallery stays whole.
@@ -75,7 +72,6 @@ def rise_by_query(
         image_INE: (I, N, E) normalised features of each query.
         text_TE: (I, E) normalised features of the captions, in the same order.
         num_resamples: of the pairs.
-        seed: of the resamples.
 
     Returns:
         ``Spearman`` in -1..1, and the bounds of its 95 % interval.
@@ -87,7 +83,7 @@ def rise_by_query(
         ranks = torch.stack([ranks_of_matches(s, targets) for s in (similarity, similarity.T)])
         hits_NI.append(torch.stack([(ranks < k).double() for k in RANKS]).mean(dim=(0, 1)))
     means_IN = torch.stack(hits_NI, dim=1)
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(0)
     picks_SI = torch.randint(len(targets), (num_resamples, len(targets)), generator=rng)
     resampled_SN = torch.stack([means_IN[picks_I].mean(dim=0) for picks_I in picks_SI])
     low, high = rank_correlation(resampled_SN).quantile(torch.tensor([0.025, 0.975]).double()).tolist()

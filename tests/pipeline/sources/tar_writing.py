@@ -6,6 +6,9 @@ import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from pipeline.finish_document import DAMAGE
+from schemas.quarantine import QuarantineRecord, Unit
+
 HOSTILE = Path(__file__).parents[2] / "data" / "hostile"
 
 
@@ -37,3 +40,8 @@ def pair_members(num_samples: int, image_bytes: int = 700) -> list[tuple[str, by
 def hostile_shard(name: str) -> bytes:
     """One of the shards in tests/data/hostile."""
     return gzip.decompress((HOSTILE / "tars" / f"{name}.gz").read_bytes())
+
+
+def is_complete(records: list[QuarantineRecord]) -> bool:
+    """Whether nothing of the shard is hidden, as the pipeline tells it from its records."""
+    return not any(record.unit is Unit.SHARD and record.reason in DAMAGE for record in records)

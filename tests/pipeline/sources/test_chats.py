@@ -17,7 +17,7 @@ from pipeline.shard_task import ShardTask
 from pipeline.sources.chat_pictures import ChatPictures
 from pipeline.sources.chat_source import ChatSource
 from pipeline.sources.chats import ChatsConfig, read_chats
-from pipeline.sources.json_lines import FolderImages, read_json_lines
+from pipeline.sources.json_lines import MAX_IMAGE_BYTES, FolderImages, read_json_lines
 from pipeline.sources.records import RawDocument, RawImage
 from pipeline.sources.tar_reader import TarSample
 from schemas.document import Role, TextSegment
@@ -211,6 +211,11 @@ def test_images_of_lines_come_from_their_folder_only(tmp_path: Path) -> None:
         assert caught.value.reason is Reason.DOC_IMAGE_MISSING
     with pytest.raises(RefusedError, match="no folder"):
         FolderImages(None)("deep/a.jpg")
+    with (folder / "large.jpg").open("wb") as file:
+        file.truncate(MAX_IMAGE_BYTES + 1)
+    with pytest.raises(RefusedError, match=r"large\.jpg' exceeds") as caught:
+        find("large.jpg")
+    assert caught.value.reason is Reason.IMAGE_TOO_LARGE
 
 
 @pytest.fixture(scope="module")

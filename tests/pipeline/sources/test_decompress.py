@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.sources.decompress import TarDamageError, compression_of, decompressed
-from pipeline.sources.tar_reader import ShardReadReport, TarReaderConfig, TarSample, read_samples
+from pipeline.sources.tar_reader import TarReaderConfig, TarSample, read_samples
 from schemas.quarantine import QuarantineRecord, Reason, Unit
-from tests.pipeline.sources.tar_writing import pair_members, tar_bytes
+from tests.pipeline.sources.tar_writing import is_complete, pair_members, tar_bytes
 
 NUM_SAMPLES = 40
 
@@ -37,11 +37,10 @@ def unpack(data: bytes, max_bytes: int = 2**40) -> bytes:
     return decompressed(io.BytesIO(data), compression_of(data), b"", max_bytes).read()
 
 
-def read(data: bytes, **bounds: int) -> tuple[list[TarSample], list[QuarantineRecord], ShardReadReport]:
-    report = ShardReadReport()
-    items = list(read_samples(io.BytesIO(data), "a.tar.x", config=TarReaderConfig(**bounds), report=report))
+def read(data: bytes, **bounds: int) -> tuple[list[TarSample], list[QuarantineRecord]]:
+    items = list(read_samples(io.BytesIO(data), "a.tar.x", config=TarReaderConfig(**bounds)))
     samples = [item for item in items if isinstance(item, TarSample)]
-    return samples, [item for item in items if isinstance(item, QuarantineRecord)], report
+    return samples, [item for item in items if isinstance(item, QuarantineRecord)]
 
 
 @PACKERS
@@ -68,12 +67,11 @@ def test_gzip_zero_padding_is_allowed_and_garbage_is_not() -> None:
 
 @PACKERS
 def test_a_compressed_tar_reads_like_the_plain_one(pack: Callable[[bytes], bytes]) -> None:
-    samples, records, report = read(pack(TAR))
+    samples, records = read(pack(TAR))
     assert samples == read(TAR)[0]
     assert len(samples) == NUM_SAMPLES
     assert not records
-    assert report.is_complete
-    assert report.num_bytes == len(TAR)
+    assert is_complete(records)
 
 
 @pytest.mark.parametrize("nibble", [0, 15])
@@ -84,22 +82,22 @@ def test_zstd_frames_between_skippable_ones_as_pzstd_writes_them(nibble: int) ->
         frame = pack_zstd(part)
         packed += bytes([0x50 + nibble]) + b"\x2a\x4d\x18" + struct.pack("<II", 4, len(frame)) + frame
     assert compression_of(packed) == "zstd"
-    samples, records, report = read(packed)
+    samples, records = read(packed)
     assert len(samples) == NUM_SAMPLES
     assert not records
-    assert report.is_complete
+    assert is_complete(records)
 
 
 @PACKERS
 def test_a_cut_stream_keeps_what_is_whole(pack: Callable[[bytes], bytes]) -> None:
     packed, whole = pack(TAR), read(TAR)[0]
     for cut in [*range(1, 40), *range(40, len(packed) - 40, 30_011), *range(len(packed) - 40, len(packed))]:
-        samples, records, report = read(packed[:cut])
+        samples, records = read(packed[:cut])
         assert samples == whole[: len(samples)], cut
         assert len(samples) >= (cut / len(packed) * NUM_SAMPLES) - 8, (
             cut
         )  # a zstd block holds 128 KiB, six samples
-        assert not report.is_complete, cut
+        assert not is_complete(records), cut
         assert [record.reason for record in records if record.unit is Unit.SHARD], cut
 
 
@@ -107,20 +105,20 @@ def test_a_cut_stream_keeps_what_is_whole(pack: Callable[[bytes], bytes]) -> Non
 def test_wrong_gzip_checksum_or_length_loses_no_sample_but_is_reported(position: int) -> None:
     packed = bytearray(pack_gzip(TAR))
     packed[position] ^= 1
-    samples, records, report = read(bytes(packed))
+    samples, records = read(bytes(packed))
     assert len(samples) == NUM_SAMPLES
     assert [(record.unit, record.reason) for record in records] == [(Unit.SHARD, Reason.TAR_CORRUPT)]
     assert "checksum" in records[0].detail
-    assert not report.is_complete
+    assert not is_complete(records)
 
 
 @pytest.mark.parametrize("cut", range(1, 8))
 def test_a_gzip_stream_cut_in_its_trailer_loses_no_sample(cut: int) -> None:
     members = [("a.jpg", b"1"), ("a.json", b"{}"), ("a.txt", b"a"), ("b.jpg", b"2"), ("b.txt", b"b")]
-    samples, records, report = read(pack_gzip(tar_bytes(members))[:-cut])
+    samples, records = read(pack_gzip(tar_bytes(members))[:-cut])
     assert [sample.key for sample in samples] == ["a", "b"]
     assert [(record.unit, record.reason) for record in records] == [(Unit.SHARD, Reason.TAR_TRUNCATED)]
-    assert not report.is_complete
+    assert not is_complete(records)
 
 
 @PACKERS
@@ -131,8 +129,8 @@ def test_damage_inside_never_raises_and_never_passes_unseen(
 ) -> None:
     packed = bytearray(pack(TAR))
     packed[data.draw(st.integers(0, len(packed) - 1))] ^= data.draw(st.integers(1, 255))
-    samples, records, report = read(bytes(packed))
-    if report.is_complete:  # a byte that decides nothing: gzip's time stamp or operating system
+    samples, records = read(bytes(packed))
+    if is_complete(records):  # a byte that decides nothing: gzip's time stamp or operating system
         assert samples == read(TAR)[0]
     else:
         assert any(record.unit is Unit.SHARD for record in records)
@@ -142,20 +140,19 @@ def test_damage_inside_never_raises_and_never_passes_unseen(
 def test_a_bomb_stays_within_memory_and_limit(pack: Callable[[bytes], bytes]) -> None:
     bomb = pack(tar_bytes([("a.txt", bytes(300_000_000))]))
     tracemalloc.start()
-    samples, records, report = read(bomb, max_decompressed_bytes=100_000_000, max_member_bytes=1_000_000)
+    samples, records = read(bomb, max_decompressed_bytes=100_000_000, max_member_bytes=1_000_000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert samples == []
     assert "max_decompressed_bytes" in records[-1].detail
-    assert not report.is_complete
+    assert not is_complete(records)
     assert peak < 75_000_000  # one bite of zstd gives up to 32 MiB, held twice while it is joined
 
 
 @PACKERS
 def test_compressed_data_under_a_plain_name_is_read_and_noted(pack: Callable[[bytes], bytes]) -> None:
-    report = ShardReadReport()
-    items = list(read_samples(io.BytesIO(pack(TAR)), "s3://b/00000.TAR", report=report))
-    assert isinstance(items[0], QuarantineRecord)
-    assert (items[0].unit, items[0].reason) == (Unit.SHARD, Reason.TAR_GZIP_MISLABELLED)
-    assert report.is_complete
-    assert report.num_emitted == NUM_SAMPLES
+    note, *samples = read_samples(io.BytesIO(pack(TAR)), "s3://b/00000.TAR")
+    assert isinstance(note, QuarantineRecord)
+    assert (note.unit, note.reason) == (Unit.SHARD, Reason.TAR_GZIP_MISLABELLED)
+    assert is_complete([note])
+    assert [type(sample) for sample in samples] == [TarSample] * NUM_SAMPLES

@@ -12,29 +12,50 @@ import webdataset.tariterators as wds
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipeline.sources.tar_reader import ShardReadReport, TarReaderConfig, TarSample, read_samples
+from pipeline.sources.counting_reader import CountingReader
+from pipeline.sources.decompress import TarDamageError
+from pipeline.sources.member_names import split_name
+from pipeline.sources.tar_members import NextTar, TarWalk
+from pipeline.sources.tar_reader import TarReaderConfig, TarSample, read_samples
 from schemas.quarantine import QuarantineRecord, Reason, Unit
-from tests.pipeline.sources.tar_writing import pair_members, tar_bytes
+from tests.pipeline.sources.tar_writing import is_complete, pair_members, tar_bytes
 
 SAMPLES = Path(__file__).parents[3] / "samples" / "pairs"
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 Samples = list[tuple[str, dict[str, bytes]]]
 
 
-def read(
-    data: bytes, config: TarReaderConfig | None = None
-) -> tuple[Samples, list[QuarantineRecord], ShardReadReport]:
+def read(data: bytes, config: TarReaderConfig | None = None) -> tuple[Samples, list[QuarantineRecord]]:
     """Read a shard in memory; conservation is checked on every tar of every test."""
-    report = ShardReadReport()
-    items = list(read_samples(io.BytesIO(data), "shard", config=config, report=report))
+    config = config or TarReaderConfig()
+    items = list(read_samples(io.BytesIO(data), "shard", config=config))
     samples = [(item.key, item.members) for item in items if isinstance(item, TarSample)]
     records = [item for item in items if isinstance(item, QuarantineRecord)]
-    quarantined = [record for record in records if record.unit is Unit.SAMPLE]
-    assert report.num_emitted == len(samples)
-    assert report.num_quarantined == len(quarantined)
-    assert report.num_samples == len(samples) + len(quarantined)
-    assert sum(report.reasons.values()) == len(records)
-    return samples, records, report
+    accounted = [item.key for item in items if isinstance(item, TarSample) or item.unit is Unit.SAMPLE]
+    assert accounted == keys_of_runs(data, config)
+    return samples, records
+
+
+def keys_of_runs(data: bytes, config: TarReaderConfig) -> list[str]:
+    """Key of each run of members with one key, in order; of the run that damage cut, too."""
+    walk = TarWalk(CountingReader(io.BytesIO(data)), config.max_member_bytes)
+    keys: list[str | None] = [None]
+
+    def add(name: bytes) -> None:
+        key, _ = split_name(name)
+        if isinstance(key, str) and key != keys[-1]:
+            keys.append(key)
+
+    try:
+        for member in walk:
+            if isinstance(member, NextTar):
+                keys.append(None)
+            elif member.reason is not Reason.MEMBER_IGNORED:
+                add(member.name)
+    except TarDamageError:
+        if walk.unfinished_name is not None:
+            add(walk.unfinished_name)
+    return [key for key in keys if key is not None]
 
 
 def webdataset_samples(data: bytes) -> Samples:
@@ -89,22 +110,21 @@ def test_groups_and_bytes_equal_webdataset(
         data = tar_bytes(members, tar_format, headers)
     except ValueError:  # ustar cannot hold this name
         assume(False)
-    samples, records, report = read(data)
+    samples, records = read(data)
     assert samples == webdataset_samples(data)
     assert shard_reasons(records) == ([] if members else [Reason.TAR_EMPTY])
     assert all(record.unit is Unit.SHARD for record in records)
-    assert report.is_complete
-    assert report.num_bytes == len(data)
+    assert is_complete(records)
 
 
 @pytest.mark.parametrize("path", sorted(SAMPLES.rglob("*.tar")), ids=lambda path: path.stem)
 def test_the_sample_shards_read_as_webdataset_reads_them(path: Path) -> None:
     data = path.read_bytes()
-    samples, records, report = read(data)
+    samples, records = read(data)
     assert samples == webdataset_samples(data)
     assert len(samples) > 10
     assert not records
-    assert report.is_complete
+    assert is_complete(records)
 
 
 def test_old_v7_header_with_a_folder() -> None:
@@ -122,7 +142,7 @@ def test_old_v7_header_with_a_folder() -> None:
         blocks[start + 148 : start + 156] = b" " * 8
         total = sum(blocks[start : start + 512])
         blocks[start + 148 : start + 156] = b"%06o\0 " % total
-    samples, records, _ = read(bytes(blocks))
+    samples, records = read(bytes(blocks))
     assert samples == [("d/a", {"txt": b"hi"})]
     assert not records
 
@@ -140,10 +160,10 @@ def test_negative_base_256_size_is_damage() -> None:
     data[124:136] = b"\xff" * 12
     data[148:156] = b" " * 8
     data[148:156] = b"%06o\0 " % sum(data[:512])
-    samples, records, report = read(bytes(data))
+    samples, records = read(bytes(data))
     assert samples == []
     assert shard_reasons(records) == [Reason.TAR_CORRUPT]
-    assert not report.is_complete
+    assert not is_complete(records)
 
 
 def test_pax_size_overrides_the_header() -> None:
@@ -180,13 +200,13 @@ def test_every_truncation_keeps_what_is_whole_and_nothing_else(
     data, samples, spans = pairs
     end_marker = -(-spans[-1][1] // 512) * 512
     for cut in range(0, end_marker + 1024):
-        found, records, report = read(data[:cut])
+        found, records = read(data[:cut])
         num_whole = sum(end <= cut for _, end in spans[2::3])
         if num_whole == 1 and cut < spans[3][0] + 512:
             num_whole = 0  # nothing tells yet that the first sample has no fourth member
         assert found == samples[:num_whole], cut
         is_sound = cut >= end_marker + 512
-        assert report.is_complete == is_sound, cut
+        assert is_complete(records) == is_sound, cut
         assert len(shard_reasons(records)) == (not is_sound), cut
 
 
@@ -198,9 +218,9 @@ def test_a_changed_header_byte_never_mixes_samples(
     data, samples, spans = pairs
     changed = bytearray(data)
     changed[spans[member][0] + position] = value
-    found, records, report = read(bytes(changed))
+    found, records = read(bytes(changed))
     assert found == samples[: len(found)]
-    if report.is_complete:  # the byte stayed, or stood in padding of the checksum field
+    if is_complete(records):  # the byte stayed, or stood in padding of the checksum field
         assert found == samples
     else:
         num_before = member // 3
@@ -220,19 +240,19 @@ def test_lone_zero_block_ends_a_tar() -> None:
     data = tar_bytes(pair_members(2), tarfile.USTAR_FORMAT)
     end = data.rstrip(b"\0")
     padded = data[: -(-len(end) // 512) * 512]
-    samples, records, report = read(padded + bytes(512))
+    samples, records = read(padded + bytes(512))
     assert len(samples) == 2
-    assert report.is_complete
+    assert is_complete(records)
     assert not records
 
 
 def test_zero_blocks_in_the_middle_do_not_hide_what_follows() -> None:
     first = tar_bytes(pair_members(2))
     second = tar_bytes([("z.jpg", b"z"), ("z.txt", b"z")])
-    samples, records, report = read(first + bytes(51200) + second)
+    samples, records = read(first + bytes(51200) + second)
     assert [key for key, _ in samples] == ["000", "001", "z"]
     assert shard_reasons(records) == [Reason.TAR_CORRUPT]
-    assert not report.is_complete, "the zeros may have been samples"
+    assert not is_complete(records), "the zeros may have been samples"
 
 
 def test_every_hole_that_takes_a_header_is_reported(
@@ -245,14 +265,14 @@ def test_every_hole_that_takes_a_header_is_reported(
     for first in range(num_blocks):
         for end in range(first + 1, num_blocks + 1):
             changed = data[: first * 512] + bytes((end - first) * 512) + data[end * 512 :]
-            found, records, report = read(changed)
+            found, records = read(changed)
             if not headers.isdisjoint(range(first, end)):
                 if end == 20:  # zeros up to the end of a record: just what `cat a.tar b.tar` looks like
                     assert shard_reasons(records), (first, end)
                     continue
                 if end < num_blocks:  # at the very end they lengthen the end marker
                     assert Reason.TAR_CORRUPT in shard_reasons(records), (first, end)
-                    assert not report.is_complete, (first, end)
+                    assert not is_complete(records), (first, end)
             found_keys = [key for key, _ in found]
             assert found_keys == sorted(set(found_keys)), (first, end)
 
@@ -263,20 +283,20 @@ def test_a_hole_may_have_taken_members_of_the_sample_before_it() -> None:
     second_txt = 512 * (3 + 2 + 2) + 512 * (3 + 2)
     assert data[second_txt:].startswith(b"001.txt")
     data[second_txt : second_txt + 1024] = bytes(1024)
-    samples, records, report = read(bytes(data))
+    samples, records = read(bytes(data))
     assert [key for key, _ in samples] == ["000", "002"]
     assert [(record.key, record.reason) for record in records] == [
         ("001", Reason.TAR_CORRUPT),
         ("", Reason.TAR_CORRUPT),
     ]
-    assert not report.is_complete
+    assert not is_complete(records)
 
 
 def test_members_behind_a_hole_are_not_taken_for_their_sample() -> None:
     members = [("a.jpg", b"A"), ("a.json", b"{}"), ("a.txt", b"a"), ("b.jpg", b"B")]
     data = bytearray(tar_bytes(members, tarfile.USTAR_FORMAT))
     data[1024:2048] = bytes(1024)
-    samples, records, _ = read(bytes(data))
+    samples, records = read(bytes(data))
     assert samples == [("b", {"jpg": b"B"})]
     assert [(record.key, record.reason) for record in records if record.key] == [
         ("a", Reason.TAR_CORRUPT),
@@ -286,23 +306,23 @@ def test_members_behind_a_hole_are_not_taken_for_their_sample() -> None:
 
 @pytest.mark.parametrize("num_zeros", [10_240 + 512, 1 << 20])
 def test_zeros_alone_are_no_tar(num_zeros: int) -> None:
-    samples, records, report = read(bytes(num_zeros))
+    samples, records = read(bytes(num_zeros))
     assert samples == []
     assert shard_reasons(records) == [Reason.TAR_CORRUPT]
-    assert not report.is_complete
+    assert not is_complete(records)
 
 
 def test_space_that_was_never_written_is_no_end_marker() -> None:
     """A download into a preallocated file, broken off between two samples."""
     data = tar_bytes(pair_members(3), tarfile.USTAR_FORMAT)
     third = data.index(b"002.jpg")
-    _, records, report = read(data[:third] + bytes(100_000))
+    _, records = read(data[:third] + bytes(100_000))
     assert shard_reasons(records) == [Reason.TAR_CORRUPT]
-    assert not report.is_complete
+    assert not is_complete(records)
 
 
 def test_a_sample_does_not_reach_across_an_end_marker() -> None:
-    samples, records, _ = read(tar_bytes([("a.jpg", b"1")]) + tar_bytes([("a.txt", b"2")]))
+    samples, records = read(tar_bytes([("a.jpg", b"1")]) + tar_bytes([("a.txt", b"2")]))
     assert samples == [("a", {"jpg": b"1"})]
     assert [(record.key, record.reason) for record in records] == [
         ("", Reason.TAR_CONCATENATED),
@@ -311,10 +331,10 @@ def test_a_sample_does_not_reach_across_an_end_marker() -> None:
 
 
 def test_garbage_behind_the_end_marker_is_reported() -> None:
-    samples, records, report = read(tar_bytes(pair_members(2)) + b"garbage" * 100)
+    samples, records = read(tar_bytes(pair_members(2)) + b"garbage" * 100)
     assert len(samples) == 2
     assert shard_reasons(records) == [Reason.TAR_CORRUPT]
-    assert not report.is_complete
+    assert not is_complete(records)
 
 
 UNEQUAL = [("a.jpg", b"1"), ("a.json", b"{}"), ("a.txt", b"a"), ("b.jpg", b"2"), ("b.txt", b"b")]
@@ -329,22 +349,22 @@ def test_the_last_sample_is_whole_behind_an_end_marker(
 ) -> None:
     data = tar_bytes(members, tarfile.USTAR_FORMAT)
     end = 1024 * len(members)
-    samples, records, report = read(data[: end + num_zeros] + junk)
+    samples, records = read(data[: end + num_zeros] + junk)
     assert len(samples) == len({name[0] for name, _ in members})
     assert [(record.unit, record.reason) for record in records] == [(Unit.SHARD, Reason.TAR_CORRUPT)]
-    assert not report.is_complete
+    assert not is_complete(records)
 
 
 def test_behind_a_lone_zero_block_nothing_vouches_for_the_last_sample() -> None:
     data = tar_bytes(UNEQUAL, tarfile.USTAR_FORMAT)[: 1024 * len(UNEQUAL) + 512]
-    samples, records, _ = read(data + b"x" * 512)
+    samples, records = read(data + b"x" * 512)
     assert [key for key, _ in samples] == ["a"]
     assert [record.key for record in records] == ["b", ""]
 
 
 def test_interleaved_members_are_never_paired() -> None:
     members = [("a.jpg", b"A"), ("b.jpg", b"B"), ("a.txt", b"a"), ("b.txt", b"b")]
-    samples, records, _ = read(tar_bytes(members))
+    samples, records = read(tar_bytes(members))
     assert samples == [("a", {"jpg": b"A"}), ("b", {"jpg": b"B"})]
     assert [(record.key, record.reason) for record in records] == [
         ("a", Reason.DUPLICATE_KEY),
@@ -354,7 +374,7 @@ def test_interleaved_members_are_never_paired() -> None:
 
 def test_duplicate_member_refuses_the_sample_and_spares_its_neighbours() -> None:
     members = [("a.jpg", b"1"), ("b.jpg", b"1"), ("b.JPG", b"2"), ("b.txt", b"x"), ("c.jpg", b"1")]
-    samples, records, _ = read(tar_bytes(members))
+    samples, records = read(tar_bytes(members))
     assert [key for key, _ in samples] == ["a", "c"]
     assert [(record.key, record.reason, record.num_bytes) for record in records] == [
         ("b", Reason.DUPLICATE_MEMBER, 3)
@@ -366,29 +386,28 @@ def test_duplicate_member_refuses_the_sample_and_spares_its_neighbours() -> None
 
 def test_oversized_member_is_passed_over_and_named() -> None:
     members = [("a.jpg", b"1"), ("b.jpg", bytes(5000)), ("b.txt", b"x"), ("c.jpg", b"1")]
-    samples, records, report = read(tar_bytes(members), TarReaderConfig(max_member_bytes=4999))
+    samples, records = read(tar_bytes(members), TarReaderConfig(max_member_bytes=4999))
     assert samples == [("a", {"jpg": b"1"}), ("b", {"txt": b"x"}), ("c", {"jpg": b"1"})]
     assert [(record.key, record.unit, record.reason, record.num_bytes) for record in records] == [
         ("b.jpg", Unit.MEMBER, Reason.MEMBER_TOO_LARGE, 5000)
     ]
-    assert report.is_complete
+    assert is_complete(records)
 
 
 def test_a_sample_of_refused_members_alone_is_a_sample_that_was_refused() -> None:
     members = [("a.jpg", b"1"), ("b.jpg", bytes(5000)), ("c.jpg", b"1"), ("b.txt", b"late")]
-    samples, records, report = read(tar_bytes(members), TarReaderConfig(max_member_bytes=4999))
+    samples, records = read(tar_bytes(members), TarReaderConfig(max_member_bytes=4999))
     assert [key for key, _ in samples] == ["a", "c"]
     assert [(record.key, record.unit, record.reason) for record in records] == [
         ("b.jpg", Unit.MEMBER, Reason.MEMBER_TOO_LARGE),
         ("b", Unit.SAMPLE, Reason.MEMBER_TOO_LARGE),
         ("b", Unit.SAMPLE, Reason.DUPLICATE_KEY),
     ]
-    assert report.num_samples == 4
 
 
 def test_oversized_sample_is_refused() -> None:
     members = [(f"a.{index}.jpg", bytes(1000)) for index in range(10)] + [("b.jpg", b"1")]
-    samples, records, _ = read(tar_bytes(members), TarReaderConfig(max_sample_bytes=5000))
+    samples, records = read(tar_bytes(members), TarReaderConfig(max_sample_bytes=5000))
     assert samples == [("b", {"jpg": b"1"})]
     assert [(record.key, record.unit, record.num_bytes) for record in records] == [("a", Unit.SAMPLE, 10_000)]
 

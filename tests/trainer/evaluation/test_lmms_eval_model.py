@@ -9,7 +9,7 @@ import sys
 import tomllib
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,13 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from tests.schemas.packed_rows import make_sequences, write_packed
-from tests.trainer.runs import run_alone, run_config
-from tokenizer.text_tokenizer import TextTokenizer
-from trainer.run_config import ModelConfig
+from tests.trainer.runs import trained_export
 
 ROOT = Path(__file__).parents[3]
-SAMPLE = ROOT / "samples" / "text_tokenizer"
 MODULE = "trainer.evaluation.lmms_eval_model"
 
 
@@ -90,14 +86,9 @@ def adapter() -> Iterator[types.ModuleType]:
 def model(adapter: types.ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """An export after two steps, with its text tokenizer inside; a task of two documents."""
     folder = tmp_path_factory.mktemp("lmms")
-    layout = TextTokenizer(SAMPLE).layout
-    (folder / "packed").mkdir()
-    write_packed(folder / "packed" / "packed-00000.parquet", make_sequences(8, 0, layout), vocabulary=layout)
-    config = run_config(folder / "packed", folder / "run", num_steps=2, exports_model=True)
-    run_alone(replace(config, model=ModelConfig(preset="tiny"), text_tokenizer=str(SAMPLE)))
     loaded = adapter.SeedLlama(
-        pretrained=str(folder / "run" / "model"), image_tokenizer="sample", color="clean", device="cpu",
-        batch_size="2", max_batch_size=None,
+        pretrained=str(trained_export(folder) / "model"), image_tokenizer="sample", color="clean",
+        device="cpu", batch_size="2", max_batch_size=None,
     )  # fmt: skip
     pixels = np.random.default_rng(0).integers(0, 255, (40, 30, 3), np.uint8)
     Image.fromarray(pixels).save(folder / "picture.png")

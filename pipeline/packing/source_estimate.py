@@ -1,8 +1,4 @@
-"""How much of each source to render: whole epochs, and a range of keys of the last one.
-
-What a source gives per epoch is known only after rendering; so it is estimated from a sample (a pure function
-of the mixture), and a weighted source that turns out too short gets a further segment.
-"""
+"""What an epoch of a source will give, estimated before it is rendered: a pure function of the mixture."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,16 +11,12 @@ from pipeline.packing.draws import DocumentDraws, stable_hash
 from pipeline.packing.inputs import Chunk, read_chunk
 from pipeline.packing.mixture_file import Mixture
 from pipeline.packing.render import Piece, render
-from pipeline.packing.render_task import SEGMENT_BITS, WHOLE_EPOCH, Renderer, Segment
+from pipeline.packing.render_task import Renderer
 from schemas.document import Document
-from schemas.mixture import MixtureConfig
 
 SAMPLED_CHUNKS = 4
 SAMPLED_DOCUMENTS = 64
 """Documents of each sampled chunk."""
-SAFETY = 1.05
-"""Weighted sources are rendered for this much more than the estimate says is needed."""
-EXTENSION = WHOLE_EPOCH // 16
 
 
 @dataclass(frozen=True)
@@ -87,50 +79,3 @@ def _sample(mixture: Mixture, chunks: Sequence[Chunk]) -> Iterator[Document]:
         return
     for place in np.unique(np.linspace(0, len(chunks) - 1, SAMPLED_CHUNKS).astype(int)):
         yield from islice(read_chunk(mixture, chunks[place]), SAMPLED_DOCUMENTS)
-
-
-def max_ids_of(config: MixtureConfig) -> int | None:
-    """Where a weighted mixture ends: ids without padding."""
-    if config.output.sequences is not None:
-        return config.output.sequences * config.seq_length
-    return config.output.ids
-
-
-def epochs_needed(config: MixtureConfig, estimates: Sequence[SourceEstimate]) -> list[float]:
-    """Epochs of each source: as the mixture says, or as its weights and the output's size ask for."""
-    max_ids = max_ids_of(config)
-    if max_ids is None:
-        return [float(source.epochs or 0) for source in config.sources]
-    amounts = np.array([source.weight or 0.0 for source in config.sources])
-    if config.weight_unit == "documents":
-        amounts = amounts * np.array([estimate.ids_per_document for estimate in estimates])
-    needed = max_ids * amounts / max(amounts.sum(), 1e-9)
-    return [
-        float(ids / estimate.num_ids) if estimate.num_ids else 1.0  # one pass tells whether it has anything
-        for ids, estimate in zip(needed, estimates, strict=True)
-    ]
-
-
-def first_segments(config: MixtureConfig, estimates: Sequence[SourceEstimate], source: int) -> list[Segment]:
-    """What certainly, or by the estimate, is needed of a source."""
-    passes = epochs_needed(config, estimates)[source]
-    if config.is_weighted:
-        passes *= SAFETY
-    whole, rest = int(passes), round((passes - int(passes)) * WHOLE_EPOCH)
-    estimate = estimates[source]
-    segments = [Segment(epoch, 0, WHOLE_EPOCH, estimate.num_buckets) for epoch in range(whole)]
-    if rest or not segments:
-        segments.append(make_segment(whole, 0, max(rest, 1), estimate))
-    return segments
-
-
-def next_segment(last: Segment, estimate: SourceEstimate) -> Segment:
-    """What follows in the shuffled order of a source."""
-    if last.stop == WHOLE_EPOCH:
-        return make_segment(last.epoch + 1, 0, EXTENSION, estimate)
-    return make_segment(last.epoch, last.stop, min(last.stop + EXTENSION, WHOLE_EPOCH), estimate)
-
-
-def make_segment(epoch: int, start: int, stop: int, estimate: SourceEstimate) -> Segment:
-    """A segment whose buckets are as large as those of a whole epoch."""
-    return Segment(epoch, start, stop, max(1, round(estimate.num_buckets * (stop - start) / 2**SEGMENT_BITS)))
