@@ -1,7 +1,9 @@
 """The actor that owns shards from reading to commit, on one machine."""
 
+import contextlib
 import functools
 import logging
+import os
 import socket
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,6 +37,8 @@ class EncodeActor:
 
     def __init__(self, setup: WorkerSetup, shape: ActorShape) -> None:
         logging.basicConfig(level=logging.WARNING)
+        with contextlib.suppress(OSError):  # not on this node: then relative names fail, each by itself
+            os.chdir(setup.folder)
         self._node_id = ray.get_runtime_context().get_node_id()
         if setup.num_decode_workers is None:
             (node,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == self._node_id)

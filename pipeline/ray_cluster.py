@@ -6,6 +6,7 @@ token in the home folder, which makes later clusters of the user demand it from 
 Where RAY_ADDRESS or RAY_AUTH_MODE is set, the cluster's rule is not ours to change.
 """
 
+import json
 import logging
 import os
 import secrets
@@ -23,6 +24,8 @@ SUBMITTED_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in drivers that came by `ray job submit`."""
 LOCAL_OBJECT_STORE_BYTES = 100 << 20
 """Only names and reports go through Ray."""
+HEALTH_TIMEOUT_S = 10.0
+MAX_REASON_CHARS = 300
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -86,9 +89,49 @@ def _initialize(runtime_env: Mapping[str, Any] | None) -> None:
     if runtime_env is None:
         options["runtime_env"] = _own_code()
     try:
+        _check_health(address)
         ray.init(address=address, **options)
-    except (ConnectionError, RayError, ValueError) as error:
-        raise PoolError(f"the Ray cluster at {address} (RAY_ADDRESS) cannot be reached: {error}") from error
+    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:MAX_REASON_CHARS].rstrip(".")
+        raise PoolError(
+            f"the Ray cluster at {address} (RAY_ADDRESS) cannot be reached: {reason}; start it, correct"
+            " RAY_ADDRESS, or unset it to run on this machine"
+        ) from error
+
+
+def _check_health(address: str) -> None:
+    """Ask the head for its health, by gRPC's own protocol: Ray would try for 14 minutes, or just exit.
+
+    Raises:
+        ConnectionError: if no Ray answers.
+    """
+    import grpc
+    from ray._private.services import canonicalize_bootstrap_address
+
+    scheme, _, host = address.rpartition("://")
+    if scheme not in ("", "ray") or os.environ.get("RAY_USE_TLS", "0") != "0":
+        return
+    target = host if scheme else canonicalize_bootstrap_address(address)
+    if target is None:  # `local`
+        return
+    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=HEALTH_TIMEOUT_S)
+        except grpc.RpcError as error:
+            status = error.code()
+            if status is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise ConnectionError(f"no answer in {HEALTH_TIMEOUT_S:g} s") from error
+            if status is grpc.StatusCode.UNAVAILABLE:
+                raise ConnectionError(error.details()) from error
+            # The port of Ray Client knows no health, but answers.
+            if status is grpc.StatusCode.UNIMPLEMENTED and not scheme:
+                raise ConnectionError("what answers there is no head of a Ray cluster") from error
+
+
+def travels_with_its_folder() -> bool:
+    """Whether this is a submitted job whose working directory is a copy that Ray made, and removes."""
+    job = json.loads(os.environ.get(SUBMITTED_JOB_VARIABLE) or "{}")
+    return bool((job.get("runtime_env") or {}).get("working_dir"))
 
 
 def _own_code() -> dict[str, Any]:

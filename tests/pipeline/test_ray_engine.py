@@ -260,6 +260,19 @@ class TestCommand:
         assert token_files(tmp_path / "out") == undisturbed
         assert not (home / ".ray" / "auth_token").exists(), "later clusters would demand it"
 
+    def test_relative_names_begin_where_the_job_was_started(self, cluster, tmp_path: Path) -> None:
+        """The workers of a cluster start in the folder where it was started."""
+        write_shards(tmp_path / "in", 2, 5)
+        for folder, flags, environment in (
+            ("out", ("--num-actors", "1"), {"RAY_ADDRESS": cluster.address}),
+            ("alone", (), None),
+        ):
+            result = run_job(
+                "--input", "in", "--output", folder, *flags, environment=environment, cwd=tmp_path
+            )  # fmt: skip
+            assert result.returncode == 0, result.stderr
+        assert token_files(tmp_path / "out") == token_files(tmp_path / "alone")
+
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
     def test_a_driver_that_is_killed_is_resumed(
         self, number: int, shards: Path, undisturbed: dict[str, bytes], tmp_path: Path
@@ -324,6 +337,10 @@ def test_ray_job_submit(shards: Path, undisturbed: dict[str, bytes], tmp_path: P
         assert result.returncode == 0, result.stdout + result.stderr
         assert "token shards written" in result.stdout
         assert token_files(tmp_path / "out") == undisturbed
+        submit[submit.index(str(tmp_path / "out"))] = "tokens"  # would be written into Ray's copy
+        result = subprocess.run(submit, env=environment, capture_output=True, text=True, timeout=150)
+        assert result.returncode == 1, "the status of a job that failed"
+        assert "error: --output tokens: a submitted job runs in a copy" in result.stdout
     finally:
         os.killpg(head.pid, signal.SIGKILL)
         head.wait()
