@@ -130,17 +130,23 @@ def _check_health(address: str) -> None:
 
 def travels_with_its_folder() -> bool:
     """Whether this is a submitted job whose working directory is a copy that Ray made, and removes."""
+    return "working_dir" in _submitted_environment()
+
+
+def _submitted_environment() -> dict[str, Any]:
+    """The runtime environment of a submitted job; empty if there is none."""
     job = json.loads(os.environ.get(SUBMITTED_JOB_VARIABLE) or "{}")
-    return bool((job.get("runtime_env") or {}).get("working_dir"))
+    return job.get("runtime_env") or {}
 
 
 def _own_code() -> dict[str, Any]:
     """A runtime environment that brings our packages to every node.
 
-    Empty for a submitted job, which brings its working directory, and for an installed copy, which is taken
-    to be installed on all nodes.
+    Empty for a submitted job that brings a working directory or modules of its own, and for an installed
+    copy, which is taken to be installed on all nodes.
     """
-    if SUBMITTED_JOB_VARIABLE in os.environ or not (ROOT / "pyproject.toml").exists():
+    brought = _submitted_environment().keys() & {"working_dir", "py_modules"}
+    if brought or not (ROOT / "pyproject.toml").exists():
         return {}
     packages = [ROOT / name for name in ("schemas", "tokenizer", "pipeline", "jobs")]
     return {"py_modules": [str(package) for package in packages], "excludes": ["__pycache__"]}

@@ -6,9 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,10 +15,10 @@ import pytest
 from pipeline.fault_points import VARIABLE
 from pipeline.inspect_shards import main as seed_shards
 from pipeline.tokenize_config import TokenizeConfig
-from pipeline.tokenize_run import RunOutcome, TokenizeJob, make_plan, run_tokenization
+from pipeline.tokenize_run import RunOutcome, make_plan, run_tokenization
+from tests.pipeline.ray_runs import JOB_OF_PAIRS, NODE, in_background, num_joined, open_cluster, run
 from tests.pipeline.tiny_shards import (
     JOB,
-    PAIRS,
     ROOT,
     job_command,
     job_environment,
@@ -32,7 +31,6 @@ from tests.pipeline.tiny_shards import (
 
 pytestmark = pytest.mark.ray
 NUM_SHARDS = 12
-JOB_OF_PAIRS = TokenizeJob(kind="pairs", read=PAIRS)
 
 
 @pytest.fixture(scope="module")
@@ -48,35 +46,10 @@ def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return token_files(folder)
 
 
-def run(shards: Path, folder: Path, **settings: object) -> RunOutcome:
-    """One run in this process, on the cluster it is connected to."""
-    config = TokenizeConfig(
-        **{
-            "input": (str(shards),),
-            "output": str(folder),
-            "tokenizer": "null",
-            "batch_size": 4,
-            "decode_workers": 0,
-        }
-        | settings
-    )
-    return run_tokenization(config, JOB_OF_PAIRS, make_plan(config, JOB_OF_PAIRS))
-
-
 @pytest.fixture(scope="module")
-def cluster() -> Iterator["object"]:
-    """A cluster of one node with 2 CPUs, to which tests add nodes."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 << 20},
-    )
-    ray.init(address=cluster.address, logging_level="WARNING")
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+def cluster() -> Iterator[object]:
+    with open_cluster(num_cpus=2) as cluster:
+        yield cluster
 
 
 @contextlib.contextmanager
@@ -98,17 +71,6 @@ def fault(text: str) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _remember_address(cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEED_SHARDS_TEST_CLUSTER", cluster.address)
-
-
-def num_joined(folder: Path) -> int:
-    """Workers that the run log saw to join."""
-    return sum(log.read_text().count('"worker_joined"') for log in (folder / "_logs").glob("*.jsonl"))
-
-
-def in_background(action: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=action, daemon=True)
-    thread.start()
-    return thread
 
 
 def test_the_same_bytes_with_two_actors(
@@ -170,7 +132,7 @@ def test_a_node_that_joins_is_used_and_a_node_that_dies_costs_no_attempt(
     with fault("slow:reading:*"):
         thread = in_background(lambda: outcomes.append(run(slow, folder, max_attempts=1)))
         assert wait_until(lambda: len(token_files(folder)) > 0)
-        node = cluster.add_node(num_cpus=2, object_store_memory=100 << 20)
+        node = cluster.add_node(num_cpus=2, **NODE)
         assert wait_until(lambda: num_joined(folder) == 2), "no actor joined from the new node"
         time.sleep(1.0)
         cluster.remove_node(node, allow_graceful=False)
@@ -195,7 +157,7 @@ def test_workers_that_need_what_no_node_has_wait_for_one_and_say_so(
     assert wait_until(lambda: says in caplog.text), caplog.text
     assert "--gpus-per-actor 0" in caplog.text, "no remedy"
     assert num_joined(folder) == 0
-    node = cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=100 << 20)
+    node = cluster.add_node(num_cpus=2, num_gpus=1, **NODE)
     thread.join(timeout=240)
     cluster.remove_node(node, allow_graceful=False)
     (outcome,) = outcomes
@@ -211,7 +173,7 @@ def test_a_node_that_only_decodes_helps_and_its_death_costs_nothing(
     outcomes: list[RunOutcome] = []
     slow = {"num_actors": 1, "decode_workers": 1, "batch_size": 64}
     many = write_shards(tmp_path / "in", 120, 60)
-    node = cluster.add_node(num_cpus=2, resources={"seed_decode": 1}, object_store_memory=100 << 20)
+    node = cluster.add_node(num_cpus=2, resources={"seed_decode": 1}, **NODE)
     with fault("none:none:none"):
         thread = in_background(lambda: outcomes.append(run(many, tmp_path / "out", **slow)))
         assert wait_until(lambda: len(token_files(tmp_path / "out")) > 150)
@@ -236,7 +198,6 @@ def test_a_tokenizer_that_the_workers_cannot_load_ends_the_run_with_its_reason(
         output=str(tmp_path / "out"),
         tokenizer=str(tokenizer),
         num_actors=1,
-        gpus_per_actor=0,  # Ray may still list the node with a GPU of the test before as alive
     )
     plan = make_plan(config, JOB_OF_PAIRS)
     (tokenizer / "model.safetensors").write_bytes(b"broken meanwhile")
