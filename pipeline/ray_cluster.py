@@ -13,6 +13,7 @@ import secrets
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,9 @@ LOCAL_OBJECT_STORE_BYTES = 100 << 20
 """Only names and reports go through Ray."""
 HEALTH_TIMEOUT_S = 10.0
 MAX_REASON_CHARS = 300
+RAY_PATIENCE_VARIABLE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+PATIENCE_FRACTION = 0.5
+"""Of the time for which Ray hopes that a head comes back."""
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -105,14 +109,20 @@ def _check_health(address: str) -> None:
     Raises:
         ConnectionError: if no Ray answers.
     """
-    import grpc
     from ray._private.services import canonicalize_bootstrap_address
 
     scheme, _, host = address.rpartition("://")
-    if scheme not in ("", "ray") or os.environ.get("RAY_USE_TLS", "0") != "0":
+    if scheme not in ("", "ray"):
         return
     target = host if scheme else canonicalize_bootstrap_address(address)
-    if target is None:  # `local`
+    if target is not None:  # `local`
+        _ask(target, knows_health=not scheme)
+
+
+def _ask(target: str, knows_health: bool = True) -> None:
+    import grpc
+
+    if os.environ.get("RAY_USE_TLS", "0") != "0":
         return
     with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
@@ -124,8 +134,44 @@ def _check_health(address: str) -> None:
             if status is grpc.StatusCode.UNAVAILABLE:
                 raise ConnectionError(error.details()) from error
             # The port of Ray Client knows no health, but answers.
-            if status is grpc.StatusCode.UNIMPLEMENTED and not scheme:
+            if status is grpc.StatusCode.UNIMPLEMENTED and knows_health:
                 raise ConnectionError("what answers there is no head of a Ray cluster") from error
+
+
+class HeadWatch:
+    """Notices that the head of the cluster is gone before Ray does, which just ends the process then.
+
+    Calls of Ray that ask the head wait for it: whoever must be able to act asks here before.
+
+    Args:
+        address: of the head.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        ray_patience_s = float(os.environ.get(RAY_PATIENCE_VARIABLE, "60"))
+        self._patience_s = PATIENCE_FRACTION * ray_patience_s
+        self._silent_since_s: float | None = None
+
+    def is_there(self) -> bool:
+        """Whether the head answers.
+
+        Raises:
+            PoolError: if it has not for most of the time after which Ray ends this process.
+        """
+        try:
+            _ask(self._address)
+        except ConnectionError as error:
+            now = time.monotonic()
+            self._silent_since_s = self._silent_since_s or now
+            if now - self._silent_since_s < self._patience_s:
+                return False
+            raise PoolError(
+                f"the Ray cluster is gone: its head at {self._address} does not answer any more ({error});"
+                " start a cluster and run the same command again"
+            ) from error
+        self._silent_since_s = None
+        return True
 
 
 def travels_with_its_folder() -> bool:

@@ -19,10 +19,11 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from pipeline.barren_actors import BarrenActors
-from pipeline.ray_cluster import connected
+from pipeline.ray_cluster import HeadWatch, connected
 from pipeline.ray_crew import CrewMember, RayCrew
 from pipeline.ray_death import MAX_ERROR_CHARS, cause_of_death, is_node_loss
 from pipeline.shard_driver import (
+    PoolError,
     ShardDone,
     ShardFailed,
     WorkerEvent,
@@ -51,10 +52,17 @@ class RayWorkers:
     Args:
         config: number and size of the actors.
         setup_for: makes the setup of an actor for a device.
+        is_head_there: see ``HeadWatch``.
     """
 
-    def __init__(self, config: TokenizeConfig, setup_for: Callable[[str], WorkerSetup]) -> None:
+    def __init__(
+        self,
+        config: TokenizeConfig,
+        setup_for: Callable[[str], WorkerSetup],
+        is_head_there: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._config = config
+        self._is_head_there = is_head_there
         self._crew = RayCrew(config, setup_for)
         self._actors = self._crew.actors
         self._calls: dict[Any, tuple[str, str]] = {}
@@ -114,6 +122,8 @@ class RayWorkers:
         if now < self._next_resize_s:
             return
         self._next_resize_s = now + RESIZE_EVERY_S
+        if not self._is_head_there():
+            return
         started, surplus = self._crew.follow_cluster(num_wanted)
         for worker_id in surplus:
             self._end(worker_id)
@@ -144,6 +154,8 @@ class RayWorkers:
         except ActorUnavailableError:
             return self._cut_off(worker_id, call)
         except RayActorError as error:
+            if not self._is_head_there():  # which knows why
+                return self._cut_off(worker_id, call)
             return self._lost(worker_id, call, error)
         except RayError as error:
             if call in (":place", ":load") and isinstance(error, RayTaskError):
@@ -268,8 +280,11 @@ def open_ray_workers(config: TokenizeConfig, setup_for: Callable[[str], WorkerSe
     # Actors that claim no GPU keep the devices that they see.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     with connected():
-        pool = RayWorkers(config, setup_for)
+        watch = HeadWatch(ray.get_runtime_context().gcs_address)
+        pool = RayWorkers(config, setup_for, watch.is_there)
         try:
             yield pool
         finally:
-            pool.close()
+            with contextlib.suppress(PoolError):
+                if watch.is_there():  # else there is nobody to end them
+                    pool.close()
