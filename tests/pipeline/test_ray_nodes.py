@@ -5,6 +5,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,18 +47,14 @@ def cluster() -> Iterator[object]:
         yield cluster
 
 
-def raylet_and_workers(node_id: str) -> list[int]:
-    """Processes of a node that tokenizes."""
-    raylets = subprocess.run(["pgrep", "-f", f"raylet/raylet.*{node_id}"], capture_output=True, text=True)
-    pids = raylets.stdout.split()
-    workers = subprocess.run(["pgrep", "-P", ",".join(pids)], capture_output=True, text=True)
-    return [int(pid) for pid in pids + workers.stdout.split()]
-
-
-def actors() -> list[int]:
-    """Processes of the engine's actors on this machine whose parent is a node of this test's cluster."""
-    found = subprocess.run(["pgrep", "-f", "^ray::EncodeActor"], capture_output=True, text=True)
-    return [int(pid) for pid in found.stdout.split()]
+def processes(node: Any, name: str = "") -> list[int]:
+    """The raylet of a node and its children; only those with this name, where one is given."""
+    (raylet,) = node.all_processes["raylet"]
+    children = subprocess.run(
+        ["pgrep", "-P", str(raylet.process.pid), "-f", name], capture_output=True, text=True
+    )
+    workers = [int(pid) for pid in children.stdout.split()]
+    return workers if name else [raylet.process.pid, *workers]
 
 
 def test_a_node_without_the_weights_costs_only_itself(
@@ -84,7 +81,7 @@ def test_a_node_that_hangs_is_given_up_and_what_it_writes_later_does_no_harm(
     node = cluster.add_node(num_cpus=1, **SLOW, **NODE)
     thread = in_background(lambda: outcomes.append(run(shards, folder, cpus_per_actor=1, max_attempts=1)))
     assert wait_until(lambda: num_joined(folder) == 2)
-    frozen = raylet_and_workers(node.node_id)
+    frozen = processes(node)
     assert len(frozen) > 1
     for pid in frozen:
         os.kill(pid, signal.SIGSTOP)
@@ -108,7 +105,9 @@ def test_an_actor_that_hangs_leaves_its_place_to_another(
     settings = {"num_actors": 1, "cpus_per_actor": 1, "stall_timeout": 4.0}
     thread = in_background(lambda: outcomes.append(run(shards, folder, **settings)))
     assert wait_until(lambda: len(token_files(folder)) > 0)
-    for pid in actors():
+    hanging = processes(cluster.head_node, "^ray::EncodeActor")
+    assert hanging
+    for pid in hanging:
         os.kill(pid, signal.SIGSTOP)
     thread.join(timeout=150)
     (outcome,) = outcomes
