@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.fault_points import VARIABLE
@@ -124,6 +125,17 @@ def test_a_gpu_of_a_node_that_has_just_died_is_not_waited_for(cluster, shards: P
     assert any(known["Alive"] and "GPU" in known["Resources"] for known in ray.nodes()), "nothing to test"
     outcome = run(shards, tmp_path / "out", tokenizer=str(ROOT / "tokenizer" / "sample"))
     assert outcome.failures == []
+
+
+def test_an_object_store_that_others_fill_is_not_needed(
+    cluster, shards: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    import ray
+
+    held = [ray.put(np.zeros(NODE["object_store_memory"] // 10, np.uint8)) for _ in range(12)]
+    assert run(shards, tmp_path / "out", num_actors=1, cpus_per_actor=1).failures == []
+    assert token_files(tmp_path / "out") == undisturbed
+    assert len(held) == 12
 
 
 @pytest.mark.slow  # Ray's driver hopes for a minute that the head comes back
