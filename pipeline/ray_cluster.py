@@ -27,6 +27,10 @@ LOCAL_OBJECT_STORE_BYTES = 100 << 20
 """Only names and reports go through Ray."""
 HEALTH_TIMEOUT_S = 10.0
 MAX_REASON_CHARS = 300
+JOIN_REMEDY = (
+    "give its RAY_AUTH_MODE and RAY_AUTH_TOKEN, and start the job on a machine of the cluster (`ray start`) or by"
+    " `ray job submit`"
+)
 RAY_PATIENCE_VARIABLE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 PATIENCE_FRACTION = 0.5
 """Of the time for which Ray hopes that a head comes back."""
@@ -92,14 +96,15 @@ def _initialize(runtime_env: Mapping[str, Any] | None) -> None:
         return
     if runtime_env is None:
         options["runtime_env"] = _own_code()
+    remedy = "start it, correct RAY_ADDRESS, or unset it to run on this machine"
     try:
         _check_health(address)
+        remedy = f"its head answers: {JOIN_REMEDY}"
         ray.init(address=address, **options)
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:MAX_REASON_CHARS].rstrip(".")
         raise PoolError(
-            f"the Ray cluster at {address} (RAY_ADDRESS) cannot be reached: {reason}; start it, correct"
-            " RAY_ADDRESS, or unset it to run on this machine"
+            f"the Ray cluster at {address} (RAY_ADDRESS) cannot be reached: {reason}; {remedy}"
         ) from error
 
 
@@ -113,7 +118,9 @@ def _check_health(address: str) -> None:
 
     scheme, _, host = address.rpartition("://")
     if scheme not in ("", "ray"):
-        return
+        raise ConnectionError(
+            f"{scheme}:// is for `ray job submit`; a driver needs the head's HOST:PORT (6379)"
+        )
     target = host if scheme else canonicalize_bootstrap_address(address)
     if target is not None:  # `local`
         _ask(target, knows_health=not scheme)

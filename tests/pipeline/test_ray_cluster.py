@@ -50,7 +50,7 @@ def listen() -> Iterator[Callable[[str], int]]:
     [
         ("nothing", "", "Connection refused"),
         ("nothing", "ray://", "Connection refused"),
-        ("nothing", "http://", "HTTP address"),
+        ("nothing", "http://", "http:// is for `ray job submit`"),
         ("web server", "", "failed to connect"),
         ("another gRPC server", "", "what answers there is no head of a Ray cluster"),
         ("silence", "", "no answer in 1 s|failed to connect"),

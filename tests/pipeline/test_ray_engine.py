@@ -224,8 +224,9 @@ class TestCommand:
     def test_relative_names_begin_where_the_job_was_started(self, cluster, tmp_path: Path) -> None:
         """The workers of a cluster start in the folder where it was started."""
         write_shards(tmp_path / "in", 2, 5)
+        token = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")}
         for folder, flags, environment in (
-            ("out", ("--num-actors", "1"), {"RAY_ADDRESS": cluster.address}),
+            ("out", ("--num-actors", "1"), {"RAY_ADDRESS": cluster.address} | token),
             ("alone", (), None),
         ):
             result = run_job(

@@ -73,6 +73,7 @@ def test_a_node_without_the_weights_costs_only_itself(
     assert "fault injected at load" in refusals[0]
 
 
+@pytest.mark.slow  # two nodes, and Ray must find out
 def test_a_node_that_hangs_is_given_up_and_what_it_writes_later_does_no_harm(
     cluster, shards: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -97,6 +98,7 @@ def test_a_node_that_hangs_is_given_up_and_what_it_writes_later_does_no_harm(
     assert token_files(folder) == undisturbed
 
 
+@pytest.mark.slow  # a worker stalls, another starts
 def test_an_actor_that_hangs_leaves_its_place_to_another(
     cluster, shards: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -117,6 +119,7 @@ def test_an_actor_that_hangs_leaves_its_place_to_another(
     assert token_files(folder) == undisturbed
 
 
+@pytest.mark.slow  # a node comes and goes, and the model loads
 def test_a_gpu_of_a_node_that_has_just_died_is_not_waited_for(cluster, shards: Path, tmp_path: Path) -> None:
     import ray
 
