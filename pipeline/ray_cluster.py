@@ -28,8 +28,8 @@ LOCAL_OBJECT_STORE_BYTES = 100 << 20
 HEALTH_TIMEOUT_S = 10.0
 MAX_REASON_CHARS = 300
 JOIN_REMEDY = (
-    "give its RAY_AUTH_MODE and RAY_AUTH_TOKEN, and start the job on a machine of the cluster (`ray start`) or by"
-    " `ray job submit`"
+    "give its RAY_AUTH_MODE and RAY_AUTH_TOKEN, and start the job on a machine of the cluster (`ray start`)"
+    " or by `ray job submit`"
 )
 RAY_PATIENCE_VARIABLE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 PATIENCE_FRACTION = 0.5
