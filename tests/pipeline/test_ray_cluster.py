@@ -11,9 +11,12 @@ from pathlib import Path
 import grpc
 import pytest
 
+from jobs.pretrain import main as pretrain
 from pipeline import ray_cluster
+from pipeline.packing.cli import main as seed_pack
 from pipeline.shard_driver import PoolError
 from tests.local_cluster import free_port
+from tests.packing.corpus import mixture_text, write_corpus
 from tests.pipeline.tiny_shards import run_job, write_shards
 
 pytestmark = pytest.mark.ray
@@ -75,3 +78,25 @@ def test_the_job_ends_with_one_line(tmp_path: Path) -> None:
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"error: the Ray cluster at {address} (RAY_ADDRESS) cannot be reached: ")
     assert "unset it to run on this machine" in line
+
+
+def test_a_build_of_packed_shards_ends_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    corpus = write_corpus(tmp_path / "corpus", num_pairs=20, num_pages=2)
+    (corpus / "mixture.yaml").write_text(mixture_text(output="{ids: 2000}"))
+    with pytest.raises(SystemExit) as ended:
+        seed_pack(["build", str(corpus / "mixture.yaml"), "--output", str(tmp_path / "out"), "--ray"])
+    assert ended.value.code == 1
+    assert "(RAY_ADDRESS) cannot be reached" in caplog.messages[-1]
+
+
+def test_training_on_ray_ends_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    flags = ["--launcher", "ray", "--data.packed", str(tmp_path), "--output", str(tmp_path / "out")]
+    assert pretrain(flags) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "(RAY_ADDRESS) cannot be reached" in line
