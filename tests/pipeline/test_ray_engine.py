@@ -198,6 +198,7 @@ def test_a_tokenizer_that_the_workers_cannot_load_ends_the_run_with_its_reason(
         output=str(tmp_path / "out"),
         tokenizer=str(tokenizer),
         num_actors=1,
+        gpus_per_actor=0,  # not to wait until Ray knows that the GPU of the test before is gone
     )
     plan = make_plan(config, JOB_OF_PAIRS)
     (tokenizer / "model.safetensors").write_bytes(b"broken meanwhile")
