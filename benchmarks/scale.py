@@ -27,6 +27,10 @@ from pipeline.shard_task import ShardReport, ShardTask
 from pipeline.storage import LocalFolder
 from tests.pipeline.simulated_workers import ONE_DOCUMENT, SimulatedWorkers, uniform_fates
 
+OPEN_CALLS = 640
+"""Of 256 workers: two shards each, and for half of them a question for their status."""
+NUM_LOOKS = 50
+
 
 def simulate(num_shards: int, num_workers: int) -> dict[str, float]:
     """One run in this process; figures of the driver."""
@@ -70,6 +74,9 @@ def ray_calls(num_calls: int = 4000, num_actors: int = 2) -> dict[str, float]:
         def encode(self, task: ShardTask) -> ShardReport:
             return ShardReport(task.name, task.source, ONE_DOCUMENT, True, None, 1, 0.0)
 
+        def work(self) -> None:
+            time.sleep(3600)
+
     actors = [Idle.remote() for _ in range(num_actors)]
     task = ShardTask("00000", "s3://bucket/folder/00000.tar", 1)
     ray.get([actor.encode.remote(task) for actor in actors])
@@ -82,8 +89,19 @@ def ray_calls(num_calls: int = 4000, num_actors: int = 2) -> dict[str, float]:
     ray.get(calls)
     wall_us = (time.perf_counter() - begin) / num_calls * 1e6
     cpu_us = (time.process_time() - cpu) / num_calls * 1e6
+    open_calls = [actors[0].work.remote() for _ in range(OPEN_CALLS)]
+    cpu = time.process_time()
+    for _ in range(NUM_LOOKS):  # as RayWorkers.poll does
+        ray.wait(open_calls, num_returns=1, timeout=0)
+        ray.wait(open_calls, num_returns=len(open_calls), timeout=0)
+    look_us = (time.process_time() - cpu) / NUM_LOOKS * 1e6
     ray.shutdown()
-    return {"calls": num_calls, "cpu_us_per_call": cpu_us, "wall_us_per_call": wall_us}
+    return {
+        "calls": num_calls,
+        "cpu_us_per_call": cpu_us,
+        "wall_us_per_call": wall_us,
+        "cpu_us_per_look": look_us,
+    }
 
 
 def job_memory(num_shards: int, samples: int, num_actors: int) -> dict[str, float]:
@@ -144,6 +162,7 @@ def main() -> None:
     if options.ray:
         row = ray_calls()
         print(f"Ray: {row['cpu_us_per_call']:.0f} us CPU, {row['wall_us_per_call']:.0f} us wall a call")
+        print(f"     {row['cpu_us_per_look']:.0f} us CPU a look at {OPEN_CALLS} open calls")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `ray job submit`
 
 from jobs.command_line import EXIT_FAILED, EXIT_STOPPED, EXIT_USAGE
 from jobs.config_file import parse_config
+from pipeline.shard_driver import PoolError
 from trainer.curves_page import write_curves
 from trainer.metrics import read_metrics
 from trainer.non_finite import NonFiniteError
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = parse_config(PretrainConfig, arguments, __doc__ or "")
         result = launch(config)
-    except NonFiniteError as error:
+    except (NonFiniteError, PoolError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
     except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:

@@ -1,8 +1,10 @@
 """What the tokenization jobs share: plan, run, say how it ended."""
 
+import os
 import sys
 
 from jobs.command_line import EXIT_FAILED, StopSignal
+from pipeline.ray_cluster import travels_with_its_folder
 from pipeline.run_plan import TokenizeJob, make_plan
 from pipeline.shard_driver import FatalShardError, PoolError
 from pipeline.tokenize_config import TokenizeConfig
@@ -21,6 +23,11 @@ def run_tokenize_job(config: TokenizeConfig, job: TokenizeJob) -> int:
     """
     stop = StopSignal()
     stop.install()
+    if travels_with_its_folder() and "://" not in config.output and not os.path.isabs(config.output):
+        raise ValueError(
+            f"--output {config.output}: a submitted job runs in a copy of its working directory, which Ray"
+            " removes; give an absolute path that all nodes see, or a URL"
+        )
     plan = make_plan(config, job)
     if config.dry_run:
         print("\n".join(plan.lines()))

@@ -5,8 +5,9 @@ any). ACTION is ``kill`` (SIGKILL to itself), ``fail`` (raises), ``stall`` (slee
 for 50 ms each time), ``full`` (raises as a full disk does). ONCE is a file that the first process that acts
 creates; the others pass.
 
-Points, in order: ``start``, ``reading``, ``after_write`` (token shard written, nothing visible),
-``after_ledger`` (ledger visible, token shard not), ``after_commit``.
+Points, in order: ``load`` (of the model, on a cluster; NAME is the node's id), ``start``, ``reading``,
+``after_write`` (token shard written, nothing visible), ``after_ledger`` (ledger visible, token shard not),
+``after_commit``.
 """
 
 import errno

@@ -1,8 +1,11 @@
 """The actor that owns shards from reading to commit, on one machine."""
 
+import contextlib
 import functools
 import logging
+import os
 import socket
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -13,6 +16,7 @@ import ray
 
 from pipeline.actor_plan import ActorShape
 from pipeline.decode import DecodeTask
+from pipeline.fault_points import reach
 from pipeline.shard_driver import WorkerEvent, WorkerStatus
 from pipeline.shard_task import ShardTask
 from pipeline.shard_worker import ShardWorker
@@ -26,7 +30,7 @@ HELPER_CALLS_UNDER_WAY = 32
 
 
 class EncodeActor:
-    """Owns shards from reading to commit, on one machine.
+    """Owns shards from reading to commit, on one machine. Does nothing before it is loaded.
 
     Args:
         setup: what it works with.
@@ -35,14 +39,32 @@ class EncodeActor:
 
     def __init__(self, setup: WorkerSetup, shape: ActorShape) -> None:
         logging.basicConfig(level=logging.WARNING)
+        with contextlib.suppress(OSError):  # not on this node: then relative names fail, each by itself
+            os.chdir(setup.folder)
         self._node_id = ray.get_runtime_context().get_node_id()
+        self._setup = setup
+        self._shape = shape
+        self._stack = ExitStack()
+        self._askers = ThreadPoolExecutor(HELPER_CALLS_UNDER_WAY, "helper")
+        self._loading = threading.Lock()
+        self._is_loaded = False
+
+    def load(self) -> bool:
+        """Load the model, once however often it is called; True when that is done."""
+        with self._loading:
+            if not self._is_loaded:
+                reach("load", self._node_id)
+                self._open()
+                self._is_loaded = True
+        return True
+
+    def _open(self) -> None:
+        setup = self._setup
         if setup.num_decode_workers is None:
             (node,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == self._node_id)
-            setup = replace(setup, num_decode_workers=shape.decode_cores(node))
-        self._stack = ExitStack()
+            setup = replace(setup, num_decode_workers=self._shape.decode_cores(node))
         self._tools = self._stack.enter_context(open_tools(setup))
         self._worker = ShardWorker(self._tools, f" (on {socket.gethostname()})")
-        self._askers = ThreadPoolExecutor(HELPER_CALLS_UNDER_WAY, "helper")
 
     def encode(self, worker_id: str, task: ShardTask) -> WorkerEvent | None:
         """See ``ShardWorker.encode``."""
@@ -50,7 +72,7 @@ class EncodeActor:
 
     @ray.method(concurrency_group="control")
     def node_id(self) -> str:
-        """Answers once the model is loaded."""
+        """Where it stands; answers before the model is loaded."""
         return self._node_id
 
     @ray.method(concurrency_group="control")

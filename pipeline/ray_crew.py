@@ -2,6 +2,9 @@
 
 Actors without a place are left to wait: they are the demand for which Ray's autoscaler starts nodes. They are
 withdrawn when the rest of the work does not need them, so that no node starts for nothing.
+
+An actor that cannot load its model, on a node without the weights say, stays where it is for a while: it
+keeps the next one from the same place, and the others go on.
 """
 
 import dataclasses
@@ -22,6 +25,8 @@ from pipeline.worker_tools import NULL_TOKENIZER, WorkerSetup, decode_pool_confi
 logger = logging.getLogger(__name__)
 
 COMPLAIN_EVERY_S = 60.0
+RETRY_PLACE_S = 300.0
+"""After which an actor is tried again where one could not load."""
 
 
 @dataclass
@@ -31,7 +36,11 @@ class CrewMember:
     handle: Any
     shape: ActorShape
     node_id: str = ""
-    """Empty until the model is loaded."""
+    """Empty while it waits for a place."""
+    is_ready: bool = False
+    """The model is loaded."""
+    failed_s: float | None = None
+    """When loading failed; since then it only keeps its place from others."""
     is_asked: bool = False
     """A status call is under way."""
     interrupted: set[str] = field(default_factory=set)
@@ -66,7 +75,7 @@ class RayCrew:
             num_wanted: actors for which there is work.
 
         Returns:
-            Ids of the actors that were started; and of those that wait and are to be ended.
+            Ids of the actors that were started; and of those that do not work and are to be ended.
         """
         now = time.monotonic()
         nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
@@ -76,34 +85,53 @@ class RayCrew:
                 self.introduce_helpers(actor)
         workers = [resources for node_id, resources in nodes.items() if node_id not in helpers]
         shape, num_places = plan_actors(self._config, workers)
-        if shape.num_gpus:  # from now on, also if all nodes with a GPU are lost: others will come
-            self._config = dataclasses.replace(self._config, gpus_per_actor=shape.num_gpus)
+        failed = [name for name, actor in self.actors.items() if actor.failed_s is not None]
+        expired = [name for name in failed if self._is_expired(self.actors[name], nodes, now)]
         if self._config.num_actors is None:  # those at work without a GPU take no place beside one
             num_places += sum(
-                actor.node_id != "" and actor.shape.num_gpus != shape.num_gpus
-                for actor in self.actors.values()
+                actor.is_ready and actor.shape.num_gpus != shape.num_gpus for actor in self.actors.values()
             )
+            num_places -= len(failed) - len(expired)
         num_actors = min(num_places, num_wanted)
         surplus = self._surplus(shape, num_actors)
-        num_missing = num_actors - (len(self.actors) - len(surplus))
+        num_missing = num_actors - (len(self.actors) - len(failed) - len(surplus))
         started = [self._start(shape) for _ in range(num_missing)]
         self._complain(shape, workers, now)
-        return started, surplus
+        return started, surplus + expired
+
+    def placed(self, actor: CrewMember, node_id: str) -> None:
+        """It has found a place, and begins to load."""
+        actor.node_id = node_id
+        if actor.shape.num_gpus:  # from now on, also if all nodes with a GPU are lost: others will come
+            self._config = dataclasses.replace(self._config, gpus_per_actor=actor.shape.num_gpus)
+
+    def has_others(self, actor: CrewMember) -> bool:
+        """Whether actors beside this one work, or still load."""
+        return any(
+            other.node_id and other.failed_s is None and other is not actor for other in self.actors.values()
+        )
 
     def introduce_helpers(self, actor: CrewMember) -> None:
-        if actor.node_id:
+        if actor.is_ready:
             actor.handle.set_helpers.remote(self._helpers.ready)
 
     def close(self) -> None:
         self._helpers.close()
         self.actors.clear()
 
+    def _is_expired(self, failed: CrewMember, nodes: dict[str, Resources], now: float) -> bool:
+        """Whether an actor that could not load need not keep its place any longer."""
+        assert failed.failed_s is not None
+        is_lost = bool(failed.node_id) and failed.node_id not in nodes
+        return is_lost or now - failed.failed_s > RETRY_PLACE_S or not self.has_others(failed)
+
     def _surplus(self, shape: ActorShape, num_wanted: int) -> list[str]:
-        """Actors that have not started yet and are too many, the youngest first, or should have a GPU."""
-        waiting = [worker_id for worker_id, actor in reversed(self.actors.items()) if not actor.node_id]
-        misfits = [name for name in waiting if self.actors[name].shape.num_gpus != shape.num_gpus]
+        """Actors that have not started yet and are too many, the youngest first, or are of another shape."""
+        actors = {name: actor for name, actor in self.actors.items() if actor.failed_s is None}
+        waiting = [name for name in reversed(actors) if not actors[name].is_ready]
+        misfits = [name for name in waiting if actors[name].shape.num_gpus != shape.num_gpus]
         others = [name for name in waiting if name not in misfits]
-        return misfits + others[: max(0, len(self.actors) - len(misfits) - num_wanted)]
+        return misfits + others[: max(0, len(actors) - len(misfits) - num_wanted)]
 
     def _start(self, shape: ActorShape) -> str:
         self._num_born += 1
@@ -121,7 +149,7 @@ class RayCrew:
 
     def _complain(self, shape: ActorShape, nodes: list[Resources], now: float) -> None:
         """Say what the run waits for while no actor works: at once where it waits for a node."""
-        if now < self._next_complaint_s or any(actor.node_id for actor in self.actors.values()):
+        if now < self._next_complaint_s or any(actor.is_ready for actor in self.actors.values()):
             return
         if not any(shape.fits(node) for node in nodes):
             self._next_complaint_s = now + COMPLAIN_EVERY_S

@@ -16,13 +16,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from pipeline.barren_actors import BarrenActors
-from pipeline.ray_cluster import connected
+from pipeline.ray_cluster import HeadWatch, connected
 from pipeline.ray_crew import CrewMember, RayCrew
 from pipeline.ray_death import MAX_ERROR_CHARS, cause_of_death, is_node_loss
 from pipeline.shard_driver import (
+    PoolError,
     ShardDone,
     ShardFailed,
     WorkerEvent,
@@ -51,14 +52,21 @@ class RayWorkers:
     Args:
         config: number and size of the actors.
         setup_for: makes the setup of an actor for a device.
+        is_head_there: see ``HeadWatch``.
     """
 
-    def __init__(self, config: TokenizeConfig, setup_for: Callable[[str], WorkerSetup]) -> None:
+    def __init__(
+        self,
+        config: TokenizeConfig,
+        setup_for: Callable[[str], WorkerSetup],
+        is_head_there: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._config = config
+        self._is_head_there = is_head_there
         self._crew = RayCrew(config, setup_for)
         self._actors = self._crew.actors
         self._calls: dict[Any, tuple[str, str]] = {}
-        """Ref -> worker, and the shard's name or ``status`` or ``join`` behind a colon."""
+        """Ref -> worker, and the shard's name, or behind a colon what it was asked (``:status``)."""
         self._barren = BarrenActors()
         self._next_status_s = 0.0
         self._next_resize_s = 0.0
@@ -98,7 +106,7 @@ class RayWorkers:
         running = [ref for ref, (_, call) in self._calls.items() if not call.startswith(":")]
         with contextlib.suppress(RayError):
             for actor in self._actors.values():
-                if actor.node_id:
+                if actor.is_ready:
                     actor.handle.stop.remote()
             if running:
                 ray.wait(running, num_returns=len(running), timeout=STOP_GRACE_S)
@@ -114,11 +122,18 @@ class RayWorkers:
         if now < self._next_resize_s:
             return
         self._next_resize_s = now + RESIZE_EVERY_S
+        if not self._is_head_there():
+            return
         started, surplus = self._crew.follow_cluster(num_wanted)
         for worker_id in surplus:
             self._end(worker_id)
         for worker_id in started:
-            self._calls[self._actors[worker_id].handle.node_id.remote()] = (worker_id, ":join")
+            self._calls[self._actors[worker_id].handle.node_id.remote()] = (worker_id, ":place")
+
+    def _load(self, worker_id: str, node_id: str) -> None:
+        actor = self._actors[worker_id]
+        self._crew.placed(actor, node_id)
+        self._calls[actor.handle.load.remote()] = (worker_id, ":load")
 
     def _ask_for_status(self) -> None:
         now = time.monotonic()
@@ -126,7 +141,7 @@ class RayWorkers:
             return
         self._next_status_s = now + STATUS_EVERY_S
         for worker_id, actor in self._actors.items():
-            if actor.node_id and not actor.is_asked and actor.cut_off_s is None:
+            if actor.is_ready and not actor.is_asked and actor.cut_off_s is None:
                 actor.is_asked = True
                 self._calls[actor.handle.status.remote(worker_id)] = (worker_id, ":status")
 
@@ -139,15 +154,22 @@ class RayWorkers:
         except ActorUnavailableError:
             return self._cut_off(worker_id, call)
         except RayActorError as error:
+            if not self._is_head_there():  # which knows why
+                return self._cut_off(worker_id, call)
             return self._lost(worker_id, call, error)
         except RayError as error:
+            if call in (":place", ":load") and isinstance(error, RayTaskError):
+                return self._not_loaded(worker_id, error)
             if call.startswith(":"):
                 return self._own_call_failed(worker_id, call, error)
             return [ShardFailed(worker_id, call, one_line(error))]
         if call == ":probe":
             return self._reached_again(worker_id, answer)
-        if call == ":join":
-            return self._joined(worker_id, answer)
+        if call == ":place":
+            self._load(worker_id, answer)
+            return []
+        if call == ":load":
+            return self._joined(worker_id)
         if call == ":status":
             actor.is_asked = False
             return [answer]
@@ -160,11 +182,22 @@ class RayWorkers:
             self._barren.shard_finished()
         return [] if answer is None else [answer]
 
-    def _joined(self, worker_id: str, node_id: str) -> list[WorkerEvent]:
+    def _joined(self, worker_id: str) -> list[WorkerEvent]:
         actor = self._actors[worker_id]
-        actor.node_id = node_id
+        actor.is_ready = True
         self._crew.introduce_helpers(actor)
         return [WorkerJoined(worker_id, self._config.shards_in_flight)]
+
+    def _not_loaded(self, worker_id: str, error: RayTaskError) -> list[WorkerEvent]:
+        """The model could not be loaded there; the others go on, and if there are none this counts."""
+        actor = self._actors[worker_id]
+        actor.failed_s = time.monotonic()
+        self._next_resize_s = 0.0
+        line = f"on {_node_name(actor.node_id)}: {one_line(error.cause)[:MAX_ERROR_CHARS]}"
+        logger.warning("worker=%s did not start %s", worker_id, line)
+        if not self._crew.has_others(actor):
+            self._barren.add(Loss.CRASHED, False, set(), line)
+        return []
 
     def _own_call_failed(self, worker_id: str, call: str, error: RayError) -> list[WorkerEvent]:
         """A call about no shard failed, and not because the actor died: it is made again."""
@@ -187,7 +220,7 @@ class RayWorkers:
             return []
         self._end(worker_id)
         line = f"not reached for {MAX_CUT_OFF_S:g} s"
-        if not actor.node_id:  # nobody knows this worker yet
+        if not actor.is_ready:  # nobody knows this worker yet
             logger.warning("worker=%s did not start: %s", worker_id, line)
             return []
         return [WorkerLost(worker_id, Loss.NODE_LOST, line)]
@@ -204,7 +237,9 @@ class RayWorkers:
         actor = self._actors[worker_id]
         if not actor.interrupted:
             actor.cut_off_s = None
-            return [] if actor.node_id else self._joined(worker_id, node_id)
+            if not actor.is_ready:
+                self._load(worker_id, node_id)
+            return []
         self._end(worker_id)
         return [WorkerLost(worker_id, Loss.NODE_LOST, "the connection to the actor was lost")]
 
@@ -216,8 +251,8 @@ class RayWorkers:
         loss = Loss.NODE_LOST if is_node_loss(error, actor.node_id, ray.nodes()) else Loss.CRASHED
         line = cause_of_death(error)
         if not actor.has_finished:
-            self._barren.add(loss, bool(actor.node_id), shards, line)
-        if not actor.node_id:
+            self._barren.add(loss, actor.is_ready, shards, line)
+        if not actor.is_ready:
             logger.warning("worker=%s did not start: %s", worker_id, line)
             return []
         return [WorkerLost(worker_id, loss, line)]
@@ -233,14 +268,23 @@ class RayWorkers:
         return self._actors.pop(worker_id)
 
 
+def _node_name(node_id: str) -> str:
+    """Of a node, as Ray's dashboard and `ray list nodes` show it."""
+    hosts = {node["NodeID"]: node.get("NodeManagerHostname", "") for node in ray.nodes()}
+    return f"node {node_id[:12]} ({hosts.get(node_id, '')})"
+
+
 @contextmanager
 def open_ray_workers(config: TokenizeConfig, setup_for: Callable[[str], WorkerSetup]) -> Iterator[RayWorkers]:
     """Connect to the cluster of RAY_ADDRESS, or start one on this machine; the actors end with the block."""
     # Actors that claim no GPU keep the devices that they see.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     with connected():
-        pool = RayWorkers(config, setup_for)
+        watch = HeadWatch(ray.get_runtime_context().gcs_address)
+        pool = RayWorkers(config, setup_for, watch.is_there)
         try:
             yield pool
         finally:
-            pool.close()
+            with contextlib.suppress(PoolError):
+                if watch.is_there():  # else there is nobody to end them
+                    pool.close()

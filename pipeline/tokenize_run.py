@@ -133,6 +133,7 @@ def worker_setup(
         decoder=job.decoder,
         frames_per_task=job.frames_per_task,
         video_options=job.video_options,
+        folder=os.getcwd(),
     )
 
 

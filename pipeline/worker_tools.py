@@ -55,6 +55,8 @@ class WorkerSetup:
     """Which frames of a clip: `video_frames.FrameSampling` as JSON."""
     num_threads: int = 0
     """Threads of the model on a CPU; 0 leaves it to the library."""
+    folder: str = "."
+    """Where relative names of source shards and tokenizers begin: the working directory of the driver."""
 
 
 @dataclass(frozen=True)

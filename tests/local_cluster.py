@@ -51,10 +51,21 @@ def local_cluster(folder: Path, environment: Mapping[str, str]) -> Iterator[tupl
         start_new_session=True,
     )
     try:
+        _wait_for(port)
         yield f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}"
     finally:
         os.killpg(head.pid, signal.SIGKILL)
         head.wait()
+
+
+def _wait_for(port: int) -> None:
+    """Until the head listens there."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
 
 
 def run_until_up(command: list[str], folder: Path, environment: Mapping[str, str]) -> str:

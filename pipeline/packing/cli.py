@@ -24,6 +24,7 @@ from pipeline.packing.megatron_export import export_megatron
 from pipeline.packing.mixture_file import load_mixture
 from pipeline.packing.run_tasks import Executor, TaskFailedError
 from pipeline.packing.show import spell_row, trace_row
+from pipeline.shard_driver import PoolError
 from schemas.mixture import MixtureError
 from schemas.packed_check import check_packed_shard
 from schemas.packed_folder import PackedFolder
@@ -223,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ) as error:
         logger.error("%s", error)
         sys.exit(EXIT_USAGE)
-    except TaskFailedError as error:
+    except (TaskFailedError, PoolError) as error:
         logger.error("%s", error)
         sys.exit(EXIT_FAILED)
     sys.exit(status)

@@ -6,9 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,9 @@ from pipeline.inspect_shards import main as seed_shards
 from pipeline.run_plan import TokenizeJob, make_plan
 from pipeline.tokenize_config import TokenizeConfig
 from pipeline.tokenize_run import RunOutcome, run_tokenization
+from tests.pipeline.ray_runs import JOB_OF_PAIRS, NODE, in_background, num_joined, open_cluster, run
 from tests.pipeline.tiny_shards import (
     JOB,
-    PAIRS,
     ROOT,
     job_command,
     job_environment,
@@ -33,7 +32,6 @@ from tests.pipeline.tiny_shards import (
 
 pytestmark = pytest.mark.ray
 NUM_SHARDS = 12
-JOB_OF_PAIRS = TokenizeJob(kind="pairs", read=PAIRS)
 
 
 @pytest.fixture(scope="module")
@@ -49,35 +47,10 @@ def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return token_files(folder)
 
 
-def run(shards: Path, folder: Path, **settings: object) -> RunOutcome:
-    """One run in this process, on the cluster it is connected to."""
-    config = TokenizeConfig(
-        **{
-            "input": (str(shards),),
-            "output": str(folder),
-            "tokenizer": "null",
-            "batch_size": 4,
-            "decode_workers": 0,
-        }
-        | settings
-    )
-    return run_tokenization(config, JOB_OF_PAIRS, make_plan(config, JOB_OF_PAIRS))
-
-
 @pytest.fixture(scope="module")
-def cluster() -> Iterator["object"]:
-    """A cluster of one node with 2 CPUs, to which tests add nodes."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 << 20},
-    )
-    ray.init(address=cluster.address, logging_level="WARNING")
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+def cluster() -> Iterator[object]:
+    with open_cluster(num_cpus=2) as cluster:
+        yield cluster
 
 
 @contextlib.contextmanager
@@ -99,17 +72,6 @@ def fault(text: str) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _remember_address(cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEED_SHARDS_TEST_CLUSTER", cluster.address)
-
-
-def num_joined(folder: Path) -> int:
-    """Workers that the run log saw to join."""
-    return sum(log.read_text().count('"worker_joined"') for log in (folder / "_logs").glob("*.jsonl"))
-
-
-def in_background(action: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=action, daemon=True)
-    thread.start()
-    return thread
 
 
 def test_the_same_bytes_with_two_actors(
@@ -171,7 +133,7 @@ def test_a_node_that_joins_is_used_and_a_node_that_dies_costs_no_attempt(
     with fault("slow:reading:*"):
         thread = in_background(lambda: outcomes.append(run(slow, folder, max_attempts=1)))
         assert wait_until(lambda: len(token_files(folder)) > 0)
-        node = cluster.add_node(num_cpus=2, object_store_memory=100 << 20)
+        node = cluster.add_node(num_cpus=2, **NODE)
         assert wait_until(lambda: num_joined(folder) == 2), "no actor joined from the new node"
         time.sleep(1.0)
         cluster.remove_node(node, allow_graceful=False)
@@ -196,7 +158,7 @@ def test_workers_that_need_what_no_node_has_wait_for_one_and_say_so(
     assert wait_until(lambda: says in caplog.text), caplog.text
     assert "--gpus-per-actor 0" in caplog.text, "no remedy"
     assert num_joined(folder) == 0
-    node = cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=100 << 20)
+    node = cluster.add_node(num_cpus=2, num_gpus=1, **NODE)
     thread.join(timeout=240)
     cluster.remove_node(node, allow_graceful=False)
     (outcome,) = outcomes
@@ -212,7 +174,7 @@ def test_a_node_that_only_decodes_helps_and_its_death_costs_nothing(
     outcomes: list[RunOutcome] = []
     slow = {"num_actors": 1, "decode_workers": 1, "batch_size": 64}
     many = write_shards(tmp_path / "in", 120, 60)
-    node = cluster.add_node(num_cpus=2, resources={"seed_decode": 1}, object_store_memory=100 << 20)
+    node = cluster.add_node(num_cpus=2, resources={"seed_decode": 1}, **NODE)
     with fault("none:none:none"):
         thread = in_background(lambda: outcomes.append(run(many, tmp_path / "out", **slow)))
         assert wait_until(lambda: len(token_files(tmp_path / "out")) > 150)
@@ -237,7 +199,7 @@ def test_a_tokenizer_that_the_workers_cannot_load_ends_the_run_with_its_reason(
         output=str(tmp_path / "out"),
         tokenizer=str(tokenizer),
         num_actors=1,
-        gpus_per_actor=0,  # Ray may still list the node with a GPU of the test before as alive
+        gpus_per_actor=0,  # not to wait until Ray knows that the GPU of the test before is gone
     )
     plan = make_plan(config, JOB_OF_PAIRS)
     (tokenizer / "model.safetensors").write_bytes(b"broken meanwhile")
@@ -260,6 +222,20 @@ class TestCommand:
         assert result.returncode == 0, result.stderr
         assert token_files(tmp_path / "out") == undisturbed
         assert not (home / ".ray" / "auth_token").exists(), "later clusters would demand it"
+
+    def test_relative_names_begin_where_the_job_was_started(self, cluster, tmp_path: Path) -> None:
+        """The workers of a cluster start in the folder where it was started."""
+        write_shards(tmp_path / "in", 2, 5)
+        token = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")}
+        for folder, flags, environment in (
+            ("out", ("--num-actors", "1"), {"RAY_ADDRESS": cluster.address} | token),
+            ("alone", (), None),
+        ):
+            result = run_job(
+                "--input", "in", "--output", folder, *flags, environment=environment, cwd=tmp_path
+            )  # fmt: skip
+            assert result.returncode == 0, result.stderr
+        assert token_files(tmp_path / "out") == token_files(tmp_path / "alone")
 
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
     def test_a_driver_that_is_killed_is_resumed(
@@ -325,6 +301,10 @@ def test_ray_job_submit(shards: Path, undisturbed: dict[str, bytes], tmp_path: P
         assert result.returncode == 0, result.stdout + result.stderr
         assert "token shards written" in result.stdout
         assert token_files(tmp_path / "out") == undisturbed
+        submit[submit.index(str(tmp_path / "out"))] = "tokens"  # would be written into Ray's copy
+        result = subprocess.run(submit, env=environment, capture_output=True, text=True, timeout=150)
+        assert result.returncode == 1, "the status of a job that failed"
+        assert "error: --output tokens: a submitted job runs in a copy" in result.stdout
     finally:
         os.killpg(head.pid, signal.SIGKILL)
         head.wait()

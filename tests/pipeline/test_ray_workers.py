@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RaySystemError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RaySystemError, RayTaskError
 
 from pipeline import ray_crew, ray_engine
 from pipeline.actor_plan import ActorShape
@@ -125,7 +125,7 @@ def cut_off() -> Exception:
 
 def test_a_worker_whose_first_call_was_cut_off_joins_when_it_is_reached(open_workers) -> None:
     def answer(index: int, method: str, number: int) -> Any:
-        return {"node_id": cut_off() if number == 1 else "n"}.get(method)
+        return {"node_id": cut_off() if number == 1 else "n", "load": True}.get(method)
 
     events = poll(open_workers(answer), 4)
     assert [event for event in events if isinstance(event, WorkerJoined)] == [WorkerJoined("actor-1", 2)]
@@ -138,19 +138,19 @@ def test_a_worker_that_is_never_reached_is_replaced_and_not_reported_lost(
     monkeypatch.setattr(ray_engine, "MAX_CUT_OFF_S", 0.0)
 
     def answer(index: int, method: str, number: int) -> Any:
-        return {"node_id": cut_off() if index == 0 else "n"}.get(method)
+        return {"node_id": cut_off() if index == 0 else "n", "load": True}.get(method)
 
     assert poll(open_workers(answer), 4) == [WorkerJoined("actor-2", 2)]
 
 
-@pytest.mark.parametrize("method", ["node_id", "status"])
+@pytest.mark.parametrize("method", ["node_id", "load", "status"])
 def test_a_call_that_fails_once_is_made_again(open_workers, method: str) -> None:
     """A worker that is never asked again seems to stall, and one that never joins is idle for ever."""
 
     def answer(index: int, name: str, number: int) -> Any:
         if name == method and number == 1:
             return RaySystemError("out of file descriptors")
-        return {"node_id": "n", "status": lambda worker_id: WorkerStatus(worker_id)}.get(name)
+        return {"node_id": "n", "load": True, "status": lambda worker_id: WorkerStatus(worker_id)}.get(name)
 
     events = poll(open_workers(answer), 6)
     assert events[0] == WorkerJoined("actor-1", 2)
@@ -170,7 +170,9 @@ def out_of_memory(worker_id: str, task: object) -> WorkerLost:
 )
 def test_workers_that_all_fail_end_the_run_and_set_no_shard_aside(open_workers, encode, message: str) -> None:
     """A model that is too large for the GPU, or a GPU that is broken, is the fault of no shard."""
-    workers = open_workers(lambda index, method, number: {"node_id": "n", "encode": encode}.get(method))
+    workers = open_workers(
+        lambda index, method, number: {"node_id": "n", "load": True, "encode": encode}.get(method)
+    )
     schedule = ShardSchedule(tasks_named(100))
     with pytest.raises(PoolError, match=message):
         ShardDriver(schedule, workers, []).run(should_stop=lambda: len(ray_engine.ray.handles) > 50)
@@ -183,7 +185,7 @@ def living() -> list[Handle]:
 
 def test_workers_that_still_wait_are_withdrawn_when_the_rest_of_the_work_needs_fewer(open_workers) -> None:
     """They are what an autoscaler starts nodes for."""
-    starts = {"node_id": "n", "status": lambda worker_id: WorkerStatus(worker_id)}
+    starts = {"node_id": "n", "load": True, "status": lambda worker_id: WorkerStatus(worker_id)}
     workers = open_workers(lambda index, method, _: starts.get(method) if index < 2 else None, num_actors=6)
     assert len([event for event in poll(workers, 3) if isinstance(event, WorkerJoined)]) == 2
     assert len(living()) == 6
@@ -195,7 +197,10 @@ def test_workers_that_still_wait_are_withdrawn_when_the_rest_of_the_work_needs_f
 
 def test_once_there_was_a_gpu_workers_wait_for_one(open_workers) -> None:
     """A spot cluster that lost its GPU nodes gets others: workers without GPU would take their cores."""
-    workers = open_workers(lambda *_: None, tokenizer="sample", num_actors=2)
+    placed = {"node_id": "n"}
+    workers = open_workers(
+        lambda index, method, _: placed.get(method) if index >= 2 else None, tokenizer="sample", num_actors=2
+    )
     poll(workers, 2)
     assert [handle.shape.num_gpus for handle in living()] == [0, 0]
     ray_engine.ray.resources = {"CPU": 8.0, "GPU": 1.0}
@@ -206,9 +211,57 @@ def test_once_there_was_a_gpu_workers_wait_for_one(open_workers) -> None:
     assert [handle.index for handle in living()] == [2, 3]
 
 
+def test_a_gpu_on_which_no_worker_found_a_place_is_not_waited_for(open_workers) -> None:
+    """Ray lists a node for some seconds after its death; a run that begins then goes on without GPUs."""
+    workers = open_workers(lambda *_: None, tokenizer="sample", num_actors=None)
+    ray_engine.ray.resources = {"CPU": 8.0, "GPU": 1.0}
+    poll(workers, 2)
+    assert [handle.shape.num_gpus for handle in living()] == [1]
+    ray_engine.ray.resources = {"CPU": 8.0}
+    poll(workers, 2)
+    assert [handle.shape.num_gpus for handle in living()] == [0, 0]
+
+
+def no_weights() -> Exception:
+    return RayTaskError("load", "", FileNotFoundError("/weights/seed.pt"))
+
+
+def test_a_worker_that_cannot_load_keeps_its_place_and_the_others_go_on(
+    open_workers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of two places one is on a node without the weights."""
+
+    def answer(index: int, method: str, number: int) -> Any:
+        load = no_weights() if index % 2 else True
+        return {"node_id": "n", "load": load, "status": lambda worker_id: WorkerStatus(worker_id)}.get(method)
+
+    workers = open_workers(answer, num_actors=None, cpus_per_actor=1)
+    ray_engine.ray.resources = {"CPU": 2.0}
+    events = poll(workers, 20)
+    assert [event for event in events if isinstance(event, WorkerJoined)] == [WorkerJoined("actor-1", 2)]
+    assert len(living()) == 2, "another was started at the same place"
+    assert "worker=actor-2 did not start on node n" in caplog.text
+    assert "FileNotFoundError: /weights/seed.pt" in caplog.text
+    monkeypatch.setattr(ray_crew, "RETRY_PLACE_S", -1.0)
+    poll(workers, 1)
+    assert [handle.index for handle in living()] == [0, 2], "the place was not tried again"
+
+
+def test_workers_that_all_cannot_load_end_the_run(open_workers) -> None:
+    workers = open_workers(
+        lambda _, method, __: {"node_id": "n", "load": no_weights()}.get(method),
+        num_actors=None,
+        cpus_per_actor=1,
+    )
+    ray_engine.ray.resources = {"CPU": 2.0}
+    with pytest.raises(PoolError, match=r"workers do not start: on node n .*: FileNotFoundError: /weights"):
+        poll(workers, 50)
+    assert len(ray_engine.ray.handles) <= 8
+
+
 def test_a_worker_without_gpu_keeps_no_gpu_idle(open_workers) -> None:
     """GPU nodes that join a run on CPUs are used whole, and what is under way there goes on."""
-    starts = {"node_id": "n", "status": lambda worker_id: WorkerStatus(worker_id)}
+    starts = {"node_id": "n", "load": True, "status": lambda worker_id: WorkerStatus(worker_id)}
     workers = open_workers(lambda _, method, __: starts.get(method), tokenizer="sample", num_actors=None)
     poll(workers, 2)
     ray_engine.ray.resources = {"CPU": 8.0, "GPU": 2.0}
