@@ -21,6 +21,7 @@ from pipeline.shard_driver import FatalShardError, RunListener, ShardDriver, Wor
 from pipeline.shard_schedule import ShardSchedule
 from pipeline.shard_task import ShardFailure, ShardReport, ShardTask
 from pipeline.shard_worker import fatal_message, is_fatal
+from pipeline.sources.tar_source import TarSource, check_are_tars
 from pipeline.storage import open_folder
 from pipeline.token_dataset import (
     LOGS_FOLDER,
@@ -141,6 +142,8 @@ def make_plan(config: TokenizeConfig, job: TokenizeJob) -> RunPlan:
         ValueError, FileNotFoundError: naming the setting that is wrong, or what of the output does not fit.
     """
     shards = expand_inputs(config.input)[: config.limit]
+    if isinstance(job.read, TarSource):
+        check_are_tars(shards)
     tasks = [ShardTask(shard.name, shard.url, shard.num_bytes) for shard in shards]
     has_tokenizer = True
     try:
