@@ -72,6 +72,7 @@ setup-dev: $(VENV)/.installed-dev
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(call install,-e .)
 	@touch $@
+	@echo "ready: source $(VENV)/bin/activate"
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt
 	$(call install,-e '.[dev]')

@@ -1,6 +1,6 @@
 """Draws what `make demo` printed as a terminal, for the README.
 
-make demo > demo.log 2>&1; python docs/record_demo.py demo.log docs/demo.svg
+FORCE_COLOR=1 make demo > demo.log 2>&1; python docs/record_demo.py demo.log docs/demo.svg
 
 Lines are taken as they are; left out are the log's repetitions and long bodies, which an ellipsis stands for.
 """

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import re
 import sys
 import types
 import typing
@@ -89,7 +90,7 @@ def _as_flags(values: dict[str, Any], kind: type, where: str, prefix: str = "") 
 
 
 def _without_box(text: str) -> str:
-    """The message that tyro draws a frame around, as one line."""
+    """The message that tyro draws a frame around, as one line: its parts, but not the one about --help."""
     lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
-    lines = [line for line in lines if line and not line.startswith(("─", "For full helptext"))]
-    return " ".join(lines) or " ".join(text.split())
+    parts = [" ".join(part.split()) for part in re.split("─{3,}", "\n".join(lines))]
+    return "; ".join(part for part in parts if part and not part.startswith("For full")) or text.strip()

@@ -6,7 +6,7 @@
     ray job submit --working-dir . -- python jobs/pretrain.py --launcher ray --config recipes/pretrain_8b.yaml
 
 Given again, the same command goes on from the newest complete checkpoint. Exit status: 0 finished, 143 saved
-and stopped by SIGTERM, 1 stopped because loss or gradient was not finite, 2 wrong settings or data.
+and stopped by SIGTERM or Ctrl-C, 1 stopped because loss or gradient was not finite, 2 wrong settings or data.
 """
 
 import logging

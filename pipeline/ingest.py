@@ -17,6 +17,7 @@ and the same command again does the rest.
 """
 
 import contextlib
+import importlib.util
 import json
 import logging
 import os
@@ -95,8 +96,11 @@ def ingest(config: IngestConfig, must_stop: Callable[[], bool] = lambda: False) 
         IngestError: naming the shards that failed.
         IngestStoppedError: when ``must_stop`` says so; the processes have ended, complete shards stay.
     """
-    config.output.mkdir(parents=True, exist_ok=True)
+    check_is_installed()
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # a library of img2dataset's asks PyPI otherwise
     files = list_files(config.url_list)
+    _check_columns(config, files)
+    config.output.mkdir(parents=True, exist_ok=True)
     shards_of(config.output)
     _claim(config, files)
     _remove_stale_staging(config.output)
@@ -153,6 +157,21 @@ def list_files(url_list: Path) -> list[Path]:
     return files
 
 
+def _check_columns(config: IngestConfig, files: list[Path]) -> None:
+    """Columns that a Parquet list lacks are told before the folder is claimed for them."""
+    wanted = [config.url_column, config.caption_column, *config.kept_columns]
+    for path in files if list_format(files[0]) == "parquet" else []:
+        try:
+            names = pq.read_schema(path).names
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"--input {path}: no Parquet file: {error}") from error
+        if missing := [name for name in wanted if name and name not in names]:
+            raise ValueError(
+                f"--input {path}: no column {', '.join(missing)}, it has {', '.join(names)};"
+                " --url-column, --caption-column and --kept-columns name them"
+            )
+
+
 def list_format(path: Path) -> str | None:
     """img2dataset's name of a list's format, from its suffix."""
     return next((suffix for suffix in LIST_SUFFIXES if path.name.endswith(f".{suffix}")), None)
@@ -191,6 +210,12 @@ def _download_shards(
                     failed.append(f"shard {tasks[future]:0{NUM_DIGITS}d}: {type(error).__name__}: {error}")
                     logger.error("%s", failed[-1])
     return failed
+
+
+def check_is_installed() -> None:
+    """Raise ValueError with the remedy where img2dataset is missing."""
+    if importlib.util.find_spec("img2dataset") is None:
+        raise ValueError("downloading needs img2dataset: pip install 'seed-shards[ingest]'")
 
 
 def stop_if(must_stop: Callable[[], bool]) -> bool:

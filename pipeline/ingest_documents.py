@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.ingest import IngestReport, ingest, stop_if
+from pipeline.ingest import IngestReport, check_is_installed, ingest, stop_if
 from pipeline.ingest_config import IngestConfig
 from pipeline.inputs import SourceShard, check_unique
 from pipeline.output_claim import claim_output
@@ -72,6 +72,7 @@ def ingest_documents(
         IngestError: if shards of pictures failed.
         IngestStoppedError: when ``must_stop`` says so.
     """
+    check_is_installed()
     _claim(config.output, shards, documents_per_shard)
     files = [shard.url for shard in shards]
     urls = config.output / "urls.parquet"

@@ -208,7 +208,7 @@ def _scan_local(folder: str, prefix: str, may_be_empty: bool = False) -> list[So
     if not found and not may_be_empty:
         raise ValueError(
             f"--input {folder}: no {', '.join(SHARD_SUFFIXES[:4])} file in this directory; loose pictures and"
-            " their captions become a shard by `tar cf 00000.tar *`"
+            f" their captions become a shard by `tar cf 00000.tar --sort=name -C {folder} .`"
         )
     return [_local_shard(path, prefix) for path in sorted(found, key=natural_key)]
 

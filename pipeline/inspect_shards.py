@@ -150,7 +150,7 @@ def print_status(dataset: TokenDataset, options: argparse.Namespace, output: Tex
     if not options.json:
         _list("missing", missing, output)
         _list("failed", [f"{name}: {error}" for name, error in failed.items()], output)
-        _list("damaged source of", summary.incomplete, output)
+        _list("read in part, its source is damaged:", summary.incomplete, output)
     is_bad = bool(missing or failed or counts.imbalance())
     return max(int(is_bad), _complain_unreadable(summary, output))
 

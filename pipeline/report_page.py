@@ -111,10 +111,11 @@ def _quarantine(report: "Report") -> str:
     largest = max(number for number, _, _ in lines)
     rows = []
     for number, reason, unit in sorted(lines, reverse=True):
-        examples = "<br>".join(
-            f'<span class="code">{escape(f"{record.source} {record.key}: {record.detail[:200]}")}</span>'
+        texts = (
+            f"{record.source} {record.key}".rstrip() + f": {record.detail[:200]}"
             for record in report.examples.get((unit, reason), ())
         )
+        examples = "<br>".join(f'<span class="code">{escape(text)}</span>' for text in texts)
         bar = f'<span class="bar" style="width:{max(2, round(90 * number / largest))}px"></span>'
         rows.append([reason, unit, Html(bar), Html(f'<span class="soft">{examples}</span>'), f"{number:,}"])
     return table(["Reason", "What", "", "For example", "Count"], rows, num_text=4)

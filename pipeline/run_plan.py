@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.encode_shard import ReadDocuments
 from pipeline.inputs import expand_inputs
 from pipeline.shard_task import ShardFailure, ShardTask
+from pipeline.sources.tar_source import TarSource, check_are_tars
 from pipeline.storage import open_folder
 from pipeline.token_dataset import MANIFEST_NAME, DatasetManifest, TokenDataset, check_same
 from pipeline.tokenize_config import TokenizeConfig
@@ -73,6 +74,8 @@ def make_plan(config: TokenizeConfig, job: TokenizeJob) -> RunPlan:
         ValueError, FileNotFoundError: naming the setting that is wrong, or what of the output does not fit.
     """
     shards = expand_inputs(config.input)[: config.limit]
+    if isinstance(job.read, TarSource):
+        check_are_tars(shards)
     tasks = [ShardTask(shard.name, shard.url, shard.num_bytes) for shard in shards]
     has_tokenizer = True
     try:

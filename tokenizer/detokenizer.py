@@ -129,7 +129,8 @@ def read_codes(path: Path) -> Codes:
     """(B, N) codes of a JSON or JSON-lines file: lists of codes, or objects with an entry ``codes``, one or
     many.
 
-    ``python -m tokenizer encode`` writes such lines.
+    ``python -m tokenizer encode`` writes such lines, ``jobs/generate.py`` those with such objects among the
+    texts of an entry ``answer``.
 
     Raises:
         ValueError: the file holds something else.
@@ -154,10 +155,11 @@ def read_codes(path: Path) -> Codes:
 def _code_rows(content: Any) -> Iterator[list[Any]]:
     """Rows of codes in parsed JSON."""
     if isinstance(content, Mapping):
-        content = content.get("codes")
-    if isinstance(content, list) and content and isinstance(content[0], list | Mapping):
+        content = content.get("codes", content.get("answer"))
+    if isinstance(content, list) and any(isinstance(item, list | Mapping) for item in content):
         for item in content:
-            yield from _code_rows(item)
+            if not isinstance(item, str):
+                yield from _code_rows(item)
     elif isinstance(content, list) and content:
         yield content
 

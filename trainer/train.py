@@ -9,6 +9,7 @@ import logging
 import math
 import signal
 import threading
+import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
@@ -35,6 +36,7 @@ from trainer.processes import choose_device, process_group
 from trainer.run_config import TrainConfig
 
 logger = logging.getLogger(__name__)
+_SAME_STOP_S = 2.0
 _EXPORT_TIMEOUT = timedelta(hours=12)
 """How long other ranks wait while the first writes the export; the usual minutes are too few for 14B."""
 
@@ -45,7 +47,7 @@ class TrainResult:
 
     step: int
     is_finished: bool
-    """False after SIGTERM: a checkpoint was saved and the same command goes on from it."""
+    """False after SIGTERM or SIGINT: a checkpoint was saved and the same command goes on from it."""
     first_step: int = 0
     """Of the checkpoint that it went on from."""
 
@@ -65,23 +67,36 @@ def train(config: TrainConfig) -> TrainResult:
 
 
 class StopSignal:
-    """Notes SIGTERM, so that the loop can save and end between two steps."""
+    """Notes SIGTERM and SIGINT, so that the loop can save and end between two steps.
+
+    A second SIGINT interrupts at once, unless it follows within two seconds: torchrun passes on the one that
+    the terminal has sent to everybody already.
+    """
 
     def __init__(self) -> None:
         self.is_set = False
-        self._previous: Any = None
+        self._noted_s = 0.0
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._note)
+            self._previous = {
+                number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
+            }
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
-    def _note(self, _signal: int, _frame: FrameType | None) -> None:
-        self.is_set = True
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.is_set and number == signal.SIGINT and now - self._noted_s > _SAME_STOP_S:
+            raise KeyboardInterrupt
+        if self.is_set:
+            return
+        self.is_set, self._noted_s = True, now
+        logger.info("stops after this step and saves, which may take minutes; Ctrl-C again: at once")
 
 
 class Trainer:
@@ -146,7 +161,7 @@ class Trainer:
         return store, newest
 
     def run(self) -> TrainResult:
-        """Train until the last step or SIGTERM; save, and export when finished."""
+        """Train until the last step or a signal; save, and export when finished."""
         writer = None
         if dist.get_rank() == 0:
             writer = MetricsWriter(self._output, self.progress.step, self.config.metrics)
@@ -247,7 +262,7 @@ class Trainer:
     def _reduce(
         self, losses: list[Tensor], batches: list[PackedBatch], folder: PackedFolder
     ) -> tuple[LossTable, bool]:
-        """Losses by source and modality over all ranks, and whether any of them got SIGTERM."""
+        """Losses by source and modality over all ranks, and whether any of them got a signal."""
         table = LossTable(folder.source_names, self._layout, self.device)
         if self._parts.has_losses:
             for losses_BT, batch in zip(losses, batches, strict=True):

@@ -137,9 +137,14 @@ class Build:
         config = self.mixture.config.sources[source]
         counts, items = rendered.counts(source), rendered.items(source)
         if not len(items) and rendered.ranges[source][-1].stop == WHOLE_EPOCH:
+            refused = ", ".join(
+                f"{name.removeprefix('refused:')} {count}"
+                for name, count in counts.items()
+                if name.startswith("refused:")
+            )
             raise MixtureError(
                 f"source {config.name}: no document is left of {counts['documents_in']}"
-                f" ({dict(counts)}); check its template, filters and text_field"
+                f" ({refused}); check its template, filters and text_field"
             )
         if config.weight is not None:
             return Supply(items, config.weight, is_endless=True)

@@ -6,11 +6,13 @@ seed-pack validate packed                        every row against the contract
 seed-pack show packed --row 3 --trace            a row made readable, and where it came from
 seed-pack report packed                          report.html: shares, lengths, padding
 seed-pack export packed --output megatron/seed   Megatron-LM's .bin and .idx
+seed-pack --version
 """
 
 import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -23,8 +25,9 @@ from pipeline.packing.html_report import write_html_report
 from pipeline.packing.megatron_export import export_megatron
 from pipeline.packing.mixture_file import load_mixture
 from pipeline.packing.run_tasks import Executor, TaskFailedError
-from pipeline.packing.show import spell_row, trace_row
+from pipeline.packing.show import in_bold, in_stars, spell_row, trace_row
 from pipeline.shard_driver import PoolError
+from schemas import __version__
 from schemas.mixture import MixtureError
 from schemas.packed_check import check_packed_shard
 from schemas.packed_folder import PackedFolder
@@ -76,7 +79,7 @@ def build(
         refused = sum(source["documents_refused"].values())
         print(
             f"  {source['name']}: {source['documents_packed']:,} documents, {source['ids']:,} ids,"
-            f" {refused:,} refused {source['documents_refused'] or ''}"
+            f" {refused:,} refused{': ' if refused else ''}{spell_counts(source['documents_refused'])}"
         )
     return 0
 
@@ -110,7 +113,7 @@ def show(
     tokenizer: str | None = None,
     root: Path | None = None,
 ) -> int:
-    """Print rows: text, [image: key], and in bold what is learned.
+    """Print rows: text, [image: key], and what is learned in bold (in a file or pipe: between **).
 
     Args:
         folder: folder of packed shards.
@@ -121,6 +124,7 @@ def show(
         root: folder of the mixture file, which names of input files are relative to.
     """
     packed = PackedFolder(folder)
+    emphasise = in_bold if sys.stdout.isatty() or os.environ.get("FORCE_COLOR") else in_stars
     for index in range(row, max(min(row + rows, len(packed)), row + 1)):
         sequence, traces = packed[index], trace_row(packed, index, root)
         print(f"--- row {index}: {len(traces)} documents, {sequence.num_ids} ids")
@@ -133,7 +137,8 @@ def show(
                 )
             continue
         text_tokenizer = _tokenizer_of(packed, tokenizer, root)
-        for item, text in zip(traces, spell_row(sequence, packed, text_tokenizer, traces), strict=True):
+        texts = spell_row(sequence, packed, text_tokenizer, traces, emphasise=emphasise)
+        for item, text in zip(traces, texts, strict=True):
             print(f"[{item.source}] {text}")
     return 0
 
@@ -175,6 +180,11 @@ def export(
     return 0
 
 
+def spell_counts(counts: Mapping[str, int]) -> str:
+    """``filter_where 12, template_no_text 1``."""
+    return ", ".join(f"{reason} {count:,}" for reason, count in counts.items())
+
+
 def format_forecast(result: Forecast, batch: int) -> str:
     """The forecast as a table."""
     head = ("source", "documents", "kept", "ids each", "images", "epochs", "ids", "share")
@@ -185,6 +195,13 @@ def format_forecast(result: Forecast, batch: int) -> str:
             f"{source.images_per_document:>8.2f}{source.epochs:>9.3f}{source.ids:>16,.0f}{source.share:>8.1%}"
         )
         lines += [f"    of the sample refused: {reason} {count}" for reason, count in source.refused]
+        if source.absent_fields:
+            lines.append(
+                f"    no document of the sample has {', '.join(source.absent_fields)}, which filters.where"
+                " names; tokenization keeps fields with --pairs.metadata-fields and the like"
+            )
+        if not source.kept_fraction:
+            lines.append("    nothing of the sample is left: check template, filters and text_field")
     lines.append(
         f"about {result.ids:,.0f} ids in {result.sequences:,} sequences of {result.seq_length}:"
         f" padding {result.padding_fraction:.2%}, {result.documents_split_fraction:.2%} of documents split,"
@@ -206,6 +223,9 @@ COMMANDS: dict[str, Callable[..., int]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: exits with 0, 1 if something failed or is unsound, 2 if the input is wrong."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if (sys.argv[1:] if arguments is None else list(arguments)) == ["--version"]:
+        print(f"seed-pack {__version__}")
+        sys.exit(0)
     try:
         status = tyro.extras.subcommand_cli_from_dict(
             COMMANDS, prog="seed-pack", args=arguments, description=__doc__
@@ -222,10 +242,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         PermissionError,
         IndexError,
     ) as error:
-        logger.error("%s", error)
+        logger.error("error: %s", error)
         sys.exit(EXIT_USAGE)
     except (TaskFailedError, PoolError) as error:
-        logger.error("%s", error)
+        logger.error("error: %s", error)
         sys.exit(EXIT_FAILED)
     sys.exit(status)
 

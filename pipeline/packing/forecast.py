@@ -26,6 +26,8 @@ class SourceForecast:
     share: float
     refused: tuple[tuple[str, int], ...]
     """In the sample, by reason."""
+    absent_fields: tuple[str, ...] = ()
+    """Fields that ``where`` names and no document of the sample has."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def forecast(mixture: Mixture) -> Forecast:
             amount,
             amount / total,
             estimate.refused,
+            estimate.absent_fields,
         )
         for source, estimate, passes, amount in zip(config.sources, estimates, epochs, ids, strict=True)
     )

@@ -63,7 +63,10 @@ def _build(node: ast.expr) -> Expression:
     if isinstance(node, ast.Attribute):
         owner, name = _build(node.value), node.attr
         return lambda fields: owned.get(name) if isinstance(owned := owner(fields), dict) else None
-    constant = ast.literal_eval(node)  # numbers, strings, lists of them; ValueError for anything else
+    try:
+        constant = ast.literal_eval(node)  # numbers, strings, lists of them
+    except ValueError:
+        raise ValueError(f"'{ast.unparse(node)}' is no field, number, text, list or comparison") from None
     return lambda fields: constant
 
 

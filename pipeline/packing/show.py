@@ -13,7 +13,6 @@ from schemas.packed_shard import Origins, PackedSequence
 from schemas.vocabulary import IMAGE_SPAN_LENGTH
 from tokenizer.text_tokenizer import TextTokenizer
 
-BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
 UNTRACED = "image"
 
 
@@ -77,11 +76,23 @@ def _read_key(root: Path | None, origins: Origins, document: int) -> str | None:
     return None
 
 
+def in_bold(text: str) -> str:
+    """For terminals."""
+    return f"\x1b[1m{text}\x1b[0m"
+
+
+def in_stars(text: str) -> str:
+    """For files and pipes."""
+    return f"**{text}**"
+
+
 def spell_row(
     sequence: PackedSequence,
     folder: PackedFolder,
     tokenizer: TextTokenizer,
     traces: list[DocumentTrace],
+    *,
+    emphasise: Callable[[str], str],
 ) -> Iterator[str]:
     """One text per document, learned runs in bold."""
     mask = sequence.loss_mask

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.packing.draws import DocumentDraws, stable_hash
 from pipeline.packing.inputs import Chunk, read_chunk
+from pipeline.packing.metadata_filter import field_names, read_metadata
 from pipeline.packing.mixture_file import Mixture
 from pipeline.packing.render import Piece, render
 from pipeline.packing.render_task import Renderer
@@ -35,6 +36,8 @@ class SourceEstimate:
     """Of a whole epoch."""
     refused: tuple[tuple[str, int], ...] = ()
     """Sampled documents that are not kept, by reason."""
+    absent_fields: tuple[str, ...] = ()
+    """Fields that ``where`` names and no sampled document has."""
 
     @property
     def ids_per_document(self) -> float:
@@ -56,7 +59,11 @@ def estimate_source(renderer: Renderer, source: int, chunks: Sequence[Chunk]) ->
     """Render some documents of some chunks, spread evenly over the source."""
     rules, seed = renderer.sources[source], renderer.mixture.config.seed
     pieces, refused, num_images = list[list[Piece]](), Counter[str](), 0
+    where = renderer.mixture.config.sources[source].filters.where
+    absent = field_names(where) if where else set()
     for number, document in enumerate(_sample(renderer.mixture, chunks)):
+        if absent:
+            absent -= read_metadata(document.metadata).keys()
         result = rules.apply(document, DocumentDraws(stable_hash(seed, number)))
         if isinstance(result, str):
             refused[result] += 1
@@ -70,7 +77,13 @@ def estimate_source(renderer: Renderer, source: int, chunks: Sequence[Chunk]) ->
     num_ids = num_documents * kept_fraction * (float(np.mean(lengths)) if lengths else 0.0)
     num_buckets = max(1, round(num_ids / renderer.mixture.config.packing.bucket_ids))
     return SourceEstimate(
-        num_documents, kept_fraction, tuple(lengths), num_images, num_buckets, tuple(sorted(refused.items()))
+        num_documents,
+        kept_fraction,
+        tuple(lengths),
+        num_images,
+        num_buckets,
+        tuple(sorted(refused.items())),
+        tuple(sorted(absent)),
     )
 
 

@@ -1,6 +1,6 @@
 """A tar shard as documents: opens a task's shard and reads it through a source function."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,19 @@ from schemas.quarantine import QuarantineRecord
 
 ReadSamples = Callable[[Iterable[TarSample | QuarantineRecord], str, Any], SourceItems]
 """A source as `records` defines it: ``(samples, source shard as named on input, config)``."""
+
+_LOOSE = "loose files become a shard by `tar cf 00000.tar --sort=name -C FOLDER .`"
+_NOT_TARS = {
+    (
+        ".parquet",
+    ): "published OBELICS is read by tokenize_obelics.py with --images FOLDER; URLs are downloaded"
+    " by jobs/ingest.py",
+    (".csv", ".tsv", ".txt"): "URLs are downloaded by jobs/ingest.py; a list of shards is named @FILE",
+    (".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz"): "chats are read by jobs/tokenize_chats.py;"
+    " other documents become WebDataset shards first",
+    (".jpg", ".jpeg", ".png", ".webp", ".gif", ".mp4", ".webm", ".mkv", ".mov"): _LOOSE,
+    (".zip", ".7z", ".rar"): f"unpack it; {_LOOSE}",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,3 +42,18 @@ class TarSource:
         """Documents and records of one shard. Raises OSError, ValueError if it cannot be read."""
         shard = SourceShard(task.source, task.name, task.source_bytes)
         return self.documents(read_shard(shard, tar=self.tar, stream=self.stream), task.source, self.config)
+
+
+def check_are_tars(shards: Sequence[SourceShard]) -> None:
+    """Refuse files whose name says that they are something else.
+
+    Read as tars they would be damaged shards without documents, which a later run takes for done.
+
+    Raises:
+        ValueError: naming the file, and what reads it.
+    """
+    for shard in shards:
+        name = shard.url.partition("?")[0].lower()
+        for suffixes, remedy in _NOT_TARS.items():
+            if name.endswith(suffixes):
+                raise ValueError(f"--input {shard.url}: no tar shard; {remedy}")

@@ -294,3 +294,20 @@ def _num_sentences(run: str, sentences: list[str]) -> int:
         if " ".join(sentences[:number]) == run:
             return number
     raise AssertionError(f"{run[:60]!r} does not begin with {sentences[0][:60]!r}")
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("docs.parquet", r"--images FOLDER.*jobs/ingest\.py"),
+        ("docs.JSONL", r"jobs/tokenize_chats\.py"),
+        ("urls.csv", r"@FILE"),
+        ("dog.jpg", r"--sort=name"),
+    ],
+)
+def test_what_is_no_tar_is_refused_before_it_counts_as_done(tmp_path: Path, name: str, remedy: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"whatever it is")
+    with pytest.raises(ValueError, match=rf"{name}: no tar shard; .*{remedy}"):
+        tokenize_obelics.main(["--input", str(path), "--output", str(tmp_path / "out"), *FAST])
+    assert not (tmp_path / "out").exists()

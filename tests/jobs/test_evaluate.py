@@ -11,6 +11,7 @@ import pytest
 from jobs.config_file import parse_config
 from jobs.evaluate import main
 from jobs.tokenize_chats import main as tokenize_chats
+from jobs.tokenize_pairs import PairsJobConfig
 from pipeline.training_pairs import PairDataConfig
 from schemas.packed_shard import TextTokenizerIdentity
 from schemas.token_shard import read_documents
@@ -173,3 +174,8 @@ def test_config_files_are_strict_and_overridable(tmp_path: Path) -> None:
     path.write_text("held_out_fraction: 2\n")
     with pytest.raises(ValueError, match=r"data\.yaml.*held_out_fraction"):
         parse_config(PairDataConfig, ["--config", str(path)])
+    with pytest.raises(
+        ValueError,
+        match=r"^Missing from [^;]*--input [^;]*\(required\); Unrecognized options: --inptu a.tar$",
+    ):
+        parse_config(PairsJobConfig, ["--inptu", "a.tar", "--output", "tokens"])

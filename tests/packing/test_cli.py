@@ -11,6 +11,7 @@ from pipeline.packing.cli import EXIT_FAILED, EXIT_USAGE, main
 from pipeline.packing.forecast import forecast
 from pipeline.packing.html_report import write_html_report
 from pipeline.packing.mixture_file import load_mixture
+from schemas import __version__
 from schemas.packed_folder import PackedFolder
 from tests.html_reader import ATTACKS, HtmlPage
 from tests.packing.corpus import mixture_text, write_corpus
@@ -45,6 +46,25 @@ def test_plan_agrees_with_the_build(corpus: Path, capsys: pytest.CaptureFixture[
         assert source.ids == pytest.approx(built["ids"], rel=0.05)
 
 
+def test_plan_says_why_nothing_is_left(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = """
+  - {name: pairs, paths: [pairs], epochs: 1, template: pair,
+     filters: {where: "similarty > 0.5 and language == 'en'"}}"""
+    (corpus / "typo.yaml").write_text(mixture_text(output="", sources=source))
+    assert run("plan", corpus / "typo.yaml") == 0
+    printed = capsys.readouterr().out
+    assert "no document of the sample has similarty, which filters.where names" in printed
+    assert "nothing of the sample is left: check template, filters" in printed
+    assert "language" not in printed
+    (corpus / "typo.yaml").write_text(mixture_text(output="", sources=source.replace("> 0.5", ">> 0.5")))
+    assert run("plan", corpus / "typo.yaml") == EXIT_USAGE
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"seed-pack {__version__}\n"
+
+
 def test_validate(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("validate", corpus / "packed") == 0
     assert "4 of 4 packed shards are sound" in capsys.readouterr().out
@@ -66,13 +86,20 @@ def test_validate_finds_damage(corpus: Path, tmp_path: Path, capsys: pytest.Capt
     assert "3 of 4 packed shards are sound" in printed
 
 
-def test_show_emphasises_what_is_learned(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_emphasises_what_is_learned(
+    corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
     assert run("show", corpus / "packed", "--rows", 2, "--root", corpus) == 0
     printed = capsys.readouterr().out
     assert "--- row 0:" in printed
-    assert "[pairs] <s>\x1b[1m" in printed
+    assert "[pairs] <s>**" in printed
     assert re.search(r"\[image: pair-\d{6}\]", printed)
-    assert "</s>\x1b[0m" in printed
+    assert "</s>**" in printed
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert run("show", corpus / "packed", "--rows", 2, "--root", corpus) == 0
+    on_terminal = capsys.readouterr().out
+    assert on_terminal.replace("\x1b[1m", "**").replace("\x1b[0m", "**") == printed
 
 
 def test_trace_leads_back_to_the_source(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.run_plan import TokenizeJob, make_plan
 from pipeline.tokenize_config import TokenizeConfig
-from pipeline.tokenize_run import RunOutcome, TokenizeJob, make_plan, run_tokenization
+from pipeline.tokenize_run import RunOutcome, run_tokenization
 from tests.pipeline.tiny_shards import PAIRS
 
 JOB_OF_PAIRS = TokenizeJob(kind="pairs", read=PAIRS)

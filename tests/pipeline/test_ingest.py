@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import sys
 import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ import pytest
 from pipeline.guarded_http import HttpLimits
 from pipeline.ingest import ingest, list_files
 from pipeline.ingest_config import IngestConfig
+from pipeline.ingest_documents import ingest_documents
 from pipeline.original_images import suffix_of
 from pipeline.output_claim import claim_output
 from pipeline.sources.pairs import read_pairs
@@ -214,7 +216,20 @@ def test_lists_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one kind"):
         list_files(tmp_path / "mixed")
     path = _write_parquet(tmp_path / "list.parquet", [("http://x/", "y")])
-    with pytest.raises(ValueError, match="address"):
+    with pytest.raises(ValueError, match="no column address, it has url"):
         ingest(_config(path, tmp_path / "out", url_column="address"))
+    assert not (tmp_path / "out").exists(), "a wrong column claims no folder"
+    (tmp_path / "text.parquet").write_text("no table")
+    with pytest.raises(ValueError, match=r"text\.parquet: no Parquet file"):
+        ingest(_config(tmp_path / "text.parquet", tmp_path / "out"))
     with pytest.raises(ValueError, match="sha256"):
         _config(path, tmp_path / "out", kept_columns=("sha256",))
+
+
+def test_without_img2dataset_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _write_parquet(tmp_path / "list.parquet", [("http://x/", "y")])
+    monkeypatch.setitem(sys.modules, "img2dataset", None)
+    for start in (ingest, lambda config: ingest_documents([], config)):
+        with pytest.raises(ValueError, match=r"pip install 'seed-shards\[ingest\]'"):
+            start(_config(path, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.fault_points import VARIABLE
 from pipeline.inspect_shards import main as seed_shards
-from pipeline.run_plan import TokenizeJob, make_plan
+from pipeline.run_plan import make_plan
 from pipeline.tokenize_config import TokenizeConfig
 from pipeline.tokenize_run import RunOutcome, run_tokenization
 from tests.pipeline.ray_runs import JOB_OF_PAIRS, NODE, in_background, num_joined, open_cluster, run

@@ -159,6 +159,13 @@ def test_code_usage() -> None:
     assert CodesByPlace().perplexity() == 0
 
 
+def test_damage_of_a_shard_has_no_key(tmp_path: Path) -> None:
+    (tmp_path / "none.tar").touch()
+    out = tmp_path / "out"
+    assert tokenize_pairs.main(["--input", str(tmp_path / "none.tar"), "--output", str(out), *FAST]) == 0
+    assert "none.tar: the shard has zero bytes" in _report(out, tmp_path).text
+
+
 def test_an_empty_folder_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert seed_shards(["report", str(tmp_path), "--page", str(tmp_path / "x.html")]) == 2
     assert "_dataset.json" in capsys.readouterr().err

@@ -121,8 +121,9 @@ def test_the_pixel_decoder_must_fit_the_tokenizer(tiny: Golden, tmp_path: Path) 
         lambda codes: json.dumps([{"codes": row} for row in codes]),
         lambda codes: "\n".join(json.dumps({"image": "x", "codes": row}) for row in codes),
         lambda codes: "\n".join(json.dumps(row) for row in codes) + "\n",
+        lambda codes: "\n".join(json.dumps({"answer": ["A ", {"codes": row}, "dog"]}) for row in codes),
     ],
-    ids=["lists", "objects", "lines of encode", "lines of lists"],
+    ids=["lists", "objects", "lines of encode", "lines of lists", "lines of generate"],
 )
 def test_code_files(write: Callable[[list[list[int]]], str], tmp_path: Path) -> None:
     path = tmp_path / "codes.json"
@@ -131,7 +132,8 @@ def test_code_files(write: Callable[[list[list[int]]], str], tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '["a"]', "[1.5]", "[[1], [2, 3]]", '{"image": "x"}', "[true]"]
+    "text",
+    ["", "{", "[]", '["a"]', "[1.5]", "[[1], [2, 3]]", '{"image": "x"}', "[true]", '{"answer": ["words"]}'],
 )
 def test_other_code_files_are_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "codes.json"

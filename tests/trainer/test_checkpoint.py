@@ -114,8 +114,8 @@ def wait_for_step(config: TrainConfig, step: int, process: subprocess.Popen[byte
 
 @pytest.mark.parametrize("num_kills", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_killed_and_stopped_jobs_resume_bit_identically(num_kills: int, tmp_path: Path) -> None:
-    """Kills at random moments, then SIGTERM, against a run without interruption."""
-    num_steps = 4 * num_kills + 8
+    """Kills at random moments, then Ctrl-C, then SIGTERM, against a run without interruption."""
+    num_steps = 4 * num_kills + 16
     config = run_config(packed_folder(tmp_path / "packed"), tmp_path / "killed", num_steps=num_steps)
     chance = random.Random(num_kills)
     for kill in range(num_kills):
@@ -126,12 +126,15 @@ def test_killed_and_stopped_jobs_resume_bit_identically(num_kills: int, tmp_path
         process.wait()
         for checkpoint in complete_checkpoints(tmp_path / "killed" / "checkpoints"):
             load_checkpoint(checkpoint)  # every tensor is there
-    process = start_job(config)
-    wait_for_step(config, 4 * num_kills + 4, process)
-    process.terminate()
-    assert process.wait() == 143
-    stopped_at = complete_checkpoints(tmp_path / "killed" / "checkpoints")[-1]
-    assert read_progress(stopped_at).step == metrics_of(config)[-1]["step"] < num_steps
+    step = 4 * num_kills + 4
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = start_job(config)
+        wait_for_step(config, step, process)
+        process.send_signal(number)
+        assert process.wait() == 143
+        stopped_at = complete_checkpoints(tmp_path / "killed" / "checkpoints")[-1]
+        assert read_progress(stopped_at).step == metrics_of(config)[-1]["step"] < num_steps
+        step = read_progress(stopped_at).step + 1
     assert start_job(config).wait() == 0
 
     num_threads = torch.get_num_threads()

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -218,6 +219,18 @@ def test_another_build_of_as_many_rows_is_refused_on_resume(packed: Path, tmp_pa
     write_packed(tmp_path / "other" / "packed-00000.parquet", rows, vocabulary=LAYOUT, mixture="other")
     with pytest.raises(ValueError, match=r"mixture was (cd)+, this run has other"):
         run_alone(replace(config, num_steps=2, data=DataConfig(packed=str(tmp_path / "other"))))
+
+
+def test_ctrl_c_saves_first_and_interrupts_when_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter((100.0, 100.5, 103.0))
+    monkeypatch.setattr("trainer.train.time.monotonic", lambda: next(clock))
+    with StopSignal() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.is_set
+        signal.raise_signal(signal.SIGINT)  # what torchrun passes on
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_validation_counts_every_row_once(packed: Path, tmp_path: Path) -> None:
