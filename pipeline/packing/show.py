@@ -1,6 +1,6 @@
 """Packed rows made readable: text as text, images by the key of their document, what is learned in bold."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -94,7 +94,7 @@ def spell_row(
     *,
     emphasise: Callable[[str], str],
 ) -> Iterator[str]:
-    """One text per document, learned runs in bold."""
+    """One text per document, learned runs emphasised."""
     mask = sequence.loss_mask
     for document, trace in enumerate(traces):
         start, stop = (int(bound) for bound in sequence.cu_seqlens[document : document + 2])
@@ -103,7 +103,7 @@ def spell_row(
         text = ""
         for run_start, run_stop in pairwise(bounds):
             run = spell_ids(sequence.ids[run_start:run_stop], folder, tokenizer, trace.key or UNTRACED)
-            text += f"{BOLD}{run}{PLAIN}" if mask[run_start] else run
+            text += emphasise(run) if mask[run_start] else run
         yield text
 
 
