@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.packing.build import Build
-from pipeline.packing.build_folder import BuildError
+from pipeline.packing.build_folder import BuildError, claim_folder
 from pipeline.packing.draws import DocumentDraws, row_keys, stable_hash
 from pipeline.packing.html_report import write_html_report
 from pipeline.packing.input_identity import HASHED_WHOLE_BYTES, content_identity
@@ -399,8 +399,7 @@ class TestErrors:
             Build(mixture, built[1]).run()
 
     def test_an_interrupted_build_of_another_mixture(self, corpus: Path, tmp_path: Path) -> None:
-        first = Build(write_mixture(corpus, "one"), tmp_path)
-        first._claim_folder()
+        claim_folder(tmp_path, write_mixture(corpus, "one"))
         with pytest.raises(BuildError, match=r"config\.seq_length: 512 there, 1024 now"):
             Build(write_mixture(corpus, "two", seq_length="1024"), tmp_path).run()
 
