@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Any, Self
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 EXIT_STOPPED = 128 + signal.SIGTERM
@@ -12,14 +13,21 @@ EXIT_STOPPED = 128 + signal.SIGTERM
 
 
 class StopSignal:
-    """Set by SIGTERM or SIGINT; the second signal ends the process at once."""
+    """Set by SIGTERM or SIGINT within its `with` block; the second signal ends the process at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._previous: dict[int, Any] = {}
 
-    def install(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
+    def __enter__(self) -> Self:
+        self._previous = {
+            number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def is_set(self) -> bool:
         return self.received is not None

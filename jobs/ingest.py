@@ -12,6 +12,7 @@ Needs the extra: pip install 'seed-shards[ingest]'. Run it again to resume.
 import dataclasses
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -50,10 +51,10 @@ def main(arguments: Sequence[str]) -> int:
     if len(config.input) > 1 and not config.documents:
         raise ValueError("--input: give one list, or one folder of lists")
     stop = StopSignal()
-    if config.num_processes:  # without processes there are none to end: the signal may do what it always does
-        stop.install()
     try:
-        report = _run(config, stop)
+        # Without processes there are none to end: the signal may do what it always does.
+        with stop if config.num_processes else nullcontext():
+            report = _run(config, stop)
     except IngestStoppedError as error:
         print(f"error: {error}", file=sys.stderr)
         return stop.exit_status

@@ -21,8 +21,11 @@ def run_tokenize_job(config: TokenizeConfig, job: TokenizeJob) -> int:
     1: source shards failed, counts do not add up, or with --strict a source shard was damaged.
     130, 143: ended by a signal; the same command goes on.
     """
-    stop = StopSignal()
-    stop.install()
+    with StopSignal() as stop:
+        return _run(config, job, stop)
+
+
+def _run(config: TokenizeConfig, job: TokenizeJob, stop: StopSignal) -> int:
     if travels_with_its_folder() and "://" not in config.output and not os.path.isabs(config.output):
         raise ValueError(
             f"--output {config.output}: a submitted job runs in a copy of its working directory, which Ray"

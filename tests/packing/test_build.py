@@ -437,7 +437,7 @@ def test_a_changed_input_is_named(tmp_path: Path) -> None:
     """The same names and sizes, another content: a build that was begun, or finished, says which file."""
     write_corpus(tmp_path, num_pairs=30, num_pages=2)
     Build(write_mixture(tmp_path, "m", output="{ids: 2000}"), tmp_path / "out").run()
-    Build(write_mixture(tmp_path, "m", output="{ids: 2000}"), tmp_path / "begun")._claim_folder()
+    claim_folder(tmp_path / "begun", write_mixture(tmp_path, "m", output="{ids: 2000}"))
     prose = (tmp_path / "prose.jsonl").read_text()
     (tmp_path / "prose.jsonl").write_text(prose.replace("the", "thy", 1))
     message = r"inputs\.prose\.prose\.jsonl: [\d,]+ bytes, \w+ there, [\d,]+ bytes, \w+ now"
