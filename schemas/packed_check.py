@@ -1,8 +1,11 @@
 """Hold a packed shard against its contract: every row, every count of the footer."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from schemas.packed_folder import RowGroup, open_packed_shard, read_checked_footer
@@ -26,7 +29,7 @@ def check_packed_shard(path: str | Path) -> PackedShardFooter:
         footer = read_checked_footer(str(path), file)
         counts = np.zeros((len(footer.sources), 4), np.int64)
         row_number = 0
-        for batch in file.iter_batches(ROWS_PER_GROUP):
+        for batch in _batches(path, file):
             rows = RowGroup.from_batch(batch, footer.id_dtype, footer.seq_length)
             parts = batch.column("parts").to_pylist()
             for index in range(batch.num_rows):
@@ -42,6 +45,13 @@ def check_packed_shard(path: str | Path) -> PackedShardFooter:
             f" the footer says {expected}"
         )
     return footer
+
+
+def _batches(path: str | Path, file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from file.iter_batches(ROWS_PER_GROUP)
+    except (OSError, pa.ArrowException) as error:
+        raise PackedShardError(f"{path}: {error}") from error
 
 
 def _count_row(

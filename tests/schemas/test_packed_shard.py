@@ -182,6 +182,19 @@ class TestBreaches:
         with pytest.raises(PackedShardError, match=f"packed-00000.parquet: .*{message}"):
             check_packed_shard(path)
 
+    @pytest.mark.parametrize("column", ["ids", "shards.list.element"])
+    def test_a_page_that_arrow_cannot_read(self, column: str, tmp_path: Path) -> None:
+        path = write_packed(tmp_path / "packed-00000.parquet", make_sequences(3))
+        group = pq.read_metadata(path).row_group(0)
+        chunk = next(
+            group.column(i) for i in range(group.num_columns) if group.column(i).path_in_schema == column
+        )
+        data = bytearray(path.read_bytes())
+        data[chunk.data_page_offset : chunk.data_page_offset + 64] = b"\xff" * 64
+        path.write_bytes(data)
+        with pytest.raises(PackedShardError, match=r"packed-00000\.parquet: \w+"):
+            check_packed_shard(path)
+
     def test_truncated_file(self, tmp_path: Path) -> None:
         path = write_packed(tmp_path / "packed-00000.parquet", make_sequences(3))
         path.write_bytes(path.read_bytes()[:-100])
