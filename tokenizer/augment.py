@@ -51,19 +51,24 @@ def may_mirror(caption: str) -> bool:
     return NO_MIRROR_WORDS.isdisjoint(caption.lower().replace("-", " ").split())
 
 
-def augment(images_B: Tensor, mirrored_B: Tensor, config: AugmentConfig, rng: torch.Generator) -> Tensor:
+def draw_views(num_images: int, rng: torch.Generator) -> Tensor:
+    """(8, B) fp32 uniform in [0, 1): what alone decides the views of so many pictures."""
+    return torch.rand(NUM_DRAWS, num_images, generator=rng)
+
+
+def augment(images_B: Tensor, mirrored_B: Tensor, config: AugmentConfig, draws_8B: Tensor) -> Tensor:
     """A random view of each picture.
 
     Args:
         images_B: (B, R, U, 3) uint8.
         mirrored_B: (B,) bool, pictures that may be mirrored.
         config: how far.
-        rng: CPU generator; it alone decides the views.
+        draws_8B: of ``draw_views``.
 
     Returns:
         (B, R, U, 3) uint8.
     """
-    draws = torch.rand(NUM_DRAWS, len(images_B), generator=rng).to(images_B.device)
+    draws = draws_8B.to(images_B.device)
     affine = _affine(draws, mirrored_B.to(images_B.device), config)
     pixels = images_B.permute(0, 3, 1, 2).float()
     grid = F.affine_grid(affine, list(pixels.shape), align_corners=False)
@@ -74,10 +79,9 @@ def augment(images_B: Tensor, mirrored_B: Tensor, config: AugmentConfig, rng: to
     return views.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def mirror(images_B: Tensor, mirrored_B: Tensor, config: AugmentConfig, rng: torch.Generator) -> Tensor:
-    """The whole pictures, mirrored where ``augment`` with a generator in the same state mirrors its views."""
-    draws = torch.rand(NUM_DRAWS, len(images_B), generator=rng).to(images_B.device)
-    is_mirrored = _is_mirrored(draws, mirrored_B.to(images_B.device), config)
+def mirror(images_B: Tensor, mirrored_B: Tensor, config: AugmentConfig, draws_8B: Tensor) -> Tensor:
+    """The whole pictures, mirrored where ``augment`` mirrors its views with the same draws."""
+    is_mirrored = _is_mirrored(draws_8B.to(images_B.device), mirrored_B.to(images_B.device), config)
     return torch.where(is_mirrored.view(-1, 1, 1, 1), images_B.flip(2), images_B)
 
 

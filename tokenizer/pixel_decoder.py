@@ -13,9 +13,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from tokenizer.weights_file import write_tensors
 
 FILE_NAME = "pixel_decoder.safetensors"
 CELLS = 4
@@ -67,10 +69,8 @@ class PixelDecoder(nn.Module):
 
 def save_pixel_decoder(decoder: PixelDecoder, directory: Path, dtype: torch.dtype = torch.float16) -> None:
     """Write ``pixel_decoder.safetensors`` into a tokenizer's directory."""
-    tensors = {
-        name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in decoder.state_dict().items()
-    }
-    save_file(tensors, directory / FILE_NAME)
+    tensors = {name: tensor.to(dtype) for name, tensor in decoder.state_dict().items()}
+    write_tensors(tensors, directory / FILE_NAME)
 
 
 def load_pixel_decoder(path: Path) -> PixelDecoder:

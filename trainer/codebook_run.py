@@ -23,6 +23,7 @@ from tokenizer.seed import SeedModel
 from trainer.batch_cache import BatchCache
 from trainer.contrastive_run import Batches, HeldOut, views_of
 from trainer.evaluation.codes import code_figures
+from trainer.processes import on_first_rank
 from trainer.stage_loop import StageLoop, StageRunConfig, StepResult
 
 logger = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ class CodebookRun:
 
         loop.train(inputs, lambda step: self._after_step(step, loop), figures)
         dtype = torch.float16 if self.care.stores_fp16 else torch.float32
-        save_model(self.final_model(), output, dtype)
+        on_first_rank(lambda: save_model(self.final_model(), output, dtype))
         stored, _ = load_model(output)
         stored = stored.to(self.model.codebook.weight.device).eval()
         return code_figures(stored, held_out.images, self.augmentation, self.run.seed)

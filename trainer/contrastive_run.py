@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tokenizer.augment import AugmentConfig, augment, may_mirror, mirror
+from schemas.atomic_write import write_atomically
+from tokenizer.augment import AugmentConfig, augment, draw_views, may_mirror, mirror
 from tokenizer.caption_tokenizer import CaptionTokenizer, load_caption_tokenizer
 from tokenizer.config import SeedTokenizerConfig
 from tokenizer.contrastive_stage import (
@@ -30,7 +31,9 @@ from tokenizer.contrastive_stage import (
 )
 from tokenizer.official_names import fuse, split
 from tokenizer.thumbnail import ThumbnailComponents, ThumbnailTask, thumbnails
+from tokenizer.weights_file import write_tensors
 from trainer.evaluation.retrieval import retrieval, retrieval_by_query
+from trainer.processes import on_first_rank
 from trainer.stage_loop import StageLoop, StageRunConfig, StepResult
 
 logger = logging.getLogger(__name__)
@@ -172,7 +175,7 @@ def run_contrastive(
     loop = StageLoop(ContrastiveStep(model, task, thumbnail.weight), run, output, batches.steps_per_epoch)
     loop.resume()
     loop.train(inputs, evaluate=lambda: evaluate_contrastive(model, captions, held_out))
-    save_contrastive(model, captions, output)
+    on_first_rank(lambda: save_contrastive(model, captions, output))
     return evaluate_contrastive(model, captions, held_out)
 
 
@@ -212,20 +215,17 @@ class Views(NamedTuple):
 def views_of(
     batches: Batches, augmentation: AugmentConfig, seed: int, device: torch.device
 ) -> Callable[[int], Views]:
-    """Function of the step, with pictures on ``device``."""
+    """Function of the step, with pictures on ``device``; ranks draw as one process with all their batches."""
 
     def make(step: int) -> Views:
         batch = batches.batch(step)
         may_be_mirrored = torch.tensor([may_mirror(caption) for caption in batch.captions])
         pictures = torch.as_tensor(batch.images, device=device)
+        rng = torch.Generator().manual_seed(hash((seed, step)) % 2**63)
+        draws = draw_views(len(pictures) * dist.get_world_size(), rng)
+        ours = draws.tensor_split(dist.get_world_size(), dim=1)[dist.get_rank()]
         images, whole = (
-            change(
-                pictures,
-                may_be_mirrored,
-                augmentation,
-                torch.Generator().manual_seed(hash((seed, step)) % 2**63),
-            )
-            for change in (augment, mirror)
+            change(pictures, may_be_mirrored, augmentation, ours) for change in (augment, mirror)
         )
         return Views(images, whole, batch.captions)
 
@@ -264,13 +264,13 @@ def save_contrastive(model: ContrastiveModel, captions: CaptionTokenizer, direct
     directory.mkdir(parents=True, exist_ok=True)
     ours = {name: tensor.detach().cpu() for name, tensor in model.named_parameters()}
     official = split(ours, contrastive_layout(model.config)) | {"temp": ours["temp"]}
-    save_file({name: tensor.contiguous() for name, tensor in official.items()}, directory / WEIGHTS_NAME)
     for name, entries in (
         ("config.json", model.config.to_dict()),
         (STAGE_NAME, dataclasses.asdict(model.stage)),
     ):
-        (directory / name).write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+        write_atomically(directory / name, (json.dumps(entries, indent=1) + "\n").encode())
     captions.save(directory)
+    write_tensors(official, directory / WEIGHTS_NAME)  # last: with it the stage is finished
 
 
 def load_contrastive(directory: Path) -> tuple[ContrastiveModel, CaptionTokenizer]:

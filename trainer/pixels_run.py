@@ -19,6 +19,7 @@ from tokenizer.thumbnail import thumbnails
 from trainer.batch_cache import BatchCache
 from trainer.contrastive_run import Batches, HeldOut, views_of
 from trainer.evaluation.codes import encode_all
+from trainer.processes import on_first_rank
 from trainer.stage_loop import StageLoop, StageRunConfig, StepResult
 
 
@@ -69,7 +70,7 @@ def run_pixels(
     if cached_views:
         source = BatchCache(embedded, cached_views * batches.steps_per_epoch, run.seed)
     loop.train(source, evaluate=lambda: pixel_figures(model, decoder, held_out, mean_picture))
-    save_pixel_decoder(decoder, output)
+    on_first_rank(lambda: save_pixel_decoder(decoder, output))
     return dict(pixel_figures(model, decoder, held_out, mean_picture))
 
 

@@ -1,6 +1,6 @@
 """The process group of a run: as torchrun started it, or one process alone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -31,3 +31,10 @@ def process_group(device: torch.device) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def on_first_rank(write: Callable[[], None]) -> None:
+    """Let the first process write what all of them hold; the others wait until it is there."""
+    if dist.get_rank() == 0:
+        write()
+    dist.barrier()

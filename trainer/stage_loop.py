@@ -154,7 +154,7 @@ class StageLoop:
                 seed_step(self.run.seed, self.step, dist.get_rank())
                 inputs = make_inputs(self.step)
                 result, lr, grad_norm = self._step(forward, inputs)
-            num_images += len(inputs[0])
+            num_images += len(inputs[0]) * dist.get_world_size()
             self.step += 1
             if after_step is not None:
                 after_step(self.step - 1)

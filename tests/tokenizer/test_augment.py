@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from tests.tokenizer.conftest import Golden
-from tokenizer.augment import AugmentConfig, augment, may_mirror, mirror
+from tokenizer.augment import AugmentConfig, augment, draw_views, may_mirror, mirror
 
 IDENTITY = AugmentConfig(min_area=1.0, max_log_aspect=0.0, mirror=0.0)
 
 
 def views(images: torch.Tensor, config: AugmentConfig, seed: int = 0, mirrored: bool = True) -> torch.Tensor:
     allowed = torch.full((len(images),), mirrored)
-    return augment(images, allowed, config, torch.Generator().manual_seed(seed))
+    return augment(images, allowed, config, draw_views(len(images), torch.Generator().manual_seed(seed)))
 
 
 @pytest.fixture
@@ -85,9 +85,10 @@ def test_whole_pictures_are_mirrored_as_their_views(images: torch.Tensor) -> Non
     every = torch.cat([images] * 4)
     may = torch.arange(len(every)) % 3 > 0
     config = AugmentConfig(min_area=0.5, mirror=0.5, max_turn_degrees=10)
-    whole = mirror(every, may, config, torch.Generator().manual_seed(7))
+    draws = draw_views(len(every), torch.Generator().manual_seed(7))
+    whole = mirror(every, may, config, draws)
     only_mirror = AugmentConfig(min_area=1.0, max_log_aspect=0.0, mirror=0.5)
-    assert torch.equal(whole, augment(every, may, only_mirror, torch.Generator().manual_seed(7)))
+    assert torch.equal(whole, augment(every, may, only_mirror, draws))
     is_mirrored = (whole != every).flatten(1).any(dim=1)
     assert 0 < is_mirrored.sum() < may.sum()
     assert not is_mirrored[~may].any()

@@ -138,14 +138,14 @@ def test_resumed_stages_equal_uninterrupted_ones(
 
 
 def stage_1_with_thumbnails(output: str) -> list[float]:
-    """Three steps of eight pairs over all ranks, without what ranks draw for themselves; gradient norms."""
+    """Three steps of eight pairs over all ranks, without dropout, which ranks draw for themselves; gradient norms."""
     rank, num_ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     pairs = list(
         read_training_pairs(expand_inputs([str(SAMPLES / "*.tar")]), PreprocessConfig(color="clean"))
     )
     run = dataclasses.replace(RUN, batch_size=8 // num_ranks, evaluate_every=0)
     config = stages(
-        Path(output), augment=AugmentConfig(min_area=1.0, max_log_aspect=0.0, mirror=0.0),
+        Path(output),
         contrastive=ContrastiveConfig(embed_dim=8, train_vit=True, dropout=0.0), contrastive_run=run,
         thumbnail=ThumbnailConfig(weight=5.0, window=4, stride=1),
     )  # fmt: skip
@@ -156,7 +156,7 @@ def stage_1_with_thumbnails(output: str) -> list[float]:
 
 
 def test_stage_1_on_two_gloo_ranks_equals_one(tmp_path: Path) -> None:
-    """Thumbnails are fitted on the pictures of both ranks, and texts of both are negatives."""
+    """Views are drawn, and thumbnails fitted, over the pictures of both ranks; texts of both are negatives."""
     alone = stage_1_with_thumbnails(str(tmp_path / "one"))
     together, _ = run_in_processes(stage_1_with_thumbnails, 2, str(tmp_path / "two"))
     assert len(alone) == 3

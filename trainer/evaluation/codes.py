@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tokenizer.augment import AugmentConfig, augment
+from tokenizer.augment import AugmentConfig, augment, draw_views
 from tokenizer.code_usage import usage_figures
 from tokenizer.seed import SeedModel
 
@@ -72,7 +72,7 @@ def _agreements(
     ):
         rng = torch.Generator().manual_seed(seed)
         views = [
-            augment(part, allowed, config, rng)
+            augment(part, allowed, config, draw_views(len(part), rng))
             for part, allowed in zip(torch.as_tensor(images).split(BATCH), mirrored.split(BATCH), strict=True)
         ]
         yield f"agreement {name} %", agreement(codes_IN, encode_all(model, torch.cat(views)))
