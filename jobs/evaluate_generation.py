@@ -36,6 +36,7 @@ from trainer.evaluation.pictures import ClipSimilarity
 from trainer.evaluation.report import Tables
 from trainer.evaluation.text_scores import answer_tables, caption_tables
 from trainer.generate import SamplingConfig
+from trainer.load_model import check_codebook
 from trainer.prompt import Content
 
 
@@ -64,6 +65,7 @@ class OnTokenShards:
         return TokenDataset.open(open_folder(self.tokens))
 
     def load(self) -> AnsweringModel:
+        check_codebook(self.model, self.dataset.manifest.fingerprint.codebook_hex, f"--tokens {self.tokens}")
         return AnsweringModel.load(self.model, self.text_tokenizer, self.device, self.precision)
 
     def documents(self) -> Iterator[Document]:

@@ -33,9 +33,11 @@ from tokenizer.checkpoint import load_tokenizer
 from tokenizer.color import ColorRule
 from tokenizer.detokenizer import Detokenizer, load_detokenizer
 from tokenizer.preprocess import PreprocessConfig, load_image
+from tokenizer.seed import SeedTokenizer
 from trainer.answering import PRECISIONS, AnsweringModel
 from trainer.contact_sheet import Cell, contact_sheet
 from trainer.generate import SamplingConfig
+from trainer.load_model import check_codebook
 from trainer.prompt import Content
 
 PLACEHOLDER = "<image>"
@@ -102,6 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
         detokenizer = None
         if config.gallery:
             detokenizer = load_detokenizer(config.image_tokenizer, config.diffusion or None)
+            check_made_for(config, detokenizer.tokenizer)
             num_codes = detokenizer.tokenizer.config.n_embed
             config = replace(config, sampling=replace(config.sampling, num_codes=num_codes))
         prompts = read_prompts(config)
@@ -119,7 +122,7 @@ def read_prompts(config: GenerateConfig) -> list[Prompt]:
     """Prompts of the command line or of the input file."""
     if bool(config.prompt) == bool(config.input):
         raise ValueError("give either --prompt or --input")
-    reader = ImageReader(config.image_tokenizer, config.color)
+    reader = ImageReader(config)
     forces_image = config.sampling.forces_image
     if config.prompt:
         contents = _fill(config.prompt, config.images, reader)
@@ -167,10 +170,10 @@ def _content(part: Any, reader: "ImageReader") -> Content:
 class ImageReader:
     """Codes of image files; the tokenizer is loaded when the first picture comes."""
 
-    def __init__(self, tokenizer: str, color: ColorRule) -> None:
-        self._name = tokenizer
-        self._preprocess = PreprocessConfig(color=color)
-        self._tokenizer: Any = None
+    def __init__(self, config: GenerateConfig) -> None:
+        self._config = config
+        self._preprocess = PreprocessConfig(color=config.color)
+        self._tokenizer: SeedTokenizer | None = None
 
     def codes(self, path: str) -> Codes:
         """Codes of a picture, or of a ``.npy`` that holds them."""
@@ -178,10 +181,16 @@ class ImageReader:
             codes: Codes = np.load(path, allow_pickle=False)
             return codes
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self._name, batch_size=1)
+            self._tokenizer = load_tokenizer(self._config.image_tokenizer, batch_size=1)
+            check_made_for(self._config, self._tokenizer)
         pixels = load_image(Path(path), self._preprocess)
         encoded: Codes = self._tokenizer.encode(pixels[None])[0]
         return encoded
+
+
+def check_made_for(config: GenerateConfig, tokenizer: SeedTokenizer) -> None:
+    """Raise ValueError if the model learned other codes than the tokenizer makes."""
+    check_codebook(Path(config.model), tokenizer.codebook_hex, f"--image-tokenizer {config.image_tokenizer}")
 
 
 def answer_all(config: GenerateConfig, prompts: list[Prompt]) -> list[list[Content]]:

@@ -174,6 +174,11 @@ class PackedShardFooter:
             raise ValueError(f"padding_id {self.padding_id} is outside the vocabulary")
 
     @property
+    def codebook(self) -> str:
+        """The one of all images (``Fingerprint.codebook_hex``); empty where no source has any."""
+        return next(iter(self.codebooks.values()), "")
+
+    @property
     def num_ids(self) -> int:
         """Ids of all documents, without padding."""
         return sum(source.num_ids for source in self.sources)

@@ -161,6 +161,11 @@ class SeedTokenizer:
         """Shape of one picture: (img_size, img_size, 3)."""
         return (self.config.img_size, self.config.img_size, 3)
 
+    @property
+    def codebook_hex(self) -> str:
+        """What its codes mean, whatever the precision and the pixels (``Fingerprint.codebook_hex``)."""
+        return self.fingerprint({}).codebook_hex
+
     def fingerprint(self, preprocessing: Mapping[str, str | int]) -> Fingerprint:
         """Identity of the codes that this tokenizer makes of pictures that were prepared in the given way."""
         return codes_fingerprint(

@@ -10,7 +10,7 @@ from torch import nn
 
 from schemas.vocabulary import VocabularyLayout
 from trainer.checkpoint import load_full_model, read_description
-from trainer.huggingface import DocumentMarks, HuggingFaceWeights, export_model, exported_layout
+from trainer.huggingface import HuggingFaceWeights, MixtureMarks, export_model, exported_layout
 from trainer.llama import Llama, LlamaConfig, RopeScaling
 from trainer.lora import (
     LoraConfig,
@@ -48,7 +48,7 @@ def describe_model(
     layout: VocabularyLayout,
     lora: LoraConfig,
     init_from: str,
-    marks: DocumentMarks | None = None,
+    marks: MixtureMarks | None = None,
     optimizer: str = "adamw",
 ) -> dict[str, Any]:
     """What a checkpoint says about its model and the kind of its optimizer, as JSON."""
@@ -82,10 +82,10 @@ def check_same_run(checkpoint: Path, own: Mapping[str, Any]) -> None:
                 )
 
 
-def checkpoint_marks(checkpoint: Path) -> DocumentMarks | None:
-    """Document marks of a checkpoint's mixture; None in one of an older release."""
+def checkpoint_marks(checkpoint: Path) -> MixtureMarks | None:
+    """Marks of a checkpoint's mixture; None in one of an older release."""
     fields = read_description(checkpoint).get("marks")
-    return DocumentMarks(**fields) if fields else None
+    return MixtureMarks(**fields) if fields else None
 
 
 def load_checkpoint(checkpoint: Path) -> tuple[Llama, VocabularyLayout, LoraConfig]:

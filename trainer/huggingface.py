@@ -142,15 +142,19 @@ def huggingface_name(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class DocumentMarks:
-    """Ids that begin and end a document."""
+class MixtureMarks:
+    """What a model keeps of the mixture that it was trained on, for generation."""
 
     bos_id: int
+    """Begins a document."""
     eos_id: int
+    """Ends it."""
+    codebook: str = ""
+    """``Fingerprint.codebook_hex`` of the images' tokenizer; empty: there were none, or it is not known."""
 
 
 def config_fields(
-    config: LlamaConfig, layout: VocabularyLayout, dtype: torch.dtype, marks: DocumentMarks | None = None
+    config: LlamaConfig, layout: VocabularyLayout, dtype: torch.dtype, marks: MixtureMarks | None = None
 ) -> dict[str, Any]:
     """``config.json`` of an export; rotary fields in the older spelling, which every release reads."""
     fields: dict[str, Any] = {
@@ -175,6 +179,7 @@ def config_fields(
     }
     if marks is not None:
         fields |= {"bos_token_id": marks.bos_id, "eos_token_id": marks.eos_id}
+        fields["seed_vocabulary"] |= {"codebook": marks.codebook} if marks.codebook else {}
     scaling = config.rope_scaling
     if scaling is not None:
         fields["rope_scaling"] = {"rope_type": scaling.kind, "factor": scaling.factor}
@@ -193,7 +198,7 @@ def export_model(
     config: LlamaConfig,
     layout: VocabularyLayout,
     dtype: torch.dtype = torch.bfloat16,
-    marks: DocumentMarks | None = None,
+    marks: MixtureMarks | None = None,
     max_shard_size: str = "5GB",
 ) -> None:
     """Write config and sharded safetensors; padding rows of the vocabulary are left out.
@@ -204,7 +209,7 @@ def export_model(
         config: of the model.
         layout: of its vocabulary.
         dtype: of the written tensors.
-        marks: of the mixture that the model was trained on, for generation.
+        marks: of the mixture that the model was trained on.
         max_shard_size: of one file.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -224,11 +229,12 @@ def export_model(
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
-def exported_marks(folder: Path) -> DocumentMarks | None:
-    """Document marks of a model that this module exported; None where it names none."""
+def exported_marks(folder: Path) -> MixtureMarks | None:
+    """Marks of a model that this module exported; None where it names none."""
     fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     values = [fields.get(name) for name in _MARKS]
-    return DocumentMarks(*values) if all(isinstance(value, int) for value in values) else None
+    codebook = (fields.get("seed_vocabulary") or {}).get("codebook", "")
+    return MixtureMarks(*values, codebook) if all(isinstance(value, int) for value in values) else None
 
 
 def exported_layout(folder: Path) -> VocabularyLayout | None:

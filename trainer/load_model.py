@@ -8,8 +8,8 @@ import torch
 from schemas.vocabulary import VocabularyLayout
 from trainer.export import checkpoint_marks, load_checkpoint
 from trainer.huggingface import (
-    DocumentMarks,
     HuggingFaceWeights,
+    MixtureMarks,
     exported_layout,
     exported_marks,
     read_config,
@@ -47,8 +47,19 @@ def load_model(folder: Path) -> tuple[Llama, VocabularyLayout]:
     return model.eval(), layout
 
 
-def load_marks(folder: Path) -> DocumentMarks | None:
-    """Document marks that a model was trained with, of an export of ours or a checkpoint; None if unknown."""
+def load_marks(folder: Path) -> MixtureMarks | None:
+    """Marks of a model's mixture, from an export of ours or a checkpoint; None if unknown."""
     if (folder / "progress.json").is_file():
         return checkpoint_marks(folder)
     return exported_marks(folder)
+
+
+def check_codebook(folder: Path, codebook: str, what: str) -> None:
+    """Raise ValueError if a model was trained on image codes of another codebook than ``what`` has."""
+    marks = load_marks(folder)
+    if marks is not None and "" not in (marks.codebook, codebook) and marks.codebook != codebook:
+        raise ValueError(
+            f"{folder} was trained on image codes of codebook {marks.codebook[:12]}..., {what} has "
+            f"{codebook[:12]}..., where the same code means something else: use the tokenizer of the "
+            "model's training data"
+        )

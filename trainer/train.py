@@ -24,8 +24,9 @@ from torch import Tensor
 from schemas.packed_folder import PackedFolder
 from trainer.checkpoint import CheckpointStore, Progress, TrainingState
 from trainer.export import check_same_run, describe_model, export_checkpoint
-from trainer.huggingface import DocumentMarks
+from trainer.huggingface import MixtureMarks
 from trainer.huggingface_tokenizer import grown_tokenizer
+from trainer.load_model import check_codebook
 from trainer.metrics import LossTable, MetricsWriter, SpeedMeter
 from trainer.model_parts import ModelParts
 from trainer.non_finite import NonFiniteError, describe_non_finite
@@ -110,6 +111,9 @@ class Trainer:
         self._output = Path(config.output)
         self._folder = PackedFolder(config.data.packed)
         self._layout = self._folder.vocabulary
+        if config.model.init_from:
+            what = f"data.packed {self._folder.folder}"
+            check_codebook(Path(config.model.init_from), self._folder.footer.codebook, what)
         self._tokenizer: Any = None
         if config.exports_model and config.text_tokenizer:  # now, not after days of training
             self._tokenizer = grown_tokenizer(Path(config.text_tokenizer), self._layout)
@@ -136,6 +140,11 @@ class Trainer:
                     f"data.validation {folder.folder}: {name} is {getattr(folder, name)}, in data.packed "
                     f"{getattr(self._folder, name)}; build both with the same text tokenizer and seq_length"
                 )
+        if len(found := {"", folder.footer.codebook, self._folder.footer.codebook}) > 2:
+            raise ValueError(
+                f"data.validation {folder.folder}: its image codes are of another codebook than those of "
+                f"data.packed ({' and '.join(sorted(found - {''}))}); tokenize both with the same tokenizer"
+            )
         return folder
 
     def _fresh_progress(self) -> Progress:
@@ -151,7 +160,7 @@ class Trainer:
             self._layout,
             self.config.lora,
             self.config.model.init_from,
-            DocumentMarks(identity.bos_id, identity.eos_id),
+            MixtureMarks(identity.bos_id, identity.eos_id, self._folder.footer.codebook),
             self.config.optimizer.kind,
         )
         store = CheckpointStore(self._output / "checkpoints", self.config.checkpoint, description)

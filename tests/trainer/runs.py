@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from schemas.vocabulary import VocabularyLayout
 from tests.schemas.packed_rows import make_sequences, write_packed
+from tokenizer.checkpoint import load_tokenizer
 from tokenizer.text_tokenizer import TextTokenizer
 from trainer.checkpoint import CheckpointConfig
 from trainer.llama import LlamaConfig
@@ -65,6 +66,7 @@ def trained_export(folder: Path, text_tokenizer: str = str(TEXT_TOKENIZER), **fo
         footer: what the packed shard says other than usual.
     """
     layout = footer.setdefault("vocabulary", TextTokenizer(TEXT_TOKENIZER).layout)
+    footer.setdefault("codebooks", {"coyo": load_tokenizer("sample").codebook_hex})
     (folder / "packed").mkdir()
     write_packed(folder / "packed" / "packed-00000.parquet", make_sequences(8, 0, layout), **footer)
     config = run_config(folder / "packed", folder / "run", num_steps=2, exports_model=True)

@@ -12,10 +12,11 @@ from schemas.document import check_codes
 from schemas.packed_shard import TextTokenizerIdentity
 from schemas.vocabulary import VocabularyLayout
 from tests.trainer.runs import TEXT_TOKENIZER, trained_export
+from tokenizer.checkpoint import load_tokenizer
 from tokenizer.detokenizer import load_detokenizer
 from tokenizer.text_tokenizer import TextTokenizer
 from trainer.contact_sheet import contact_sheet
-from trainer.huggingface import DocumentMarks
+from trainer.huggingface import MixtureMarks
 from trainer.load_model import load_marks
 
 
@@ -86,10 +87,27 @@ def test_a_mixture_with_its_own_vocabulary_size_and_marks(tmp_path: Path) -> Non
     for folder in (run / "model", run / "checkpoints" / "step-00000002"):
         output = tmp_path / f"{folder.name}.jsonl"
         assert main(flags(folder, "--prompt", "A dog", "--output", str(output))) == 0
-        assert load_marks(folder) == DocumentMarks(5, 6)
+        assert load_marks(folder) == MixtureMarks(5, 6, load_tokenizer("sample").codebook_hex)
         assert len(answers(output)) == 1
     fields = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert (fields["bos_token_id"], fields["eos_token_id"]) == (5, 6)
+
+
+def test_a_tokenizer_with_another_codebook_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its codes would mean something else to the model: for pictures of prompts, and for drawings."""
+    run = trained_export(tmp_path, codebooks={"coyo": "ef" * 16})
+    Image.new("RGB", (60, 80)).save(tmp_path / "a.png")
+    message = "trained on image codes of codebook efefefefefef..., --image-tokenizer sample has"
+    for folder in (run / "model", run / "checkpoints" / "step-00000002"):
+        for more in (
+            ["--prompt", "<image> is", "--images", str(tmp_path / "a.png")],
+            ["--prompt", "A dog", "--gallery", str(tmp_path / "gallery")],
+        ):
+            assert main(flags(folder, *more)) == 2
+            assert message in capsys.readouterr().err
+    assert not (tmp_path / "gallery").exists()
 
 
 def test_one_prompt_with_a_checkpoint(model: Path, tmp_path: Path) -> None:

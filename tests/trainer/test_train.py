@@ -287,6 +287,21 @@ def test_bf16_alone_is_close_and_keeps_fp32_weights(whole_run: TrainConfig, tmp_
     assert any(bool((p != p.bfloat16()).any()) for p in model.parameters())
 
 
+def test_another_codebook_is_refused(packed: Path, tmp_path: Path) -> None:
+    """Of the held-out rows, and of the model that training begins from."""
+    rows = make_sequences(8, 0, LAYOUT)
+    (tmp_path / "other").mkdir()
+    path = tmp_path / "other" / "packed-00000.parquet"
+    write_packed(path, rows, vocabulary=LAYOUT, codebooks={"coyo": "12" * 16})
+    data = DataConfig(packed=str(packed), validation=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"data\.validation .* another codebook"):
+        run_alone(run_config(packed, tmp_path / "run", data=data))
+    run_alone(run_config(packed, tmp_path / "first", num_steps=1, exports_model=True))
+    start = ModelConfig(init_from=str(tmp_path / "first" / "model"))
+    with pytest.raises(ValueError, match=r"first/model was trained on .* codebook efefefefefef"):
+        run_alone(run_config(tmp_path / "other", tmp_path / "run", model=start))
+
+
 def test_held_out_rows_of_another_vocabulary_are_refused(packed: Path, tmp_path: Path) -> None:
     layout = VocabularyLayout(500)
     (tmp_path / "other").mkdir()

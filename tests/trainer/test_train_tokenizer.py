@@ -138,7 +138,7 @@ def test_resumed_stages_equal_uninterrupted_ones(
 
 
 def stage_1_with_thumbnails(output: str) -> list[float]:
-    """Three steps of eight pairs over all ranks, without dropout, which ranks draw for themselves; gradient norms."""
+    """Gradient norms of three steps of eight pairs over all ranks; without dropout, which each rank draws."""
     rank, num_ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     pairs = list(
         read_training_pairs(expand_inputs([str(SAMPLES / "*.tar")]), PreprocessConfig(color="clean"))
@@ -156,7 +156,7 @@ def stage_1_with_thumbnails(output: str) -> list[float]:
 
 
 def test_stage_1_on_two_gloo_ranks_equals_one(tmp_path: Path) -> None:
-    """Views are drawn, and thumbnails fitted, over the pictures of both ranks; texts of both are negatives."""
+    """Views are drawn and thumbnails fitted over the pictures of both; texts of both are negatives."""
     alone = stage_1_with_thumbnails(str(tmp_path / "one"))
     together, _ = run_in_processes(stage_1_with_thumbnails, 2, str(tmp_path / "two"))
     assert len(alone) == 3

@@ -23,6 +23,7 @@ from trainer.answering import AnsweringModel
 from trainer.evaluation.answers import PROMPT
 from trainer.evaluation.documents import IMAGE, fill_prompt
 from trainer.generate import SamplingConfig
+from trainer.load_model import check_codebook
 from trainer.prompt import Content
 
 PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"})
@@ -62,13 +63,14 @@ class SeedLlama(lmms):  # type: ignore[misc]  # lmms-eval lives in an environmen
             others: nothing; lmms-eval passes arguments with the value None.
 
         Raises:
-            ValueError: arguments that there are not.
+            ValueError: arguments that there are not, or an image tokenizer that is not the model's.
         """
         super().__init__()
         if unknown := sorted(name for name, value in others.items() if value is not None):
             raise ValueError(f"seed_llama has no arguments {', '.join(unknown)}")
         self.answering = AnsweringModel.load(pretrained, text_tokenizer, device, precision)
         self._images = load_tokenizer(image_tokenizer, batch_size=1)
+        check_codebook(Path(pretrained), self._images.codebook_hex, f"image_tokenizer {image_tokenizer}")
         self._preprocess = PreprocessConfig(color=color)
         self._prompt = prompt
         self._batch_size = int(batch_size)
