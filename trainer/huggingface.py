@@ -16,7 +16,6 @@ from schemas.vocabulary import VocabularyLayout
 from trainer.llama import LlamaConfig, RopeScaling
 from trainer.weights import grow_table
 
-_MARKS = ("bos_token_id", "eos_token_id")
 TABLES = ("embed_tokens.weight", "lm_head.weight")
 
 
@@ -232,9 +231,10 @@ def export_model(
 def exported_marks(folder: Path) -> MixtureMarks | None:
     """Marks of a model that this module exported; None where it names none."""
     fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    values = [fields.get(name) for name in _MARKS]
-    codebook = (fields.get("seed_vocabulary") or {}).get("codebook", "")
-    return MixtureMarks(*values, codebook) if all(isinstance(value, int) for value in values) else None
+    bos_id, eos_id = fields.get("bos_token_id"), fields.get("eos_token_id")
+    if not isinstance(bos_id, int) or not isinstance(eos_id, int):
+        return None
+    return MixtureMarks(bos_id, eos_id, (fields.get("seed_vocabulary") or {}).get("codebook", ""))
 
 
 def exported_layout(folder: Path) -> VocabularyLayout | None:

@@ -263,6 +263,7 @@ class TestCommand:
         assert seed_shards(["validate", str(folder)]) == 0
 
 
+@pytest.mark.slow  # README's own `ray job submit` and that of tokenize_obelics.py run in every pass
 def test_ray_job_submit(shards: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     """`ray start`, then `ray job submit --working-dir . -- python jobs/tokenize_pairs.py ...`."""
     port, dashboard = 26379, 28265
