@@ -4,8 +4,9 @@ One thread owns the model. Shards hand in images as futures from the decoder and
 so that a batch may hold images of several documents and shards while each shard stays in its own order.
 The last slots of a batch that cannot be filled are zeros: a code never depends on its neighbours.
 
-A partial batch runs only when nobody can add to it (every open shard waits for results and nothing is in
-decoding), or when no image came for ``flush_after_s``, so that one slow reader does not hold back the rest.
+A partial batch runs only when nothing is in the model and nobody can add to it (every open shard waits for
+results that it brings, and nothing is in decoding), or when no image came for ``flush_after_s``, so that one
+slow reader does not hold back the rest.
 """
 
 import logging
@@ -136,7 +137,8 @@ class BatchingEncoder:
         self._ready: deque[_Slot] = deque()
         self._num_decoding = 0
         self._num_open = 0
-        self._num_blocked = 0
+        self._awaited: list[Future[EncodedFrames]] = []
+        """What the shards wait for that wait, one for each."""
         self._last_arrival = time.monotonic()
         self._is_closed = False
         self._error: BaseException | None = None
@@ -204,15 +206,15 @@ class BatchingEncoder:
             encoded.set_result(EncodedFrames(np.empty((0, CODES_PER_IMAGE), np.uint16), ()))
 
     @contextmanager
-    def _blocked(self) -> Iterator[None]:
+    def _waiting_for(self, encoded: "Future[EncodedFrames]") -> Iterator[None]:
         with self._changed:
-            self._num_blocked += 1
+            self._awaited.append(encoded)
             self._wake_if_due()
         try:
             yield
         finally:
             with self._changed:
-                self._num_blocked -= 1
+                self._awaited.remove(encoded)
 
     def _wake_if_due(self) -> None:
         """Wake the model thread when there is a batch to run, not for every image: a wake-up takes the
@@ -223,7 +225,7 @@ class BatchingEncoder:
     def _run(self) -> None:
         started: deque[tuple[list[_Slot], FinishBatch]] = deque()
         while True:
-            batch = self._next_batch(may_wait=not started)
+            batch = self._next_batch(is_idle=not started)
             begin = time.monotonic()
             try:
                 if batch:
@@ -249,11 +251,13 @@ class BatchingEncoder:
         for (_, collector, index), image_codes in zip(slots, codes, strict=False):
             collector.put(index, image_codes)
 
-    def _next_batch(self, may_wait: bool) -> list[_Slot]:
-        """A batch to run; empty if there is none and the caller has something else to do, or at the end."""
+    def _next_batch(self, is_idle: bool) -> list[_Slot]:
+        """A batch to run; empty at the end, and where none is full while the model has another."""
         with self._changed:
+            if not is_idle and len(self._ready) < self.batch_size:
+                return []
             while not self._can_run():
-                if not may_wait or self._is_closed:
+                if self._is_closed:
                     return []
                 begin, was_open = time.monotonic(), self._num_open > 0
                 waited_s = begin - self._last_arrival if self._ready else 0.0
@@ -268,7 +272,9 @@ class BatchingEncoder:
             return True
         if not self._ready:
             return False
-        nobody_adds = self._num_decoding == 0 and self._num_blocked >= self._num_open
+        # A shard whose result is there goes on, though its thread may not have woken yet.
+        num_stuck = sum(not future.done() for future in self._awaited)
+        nobody_adds = self._num_decoding == 0 and num_stuck >= self._num_open
         return nobody_adds or time.monotonic() - self._last_arrival >= self._flush_after_s
 
     def _fail(self, error: Exception, slots: list[_Slot]) -> None:
@@ -305,5 +311,5 @@ class BatchInput:
         """
         if encoded.done():
             return True
-        with self._batching._blocked():
+        with self._batching._waiting_for(encoded):
             return bool(wait([encoded], timeout_s).done)

@@ -108,6 +108,48 @@ def test_a_partial_batch_waits_for_a_shard_that_still_reads_and_runs_when_it_wai
         assert last.done()
 
 
+class HeldEncoder(RecordingEncoder):
+    """Its batches end when they may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_finish = threading.Event()
+
+    def start(self, images: list[np.ndarray], batch_size: int):
+        codes = super().start(images, batch_size)()
+
+        def finish() -> np.ndarray:
+            assert self.may_finish.wait(20)
+            return codes
+
+        return finish
+
+
+def test_a_partial_batch_waits_for_the_one_in_the_model_whose_results_let_a_shard_go_on() -> None:
+    encoder = HeldEncoder()
+    with (
+        BatchingEncoder(encoder, 4, batches_in_flight=2, flush_after_s=60) as batching,
+        batching.open_shard() as first,
+        batching.open_shard() as second,
+    ):
+        begun = [first.submit(decoded(pictures(seed))) for seed in range(4)]
+        rest = second.submit(decoded(pictures(4)))
+
+        def go_on() -> None:
+            assert first.wait(begun[0], timeout_s=20)
+            more = [first.submit(decoded(pictures(seed))) for seed in range(5, 8)]
+            assert first.wait(more[-1], timeout_s=20)
+
+        shard = threading.Thread(target=go_on)
+        shard.start()
+        assert not second.wait(rest, timeout_s=0.2)
+        assert encoder.sizes == [4], "both shards wait, but the second batch is not full"
+        encoder.may_finish.set()
+        assert second.wait(rest, timeout_s=20)
+        shard.join(timeout=20)
+    assert encoder.sizes == [4, 4]
+
+
 def test_images_in_decoding_are_waited_for() -> None:
     encoder = RecordingEncoder()
     slow: Future[Frames] = Future()
