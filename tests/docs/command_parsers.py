@@ -132,6 +132,8 @@ def _torchrun(parts: list[str]) -> None:
     from torch.distributed.run import get_args_parser
 
     options = get_args_parser().parse_args(parts)
+    if options.nnodes not in ("1", "1:1") and not options.rdzv_endpoint:
+        raise ValueError("on several nodes each would be the first of its own group without --rdzv-endpoint")
     _python([options.training_script, *options.training_script_args])
 
 

@@ -96,6 +96,7 @@ def test_a_wrong_flag_is_found() -> None:
         "python jobs/tokenize_pairs.py --input a.tar --output out --presicion bf16",
         "seed-pack bild mixture.yaml",
         "torchrun --nproc-per-node 8 jobs/pretrain.py --data.pcked x",
+        "torchrun --nnodes 2 --nproc-per-node 8 jobs/pretrain.py",
         "ray job submit --working-dir . -- python jobs/pretrain.py --launcher rey",
         "pip install 'seed-shards[gpus]'",
         "sbatch deploy/nothing.sbatch",
