@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `ray job submit`
 
 from jobs.config_file import parse_config
 from schemas.document import Codes
+from schemas.vocabulary import CODEBOOK_SIZE
 from tokenizer.checkpoint import load_tokenizer
 from tokenizer.color import ColorRule
 from tokenizer.detokenizer import Detokenizer, load_detokenizer
@@ -164,7 +165,10 @@ def _content(part: Any, reader: "ImageReader") -> Content:
         return part
     if "image" in part:
         return reader.codes(part["image"])
-    return np.array(part["codes"], np.uint16)
+    codes = np.array(part["codes"])
+    if codes.dtype.kind != "i" or codes.min(initial=0) < 0 or codes.max(initial=0) >= CODEBOOK_SIZE:
+        raise ValueError(f"codes must be integers from 0 to {CODEBOOK_SIZE - 1}, got {part['codes']}")
+    return codes.astype(np.uint16)
 
 
 class ImageReader:

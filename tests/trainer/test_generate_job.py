@@ -135,6 +135,15 @@ def test_wrong_input_is_named(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("code", [-1, 8192, 70_000, 1.5])
+def test_codes_of_a_prompt_that_are_none(
+    code: float, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": [{"codes": [code, *range(31)]}]}))
+    assert main(flags(model / "model", "--input", str(tmp_path / "in.jsonl"))) == 2
+    assert "in.jsonl line 1: codes must be integers from 0 to 8191" in capsys.readouterr().err
+
+
 def test_a_text_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fields = {"vocab_size": 32, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     (tmp_path / "config.json").write_text(json.dumps(fields | {"intermediate_size": 8}))
