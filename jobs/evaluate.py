@@ -35,7 +35,7 @@ from trainer.evaluation.language_model import language_losses
 from trainer.evaluation.report import Tables, write_report
 from trainer.evaluation.text_scores import answer_tables, caption_tables
 from trainer.evaluation.tokenizer_tables import TokenizerEvaluation, tokenizer_tables
-from trainer.load_model import load_model
+from trainer.load_model import check_codebook, load_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +89,15 @@ class EvaluateLanguage:
     num_rows: int = 256
 
     def tables(self) -> Tables:
-        model, _ = load_model(self.model)
-        return {"language model": language_losses(model, PackedFolder(self.packed), self.num_rows)}
+        model, layout = load_model(self.model)
+        rows = PackedFolder(self.packed)
+        if rows.vocabulary != layout:
+            raise ValueError(
+                f"--packed {self.packed}: {rows.vocabulary}, {self.model} has {layout}; pack them with the "
+                "text tokenizer of the model's data"
+            )
+        check_codebook(self.model, rows.footer.codebook, f"--packed {self.packed}")
+        return {"language model": language_losses(model, rows, self.num_rows)}
 
 
 Command = (

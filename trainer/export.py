@@ -127,9 +127,8 @@ def _adapter_base(
         return Path(init_from)
     source = first_weights(init_from, "", description["progress"]["seed"], model.config, layout)
     shapes = {name: value.shape for name, value in model.named_parameters() if not is_adapter(name)}
-    export_model(
-        folder, ((name, source(name, shape)) for name, shape in shapes.items()), model.config, layout, dtype
-    )
+    tensors = ((name, source(name, shape)) for name, shape in shapes.items())
+    export_model(folder, tensors, model.config, layout, dtype, checkpoint_marks(checkpoint))
     return folder
 
 
@@ -141,8 +140,9 @@ def export_checkpoint(checkpoint: Path, folder: Path, dtype: torch.dtype = torch
     """
     model, layout, lora = load_checkpoint(checkpoint)
     weights = {name: value.detach() for name, value in model.named_parameters()}
+    marks = checkpoint_marks(checkpoint)
     if lora.rank:
         base = _adapter_base(checkpoint, folder / "base", model, layout, dtype)
-        save_adapter(folder / "adapter", weights, lora, layout, str(base.absolute()))
-    marks = checkpoint_marks(checkpoint)
+        codebook = marks.codebook if marks else ""
+        save_adapter(folder / "adapter", weights, lora, layout, str(base.absolute()), codebook)
     export_model(folder, merged(weights, lora), model.config, layout, dtype, marks)

@@ -16,6 +16,8 @@ from schemas.vocabulary import VocabularyLayout
 from trainer.llama import LlamaConfig, RopeScaling
 from trainer.weights import grow_table
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""As peft names it."""
 TABLES = ("embed_tokens.weight", "lm_head.weight")
 
 
@@ -234,7 +236,18 @@ def exported_marks(folder: Path) -> MixtureMarks | None:
     bos_id, eos_id = fields.get("bos_token_id"), fields.get("eos_token_id")
     if not isinstance(bos_id, int) or not isinstance(eos_id, int):
         return None
-    return MixtureMarks(bos_id, eos_id, (fields.get("seed_vocabulary") or {}).get("codebook", ""))
+    return MixtureMarks(bos_id, eos_id, exported_codebook(folder))
+
+
+def exported_codebook(folder: Path) -> str:
+    """Of an export's or an adapter's image codes; empty where it names none."""
+    if (folder / ADAPTER_WEIGHTS).is_file():
+        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as tensors:
+            return str((tensors.metadata() or {}).get("codebook", ""))
+    if not (folder / "config.json").is_file():  # whoever reads the model says so
+        return ""
+    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return str((fields.get("seed_vocabulary") or {}).get("codebook", ""))
 
 
 def exported_layout(folder: Path) -> VocabularyLayout | None:

@@ -10,6 +10,7 @@ from trainer.export import checkpoint_marks, load_checkpoint
 from trainer.huggingface import (
     HuggingFaceWeights,
     MixtureMarks,
+    exported_codebook,
     exported_layout,
     exported_marks,
     read_config,
@@ -55,11 +56,15 @@ def load_marks(folder: Path) -> MixtureMarks | None:
 
 
 def check_codebook(folder: Path, codebook: str, what: str) -> None:
-    """Raise ValueError if a model was trained on image codes of another codebook than ``what`` has."""
-    marks = load_marks(folder)
-    if marks is not None and "" not in (marks.codebook, codebook) and marks.codebook != codebook:
+    """Raise ValueError if a model or adapter learned codes of another codebook than ``what`` has."""
+    if (folder / "progress.json").is_file():
+        marks = checkpoint_marks(folder)
+        trained = marks.codebook if marks else ""
+    else:
+        trained = exported_codebook(folder)
+    if "" not in (trained, codebook) and trained != codebook:
         raise ValueError(
-            f"{folder} was trained on image codes of codebook {marks.codebook[:12]}..., {what} has "
+            f"{folder} was trained on image codes of codebook {trained[:12]}..., {what} has "
             f"{codebook[:12]}..., where the same code means something else: use the tokenizer of the "
             "model's training data"
         )

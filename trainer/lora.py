@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from schemas.vocabulary import VocabularyLayout
 from trainer.dropout import dropout
-from trainer.huggingface import TABLES, huggingface_name
+from trainer.huggingface import ADAPTER_WEIGHTS, TABLES, huggingface_name
 from trainer.llama import Llama
 from trainer.weights import WeightSource, named_generator
 
@@ -139,7 +139,12 @@ def merge_adapters(model: Llama) -> None:
 
 
 def save_adapter(
-    folder: Path, weights: Mapping[str, Tensor], config: LoraConfig, layout: VocabularyLayout, base: str
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    config: LoraConfig,
+    layout: VocabularyLayout,
+    base: str,
+    codebook: str = "",
 ) -> None:
     """Write ``adapter_model.safetensors`` and ``adapter_config.json`` as peft does.
 
@@ -149,6 +154,7 @@ def save_adapter(
         config: of the adapters.
         layout: of the vocabulary; padding rows are left out.
         base: name or folder of the model that the adapters belong to, its vocabulary already grown.
+        codebook: of the image codes that it was trained on.
     """
     tensors: dict[str, Tensor] = {}
     for name, value in weights.items():
@@ -170,7 +176,8 @@ def save_adapter(
         "inference_mode": True,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    metadata = {"format": "pt", "codebook": codebook}  # peft warns of what it does not know in the other file
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata=metadata)
     (folder / "adapter_config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
@@ -181,7 +188,7 @@ def read_adapter(folder: Path, layout: VocabularyLayout, config: LoraConfig) -> 
         FileNotFoundError: if ``folder`` is no adapter folder.
         ValueError: if its products are scaled otherwise than ``config`` says; names the settings.
     """
-    path = folder / "adapter_model.safetensors"
+    path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; expected an adapter folder as peft writes it")
     _check_scale(folder / "adapter_config.json", config)

@@ -111,9 +111,9 @@ class Trainer:
         self._output = Path(config.output)
         self._folder = PackedFolder(config.data.packed)
         self._layout = self._folder.vocabulary
-        if config.model.init_from:
+        for start in filter(None, (config.model.init_from, config.model.adapter)):
             what = f"data.packed {self._folder.folder}"
-            check_codebook(Path(config.model.init_from), self._folder.footer.codebook, what)
+            check_codebook(Path(start), self._folder.footer.codebook, what)
         self._tokenizer: Any = None
         if config.exports_model and config.text_tokenizer:  # now, not after days of training
             self._tokenizer = grown_tokenizer(Path(config.text_tokenizer), self._layout)

@@ -15,6 +15,8 @@ from jobs.tokenize_pairs import PairsJobConfig
 from pipeline.training_pairs import PairDataConfig
 from schemas.packed_shard import TextTokenizerIdentity
 from schemas.token_shard import read_documents
+from schemas.vocabulary import VocabularyLayout
+from tests.schemas.packed_rows import make_sequences, write_packed
 from tests.trainer.runs import TEXT_TOKENIZER, trained_export
 from tokenizer.checkpoint import load_tokenizer
 from tokenizer.text_tokenizer import TextTokenizer
@@ -63,6 +65,30 @@ def evaluate(what: str, model: Path, tokens: Path, output: Path, *more: str) -> 
     flags = ["--model", str(model), "--tokens", str(tokens), "--output", str(output), "--device", "cpu"]
     assert main([what, *flags, *more]) == 0
     return json.loads(output.with_name(f"{output.name}.json").read_text())["results"]
+
+
+def test_language_on_rows_of_the_models_own_kind(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of another vocabulary, or of codes of another tokenizer, would give figures that mean nothing."""
+    packed = model.parents[1] / "packed"
+    flags = ["language", "--model", str(model), "--output", str(tmp_path / "result"), "--packed"]
+    assert main([*flags, str(packed)]) == 0
+    assert "language model" in json.loads((tmp_path / "result.json").read_text())["results"]
+    layout = TextTokenizer(TEXT_TOKENIZER).layout
+    for name, changes, message in (
+        (
+            "ids",
+            {"vocabulary": VocabularyLayout(layout.base_size + 50)},
+            "text tokenizer of the model's data",
+        ),
+        ("codes", {"vocabulary": layout, "codebooks": {"coyo": "12" * 16}}, "has 121212121212..."),
+    ):
+        (tmp_path / name).mkdir()
+        rows = make_sequences(4, 0, changes["vocabulary"])
+        write_packed(tmp_path / name / "packed-00000.parquet", rows, **changes)
+        assert main([*flags, str(tmp_path / name)]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_captioning_of_token_shards(model: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+from tests.schemas.packed_rows import make_sequences, write_packed
 from tests.trainer.runs import LAYOUT, SHAPE, losses_of, packed_folder, run_alone, run_config
 from tests.trainer.tiny import bounds, positions
 from trainer.checkpoint import complete_checkpoints
@@ -165,6 +166,16 @@ def test_an_adapter_of_another_scale_is_refused(run: TrainConfig, tmp_path: Path
     config = replace(run, output=str(tmp_path), model=model, lora=replace(LORA, alpha=16.0), num_steps=1)
     with pytest.raises(ValueError, match=r"lora_alpha 8\.0, the run has lora.rank 4 and lora\.alpha 16"):
         run_alone(config)
+
+
+def test_an_adapter_of_another_codebook_is_refused(run: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "packed").mkdir()
+    path = tmp_path / "packed" / "packed-00000.parquet"
+    write_packed(path, make_sequences(8, 0, LAYOUT), vocabulary=LAYOUT, codebooks={"coyo": "12" * 16})
+    model = replace(run.model, adapter=str(Path(run.output) / "model" / "adapter"))
+    data = replace(run.data, packed=str(tmp_path / "packed"))
+    with pytest.raises(ValueError, match="adapter was trained on image codes of codebook efefefefefef"):
+        run_alone(replace(run, output=str(tmp_path / "run"), model=model, data=data))
 
 
 def test_full_fine_tuning_on_the_merged_model(run: TrainConfig, tmp_path: Path) -> None:
