@@ -92,7 +92,7 @@ def main() -> int:
         undisturbed = packed_files(root / "undisturbed")
         kinds: Counter[str] = Counter()
         num_different = num_complete = 0
-        while kinds.total() - kinds["ended"] < options.kills:
+        while not num_complete or kinds.total() - kinds["ended"] < options.kills:
             how = build_and_kill(mixture, output, rng, usual_s)
             kinds[how] += 1
             files = packed_files(output)

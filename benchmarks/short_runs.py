@@ -190,6 +190,8 @@ def kills(text: Figures) -> list[Row]:
     counts = re.search(r"(\d+) kills, (\d+) (?:run|build)s ended, (\d+) differ from the undisturbed", text)
     if counts is None:
         raise ValueError("kills: its last lines do not say how many runs differ")
+    if counts[2] == "0":
+        raise ValueError("kills: no run came to its end, so nothing was compared")
     what = f"results that differ after {counts[1]} kills, {counts[2]} compared byte for byte"
     return [Row(what=what, ours=int(counts[3]), unit="", most=0)]
 
