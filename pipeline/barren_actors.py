@@ -1,7 +1,7 @@
 """Tells workers that cannot work from shards that break their workers: the first end the run."""
 
 from pipeline.shard_driver import PoolError
-from pipeline.shard_schedule import Loss
+from pipeline.shard_schedule import LossCause
 
 MAX_BARREN_ACTORS = 3
 """Actors in a row that may fail to start, or whose model may fail, before any finishes a shard."""
@@ -21,7 +21,7 @@ class BarrenActors:
         self._num_actors = 0
         self._shards.clear()
 
-    def add(self, loss: Loss, has_started: bool, shards: set[str], line: str) -> None:
+    def add(self, loss: LossCause, has_started: bool, shards: set[str], line: str) -> None:
         """Count one.
 
         Args:
@@ -33,9 +33,9 @@ class BarrenActors:
         Raises:
             PoolError: if this is what becomes of all of them.
         """
-        if loss is Loss.NODE_LOST:
+        if loss is LossCause.NODE_LOST:
             return
-        if has_started and loss is not Loss.MODEL_FAILED:
+        if has_started and loss is not LossCause.MODEL_FAILED:
             self._shards |= shards
             if len(self._shards) >= MAX_BARREN_SHARDS:
                 raise PoolError(f"workers end before they finish a shard, whatever the shard: {line}")

@@ -169,7 +169,7 @@ class BatchingEncoder:
                     self._changed.notify()
 
     def close(self) -> None:
-        """Run what has arrived and end the thread; what is still in decoding stays without codes."""
+        """Run what can run and end the thread; what is in decoding, or waits for it, stays without codes."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()

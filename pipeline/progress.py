@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.shard_driver import RunListener, WorkerStatus
-from pipeline.shard_schedule import Loss, ShardSchedule
+from pipeline.shard_schedule import LossCause, ShardSchedule
 from pipeline.shard_task import ShardFailure, ShardReport
 from schemas.token_shard import ShardCounts
 
@@ -75,7 +75,7 @@ class RunProgress(RunListener):
     def worker_joined(self, worker_id: str) -> None:
         self._workers[worker_id] = None
 
-    def worker_lost(self, worker_id: str, loss: Loss, error: str) -> None:
+    def worker_lost(self, worker_id: str, loss: LossCause, error: str) -> None:
         self.worker_losses[loss] += 1
         status = self._workers.pop(worker_id, None)
         if status is not None:
@@ -244,7 +244,7 @@ class ProgressDisplay(RunListener):
     def worker_joined(self, worker_id: str) -> None:
         logger.debug("worker=%s joined", worker_id)
 
-    def worker_lost(self, worker_id: str, loss: Loss, error: str) -> None:
+    def worker_lost(self, worker_id: str, loss: LossCause, error: str) -> None:
         logger.warning("worker=%s %s: %s", worker_id, loss, error)
 
     def render(self) -> Table:

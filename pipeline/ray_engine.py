@@ -30,7 +30,7 @@ from pipeline.shard_driver import (
     WorkerJoined,
     WorkerLost,
 )
-from pipeline.shard_schedule import Loss
+from pipeline.shard_schedule import LossCause
 from pipeline.shard_task import ShardTask
 from pipeline.shard_worker import one_line
 from pipeline.tokenize_config import TokenizeConfig
@@ -94,7 +94,7 @@ class RayWorkers:
         shards = self._in_hand(worker_id)
         actor = self._end(worker_id)
         if not actor.has_finished:
-            self._barren.add(Loss.STALLED, True, shards, "they stall (--stall-timeout)")
+            self._barren.add(LossCause.STALLED, True, shards, "they stall (--stall-timeout)")
 
     def _end(self, worker_id: str) -> CrewMember:
         actor = self._forget(worker_id)
@@ -196,7 +196,7 @@ class RayWorkers:
         line = f"on {_node_name(actor.node_id)}: {one_line(error.cause)[:MAX_ERROR_CHARS]}"
         logger.warning("worker=%s did not start %s", worker_id, line)
         if not self._crew.has_others(actor):
-            self._barren.add(Loss.CRASHED, False, set(), line)
+            self._barren.add(LossCause.CRASHED, False, set(), line)
         return []
 
     def _own_call_failed(self, worker_id: str, call: str, error: RayError) -> list[WorkerEvent]:
@@ -223,7 +223,7 @@ class RayWorkers:
         if not actor.is_ready:  # nobody knows this worker yet
             logger.warning("worker=%s did not start: %s", worker_id, line)
             return []
-        return [WorkerLost(worker_id, Loss.NODE_LOST, line)]
+        return [WorkerLost(worker_id, LossCause.NODE_LOST, line)]
 
     def _probe(self) -> None:
         now = time.monotonic()
@@ -241,14 +241,14 @@ class RayWorkers:
                 self._load(worker_id, node_id)
             return []
         self._end(worker_id)
-        return [WorkerLost(worker_id, Loss.NODE_LOST, "the connection to the actor was lost")]
+        return [WorkerLost(worker_id, LossCause.NODE_LOST, "the connection to the actor was lost")]
 
     def _lost(self, worker_id: str, call: str, error: RayActorError) -> list[WorkerEvent]:
         """An actor died: tell why, and see to it that this does not go on for ever."""
         shards = self._in_hand(worker_id) | ({call} if not call.startswith(":") else set())
         actor = self._forget(worker_id)
         self._next_resize_s = 0.0
-        loss = Loss.NODE_LOST if is_node_loss(error, actor.node_id, ray.nodes()) else Loss.CRASHED
+        loss = LossCause.NODE_LOST if is_node_loss(error, actor.node_id, ray.nodes()) else LossCause.CRASHED
         line = cause_of_death(error)
         if not actor.has_finished:
             self._barren.add(loss, actor.is_ready, shards, line)

@@ -3,7 +3,7 @@
 from ray.util.metrics import Counter, Gauge
 
 from pipeline.shard_driver import RunListener, WorkerStatus
-from pipeline.shard_schedule import Loss, ShardSchedule
+from pipeline.shard_schedule import LossCause, ShardSchedule
 from pipeline.shard_task import ShardFailure, ShardReport
 
 
@@ -39,7 +39,7 @@ class RayMetrics(RunListener):
     def worker_joined(self, worker_id: str) -> None:
         self._num_workers += 1
 
-    def worker_lost(self, worker_id: str, loss: Loss, error: str) -> None:
+    def worker_lost(self, worker_id: str, loss: LossCause, error: str) -> None:
         self._num_workers -= 1
 
     def worker_status(self, status: WorkerStatus) -> None:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.shard_driver import RunListener
-from pipeline.shard_schedule import Loss, ShardSchedule
+from pipeline.shard_schedule import LossCause, ShardSchedule
 from pipeline.shard_task import ShardFailure, ShardReport
 from pipeline.storage import Folder, LocalFolder
 from pipeline.token_dataset import LOGS_FOLDER
@@ -42,7 +42,7 @@ class RunLog(RunListener):
     def worker_joined(self, worker_id: str) -> None:
         self._add({"event": "worker_joined", "worker": worker_id})
 
-    def worker_lost(self, worker_id: str, loss: Loss, error: str) -> None:
+    def worker_lost(self, worker_id: str, loss: LossCause, error: str) -> None:
         self._add({"event": "worker_lost", "worker": worker_id, "loss": loss, "error": error})
 
     def tick(self, schedule: ShardSchedule) -> None:

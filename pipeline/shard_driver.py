@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.shard_schedule import Loss, ShardSchedule
+from pipeline.shard_schedule import LossCause, ShardSchedule
 from pipeline.shard_task import ShardFailure, ShardReport, ShardTask
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class ShardFailed:
 @dataclass(frozen=True, slots=True)
 class WorkerLost:
     worker_id: str
-    loss: Loss
+    loss: LossCause
     error: str
 
 
@@ -104,7 +104,7 @@ class RunListener:
     def shard_retried(self, name: str, error: str) -> None: ...
     def shard_set_aside(self, failure: ShardFailure) -> None: ...
     def worker_joined(self, worker_id: str) -> None: ...
-    def worker_lost(self, worker_id: str, loss: Loss, error: str) -> None: ...
+    def worker_lost(self, worker_id: str, loss: LossCause, error: str) -> None: ...
     def worker_status(self, status: WorkerStatus) -> None: ...
     def tick(self, schedule: ShardSchedule) -> None:
         """Called at least every second or so."""
@@ -208,7 +208,7 @@ class ShardDriver:
         self._tell_failed(event.name, event.error)
 
     def _worker_lost(
-        self, worker_id: str, loss: Loss, error: str, culprits: frozenset[str] = frozenset()
+        self, worker_id: str, loss: LossCause, error: str, culprits: frozenset[str] = frozenset()
     ) -> None:
         names = self._schedule.worker_lost(worker_id, loss, error, self._clock(), culprits)
         self._hungry.pop(worker_id, None)
@@ -249,4 +249,4 @@ class ShardDriver:
                 error = f"no progress for {self._stall_timeout_s:g} s (--stall-timeout)"
                 logger.warning("worker=%s shards=%s %s", worker_id, ",".join(sorted(stalled)), error)
                 self._pool.end_worker(worker_id)
-                self._worker_lost(worker_id, Loss.STALLED, error, stalled)
+                self._worker_lost(worker_id, LossCause.STALLED, error, stalled)

@@ -23,7 +23,7 @@ MAX_EXCUSED_LOSSES = 20
 MAX_RETRY_DELAY_S = 120.0
 
 
-class Loss(StrEnum):
+class LossCause(StrEnum):
     """Why a worker is gone."""
 
     CRASHED = "crashed"
@@ -150,7 +150,12 @@ class ShardSchedule:
         self._retry_or_set_aside(state, error, now_s)
 
     def worker_lost(
-        self, worker_id: str, loss: Loss, error: str, now_s: float, culprits: frozenset[str] = frozenset()
+        self,
+        worker_id: str,
+        loss: LossCause,
+        error: str,
+        now_s: float,
+        culprits: frozenset[str] = frozenset(),
     ) -> list[str]:
         """A worker is gone; its shards are repeated or set aside.
 
@@ -174,8 +179,11 @@ class ShardSchedule:
             if culprits and name not in culprits:
                 self._push_retry(state, now_s, delay_s=0.0)
                 continue
-            state.must_be_alone = loss is not Loss.STALLED
-            if loss in (Loss.NODE_LOST, Loss.MODEL_FAILED) and state.num_excused_losses < MAX_EXCUSED_LOSSES:
+            state.must_be_alone = loss is not LossCause.STALLED
+            if (
+                loss in (LossCause.NODE_LOST, LossCause.MODEL_FAILED)
+                and state.num_excused_losses < MAX_EXCUSED_LOSSES
+            ):
                 state.num_excused_losses += 1
                 state.must_be_alone = state.num_excused_losses > MAX_EXCUSED_LOSSES // 2
                 self._push_retry(state, now_s, delay_s=0.0)

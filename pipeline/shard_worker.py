@@ -5,7 +5,7 @@ import errno
 from pipeline.batching_encoder import EncoderError
 from pipeline.encode_shard import ShardCancelledError
 from pipeline.shard_driver import ShardDone, ShardFailed, WorkerEvent, WorkerLost, WorkerStatus
-from pipeline.shard_schedule import Loss
+from pipeline.shard_schedule import LossCause
 from pipeline.shard_task import ShardTask
 from pipeline.storage import OutputDeniedError
 from pipeline.worker_tools import WorkerTools
@@ -63,7 +63,7 @@ class ShardWorker:
         except ShardCancelledError:
             return None
         except EncoderError as error:
-            return WorkerLost(worker_id, Loss.MODEL_FAILED, one_line(error))
+            return WorkerLost(worker_id, LossCause.MODEL_FAILED, one_line(error))
         except Exception as error:
             fatal = is_fatal(error)
             message = fatal_message(error, self._tools.shards.folder.url) if fatal else one_line(error)

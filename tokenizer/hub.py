@@ -60,8 +60,7 @@ def locate(source: str | Path, *, local_files_only: bool = False) -> TokenizerFi
 
     Args:
         source: a preset, a directory (``model.safetensors`` + ``config.json``), a ``.safetensors`` or ``.pt``
-        file,
-            or a hub id ``owner/name[@revision][:file]``.
+            file, or a hub id ``owner/name[@revision][:file]``.
         local_files_only: use the hub's local cache, never the network.
 
     Raises:
@@ -87,8 +86,7 @@ def locate(source: str | Path, *, local_files_only: bool = False) -> TokenizerFi
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise FileNotFoundError(
         f"tokenizer {text!r} not found: {hint}Presets are {', '.join(PRESETS)}; anything else must be an "
-        "existing file "
-        "or directory, or a Hugging Face id such as AILab-CVC/seed-tokenizer-2"
+        "existing file or directory, or a Hugging Face id such as AILab-CVC/seed-tokenizer-2"
     )
 
 
@@ -129,9 +127,7 @@ def _hub_files(repo: str, revision: str | None, file: str | None, local_files_on
 
 
 def _download(repo: str, revision: str | None, file: str, local_files_only: bool) -> Path:
-    """One file through the hub's client and its cache (``HF_HOME``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``
-    hold).
-    """
+    """One file through the hub's client and its cache (its environment variables hold)."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -140,12 +136,10 @@ def _download(repo: str, revision: str | None, file: str, local_files_only: bool
     except LocalEntryNotFoundError as error:
         raise NotDownloadedError(
             f"{repo}: {file} is not in the local Hugging Face cache and the hub was not reached (offline "
-            "mode, or no "
-            f"connection). Download it where there is a network (hf download {repo} {file}) and give its path"
+            f"mode, or no connection). Download it where there is a network (hf download {repo} {file}) and give its path"
         ) from error
     except HfHubHTTPError as error:
         raise FileNotFoundError(
             f"{repo}: the hub did not give {file}: {str(error).strip().splitlines()[-1]}. Check the id, the "
-            "revision "
-            "and, for a gated repository, your login"
+            "revision and, for a gated repository, your login"
         ) from error

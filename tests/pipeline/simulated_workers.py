@@ -18,7 +18,7 @@ from pipeline.shard_driver import (
     WorkerLost,
     WorkerStatus,
 )
-from pipeline.shard_schedule import Loss
+from pipeline.shard_schedule import LossCause
 from pipeline.shard_task import ShardReport, ShardTask
 from schemas.token_shard import ShardCounts
 
@@ -84,11 +84,11 @@ class SimulatedWorkers:
             case "error":
                 self._push(at_s, ShardFailed(worker_id, task.name, "OSError: bad luck"))
             case "crash":
-                self._push(at_s, WorkerLost(worker_id, Loss.CRASHED, "killed by signal 11"))
+                self._push(at_s, WorkerLost(worker_id, LossCause.CRASHED, "killed by signal 11"))
             case "node":
-                self._push(at_s, WorkerLost(worker_id, Loss.NODE_LOST, "the node is gone"))
+                self._push(at_s, WorkerLost(worker_id, LossCause.NODE_LOST, "the node is gone"))
             case "model":
-                self._push(at_s, WorkerLost(worker_id, Loss.MODEL_FAILED, "out of memory"))
+                self._push(at_s, WorkerLost(worker_id, LossCause.MODEL_FAILED, "out of memory"))
 
     def end_worker(self, worker_id: str) -> None:
         del self._hands[worker_id]

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from pipeline.progress import ProgressDisplay, RunProgress
 from pipeline.shard_driver import ShardDriver, WorkerStatus
-from pipeline.shard_schedule import Loss, ShardSchedule
+from pipeline.shard_schedule import LossCause, ShardSchedule
 from pipeline.shard_task import ShardFailure, ShardReport
 from schemas.token_shard import ShardCounts
 from tests.pipeline.simulated_workers import Fate, SimulatedWorkers, tasks_named
@@ -59,7 +59,7 @@ def test_images_of_a_lost_worker_still_count() -> None:
     progress = RunProgress(1)
     progress.worker_joined("a")
     progress.worker_status(WorkerStatus("a", images=30))
-    progress.worker_lost("a", Loss.CRASHED, "killed")
+    progress.worker_lost("a", LossCause.CRASHED, "killed")
     progress.worker_joined("b")
     progress.worker_status(WorkerStatus("b", images=12))
     assert progress.num_images == 42

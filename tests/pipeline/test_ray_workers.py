@@ -15,7 +15,7 @@ from pipeline import ray_crew, ray_engine
 from pipeline.actor_plan import ActorShape
 from pipeline.ray_engine import RayWorkers
 from pipeline.shard_driver import PoolError, ShardDriver, WorkerEvent, WorkerJoined, WorkerLost, WorkerStatus
-from pipeline.shard_schedule import Loss, ShardSchedule
+from pipeline.shard_schedule import LossCause, ShardSchedule
 from pipeline.tokenize_config import TokenizeConfig
 from tests.pipeline.simulated_workers import tasks_named
 
@@ -158,7 +158,7 @@ def test_a_call_that_fails_once_is_made_again(open_workers, method: str) -> None
 
 
 def out_of_memory(worker_id: str, task: object) -> WorkerLost:
-    return WorkerLost(worker_id, Loss.MODEL_FAILED, "EncoderError: CUDA out of memory")
+    return WorkerLost(worker_id, LossCause.MODEL_FAILED, "EncoderError: CUDA out of memory")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pipeline.shard_driver import (
     ShardFailed,
     WorkerEvent,
 )
-from pipeline.shard_schedule import MAX_EXCUSED_LOSSES, Loss, ShardSchedule
+from pipeline.shard_schedule import MAX_EXCUSED_LOSSES, LossCause, ShardSchedule
 from pipeline.shard_task import ShardFailure, ShardReport, ShardTask
 from tests.pipeline.simulated_workers import Fate, SimulatedWorkers, tasks_named
 
@@ -27,7 +27,7 @@ class Notes(RunListener):
         self.done: list[str] = []
         self.set_aside: list[str] = []
         self.retried: list[str] = []
-        self.losses: list[Loss] = []
+        self.losses: list[LossCause] = []
         self.num_workers = 0
 
     def shard_done(self, report: ShardReport) -> None:
@@ -42,7 +42,7 @@ class Notes(RunListener):
     def worker_joined(self, worker_id: str) -> None:
         self.num_workers += 1
 
-    def worker_lost(self, worker_id: str, loss: Loss, error: str) -> None:
+    def worker_lost(self, worker_id: str, loss: LossCause, error: str) -> None:
         self.losses.append(loss)
 
 
@@ -140,7 +140,7 @@ def test_a_worker_that_stalls_is_replaced_and_only_the_stalled_shard_is_blamed()
 
     notes, pool, schedule = simulate(12, fate, num_workers=2, capacity=2)
     assert notes.set_aside == ["000001"]
-    assert notes.losses == [Loss.STALLED] * 3
+    assert notes.losses == [LossCause.STALLED] * 3
     assert "no progress for 30 s" in schedule.failures["000001"].error
     assert pool.now_s < 200
 
@@ -164,7 +164,7 @@ def two_workers_and_a_suspect() -> ShardSchedule:
         schedule.add_worker(worker_id, 2)
     assert schedule.next_for("dead", 0.0) == tasks_named(2)[0]
     assert schedule.next_for("busy", 0.0) == tasks_named(2)[1]
-    schedule.worker_lost("dead", Loss.CRASHED, "signal 11", 0.0)
+    schedule.worker_lost("dead", LossCause.CRASHED, "signal 11", 0.0)
     return schedule
 
 
