@@ -136,7 +136,8 @@ def _download(repo: str, revision: str | None, file: str, local_files_only: bool
     except LocalEntryNotFoundError as error:
         raise NotDownloadedError(
             f"{repo}: {file} is not in the local Hugging Face cache and the hub was not reached (offline "
-            f"mode, or no connection). Download it where there is a network (hf download {repo} {file}) and give its path"
+            f"mode, or no connection). Download it where there is a network (hf download {repo} {file}) and "
+            "give its path"
         ) from error
     except HfHubHTTPError as error:
         raise FileNotFoundError(
