@@ -19,6 +19,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from pipeline.barren_actors import BarrenActors
+from pipeline.error_text import one_line
 from pipeline.ray_cluster import HeadWatch, connected
 from pipeline.ray_crew import CrewMember, RayCrew
 from pipeline.ray_death import MAX_ERROR_CHARS, cause_of_death, is_node_loss
@@ -32,7 +33,6 @@ from pipeline.shard_driver import (
 )
 from pipeline.shard_schedule import LossCause
 from pipeline.shard_task import ShardTask
-from pipeline.shard_worker import one_line
 from pipeline.tokenize_config import TokenizeConfig
 from pipeline.worker_tools import WorkerSetup
 

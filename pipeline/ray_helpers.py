@@ -11,7 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.decode import DecodeTask
 from pipeline.decode_pool import DecodePool, DecodePoolConfig
-from pipeline.shard_worker import one_line
+from pipeline.error_text import one_line
 from pipeline.shared_decoder import Decoded, decode_many
 
 logger = logging.getLogger(__name__)

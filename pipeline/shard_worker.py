@@ -4,6 +4,7 @@ import errno
 
 from pipeline.batching_encoder import EncoderError
 from pipeline.encode_shard import ShardCancelledError
+from pipeline.error_text import one_line
 from pipeline.shard_driver import ShardDone, ShardFailed, WorkerEvent, WorkerLost, WorkerStatus
 from pipeline.shard_schedule import LossCause
 from pipeline.shard_task import ShardTask
@@ -12,11 +13,6 @@ from pipeline.worker_tools import WorkerTools
 
 FATAL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 """No other shard can be written either."""
-
-
-def one_line(error: BaseException) -> str:
-    """An error with its type, for logs and reports."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def is_fatal(error: BaseException) -> bool:

@@ -19,6 +19,7 @@ from typing import BinaryIO
 import fsspec
 from fsspec.core import split_protocol, url_to_fs
 
+from pipeline.error_text import one_line
 from pipeline.http_source import open_http
 
 logger = logging.getLogger(__name__)
@@ -175,14 +176,14 @@ class _ReadAheadStream(io.RawIOBase):
                 self._abandon_worker()
                 failure = error
                 logger.warning(
-                    "source=%s offset=%d attempt=%d error=%r", self._url, self._offset, attempt, error
+                    "source=%s offset=%d attempt=%d %s", self._url, self._offset, attempt, one_line(error)
                 )
             else:
                 self._offset += len(block)
                 return block
         raise SourceReadError(
             f"{self._url}: failed at byte {self._offset} "
-            f"(retried {self._config.max_retries} times): {failure!r}"
+            f"(retried {self._config.max_retries} times): {one_line(failure)}"
         ) from failure
 
     def _block_once(self) -> bytes:
