@@ -193,14 +193,26 @@ class TokenDataset:
                 footer = self.footer(task.name)
             except TokenShardError as error:
                 raise OutputMismatchError(f"{error}; remove it and run the same command again") from error
-            if footer.source == task.source or task.source_bytes is None or footer.source_bytes is None:
+            if task.source_bytes is None or footer.source_bytes is None:
                 continue
             if footer.source_bytes != task.source_bytes:
+                if footer.source == task.source:
+                    raise OutputMismatchError(
+                        f"output {self.folder.url}: {changed_source(footer.source_bytes, task)}"
+                    )
                 raise OutputMismatchError(
                     f"output {self.folder.url}: {task.name}{TOKEN_SHARD_SUFFIX} was made from "
                     f"{footer.source} ({footer.source_bytes} bytes), not from {task.source} "
                     f"({task.source_bytes} bytes): give this input a folder of its own, or --overwrite"
                 )
+
+
+def changed_source(num_bytes_then: int, task: ShardTask) -> str:
+    """What to say where a source shard has another size than when it was tokenized."""
+    return (
+        f"{task.source} had {num_bytes_then} bytes when {task.name}{TOKEN_SHARD_SUFFIX} was made of it, and "
+        f"has {task.source_bytes} now: remove that token shard, to have it made again, or --overwrite all"
+    )
 
 
 def is_bookkeeping(name: str) -> bool:

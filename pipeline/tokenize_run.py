@@ -22,7 +22,7 @@ from pipeline.shard_schedule import ShardSchedule
 from pipeline.shard_task import ShardFailure, ShardReport
 from pipeline.shard_worker import fatal_message, is_fatal
 from pipeline.storage import open_folder
-from pipeline.token_dataset import LOGS_FOLDER, REPORT_NAME, TokenDataset
+from pipeline.token_dataset import LOGS_FOLDER, REPORT_NAME, TokenDataset, changed_source
 from pipeline.tokenize_config import TokenizeConfig
 from pipeline.validate_shards import DatasetSummary, summarize
 from pipeline.worker_tools import WorkerSetup, open_tools
@@ -53,6 +53,7 @@ class RunOutcome:
             if imbalance := self.dataset.counts.imbalance():
                 lines.append(f"conservation is violated over all shards: {imbalance}")
             lines += [f"unreadable token shard: {error}" for error in self.dataset.unreadable]
+            lines += self.changed()
         if strict and (damaged := self.damaged()):
             lines.append(f"{len(damaged)} source shards are damaged (--strict): {', '.join(damaged[:5])}")
         return lines
@@ -61,6 +62,15 @@ class RunOutcome:
         """Names of this input's shards whose source was damaged, in this run or before."""
         names = {task.name for task in self.plan.tasks}
         return [name for name in self.dataset.incomplete if name in names] if self.dataset else []
+
+    def changed(self) -> list[str]:
+        """One line for each source shard that has another size than when it was tokenized."""
+        then = self.dataset.source_bytes if self.dataset else {}
+        return [
+            changed_source(num_bytes, task)
+            for task in self.plan.tasks
+            if (num_bytes := then.get(task.name)) is not None and task.source_bytes not in (None, num_bytes)
+        ]
 
     def report(self) -> dict[str, Any]:
         return {

@@ -40,6 +40,8 @@ class DatasetSummary:
     incomplete: list[str] = field(default_factory=list)
     """Token shards whose source was damaged."""
     unreadable: list[str] = field(default_factory=list)
+    source_bytes: dict[str, int | None] = field(default_factory=dict)
+    """Size of each source shard when it was tokenized, by name of the token shard."""
 
     @property
     def bytes_per_image(self) -> float:
@@ -66,6 +68,7 @@ def summarize(dataset: TokenDataset) -> DatasetSummary:
         if isinstance(footer, TokenShardError):
             summary.unreadable.append(str(footer))
             continue
+        summary.source_bytes[name] = footer.source_bytes
         summary.num_shards += 1
         summary.num_bytes += files[name + TOKEN_SHARD_SUFFIX]
         summary.counts += footer.counts

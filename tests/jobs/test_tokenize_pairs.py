@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.token_dataset import OutputMismatchError
 from schemas.token_shard import read_documents, read_footer
+from tests.pipeline.ray_runs import run
 from tests.pipeline.tiny_shards import (
     ROOT,
     job_command,
@@ -205,6 +207,21 @@ class TestRefusals:
         other = write_shards(tmp_path / "other", 2, 3)
         line = refused("--input", str(other), "--output", str(tmp_path / "out"))
         assert f"was made from {shards}/00000.tar" in line
+
+    def test_a_source_that_changed_since(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """At the beginning where it is among those looked at, otherwise at the end; never passed over."""
+        shards, output = write_shards(tmp_path / "in", 2, 3), tmp_path / "out"
+        assert not run(shards, output, num_actors=0).problems(strict=False)
+        before = (shards / "00001.tar").stat().st_size
+        write_tar(shards / "00001.tar", [(f"{i}.png", png(i)) for i in range(40)])
+        message = f"00001.tar had {before} bytes when 00001.parquet was made of it"
+        with pytest.raises(OutputMismatchError, match=message):
+            run(shards, output, num_actors=0)
+        monkeypatch.setattr("pipeline.token_dataset.NUM_SOURCES_PROBED", 1)  # the first
+        (problem,) = run(shards, output, num_actors=0).problems(strict=False)
+        assert message in problem
+        (output / "00001.parquet").unlink()
+        assert not run(shards, output, num_actors=0).problems(strict=False)
 
     def test_a_tokenizer_that_does_not_fit(self, shards: Path, tmp_path: Path) -> None:
         tokenizer = tmp_path / "tokenizer"
