@@ -9,15 +9,15 @@
 
 ``<image>`` in the prompt stands for the next of ``--images``: a picture, which the tokenizer turns into
 codes, or a ``.npy`` of 32 codes. A line of ``--input`` is ``{"prompt": [...]}`` with strings, ``{"image":
-PATH}`` and ``{"codes": [32 integers]}``; it may say ``forces_image`` for itself, and give the contact sheet a
-``picture`` (a file) and a ``note``. Answers are JSON lines of the same form. Exit status: 0, or 2 for
-wrong input.
+PATH}`` and ``{"codes": [32 integers]}``, or ``{"prompt": "...", "images": [PATH]}`` as on the command line;
+it may say ``forces_image`` for itself, and give the contact sheet a ``picture`` (a file) and a ``note``.
+Answers are JSON lines of the same form. Exit status: 0, or 2 for wrong input.
 """
 
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from trainer.load_model import check_codebook
 from trainer.prompt import Content
 
 PLACEHOLDER = "<image>"
+PROMPT_FIELDS = ("prompt", "images", "forces_image", "picture", "note")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,10 @@ class GenerateConfig:
             raise ValueError(f"precision must be fp32 or bf16, got {self.precision!r}")
         if self.force_image:
             object.__setattr__(self, "sampling", replace(self.sampling, forces_image=True))
+
+
+Part = str | Mapping[str, Any]
+"""Of a prompt in JSON: a text, or an object with ``image`` or ``codes``."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,8 @@ def read_prompts(config: GenerateConfig) -> list[Prompt]:
     reader = ImageReader(config)
     forces_image = config.sampling.forces_image
     if config.prompt:
-        contents = _fill(config.prompt, config.images, reader)
+        parts = _fill(config.prompt, [{"image": path} for path in config.images])
+        contents = [_content(part, reader) for part in parts]
         return [Prompt(contents, forces_image, next(iter(config.images), ""))]
     lines = Path(config.input).read_text(encoding="utf-8").splitlines()
     prompts = []
@@ -139,7 +145,15 @@ def read_prompts(config: GenerateConfig) -> list[Prompt]:
 
 
 def _prompt(fields: Mapping[str, Any], forces_image: bool, reader: "ImageReader") -> Prompt:
+    if not isinstance(fields, Mapping) or "prompt" not in fields:
+        raise ValueError('expected an object with "prompt"')
+    if unknown := sorted(fields.keys() - PROMPT_FIELDS):
+        raise ValueError(f"unknown field {unknown[0]!r}; known: {', '.join(PROMPT_FIELDS)}")
     parts = fields["prompt"]
+    if isinstance(parts, str):
+        parts = _fill(parts, [{"image": path} for path in fields.get("images", ())])
+    elif "images" in fields:
+        raise ValueError('"images" goes with a prompt that is one string')
     pictures = [part["image"] for part in parts if isinstance(part, Mapping) and "image" in part]
     return Prompt(
         [_content(part, reader) for part in parts],
@@ -149,15 +163,15 @@ def _prompt(fields: Mapping[str, Any], forces_image: bool, reader: "ImageReader"
     )
 
 
-def _fill(prompt: str, images: Iterable[str], reader: "ImageReader") -> list[Content]:
+def _fill(prompt: str, images: Sequence[Part]) -> list[Part]:
+    """The parts of a prompt that says where its images go."""
     texts = prompt.split(PLACEHOLDER)
-    paths = list(images)
-    if len(paths) != len(texts) - 1:
-        raise ValueError(f"the prompt has {len(texts) - 1} {PLACEHOLDER}, --images {len(paths)}")
-    contents: list[Content] = [texts[0]]
-    for path, text in zip(paths, texts[1:], strict=True):
-        contents += [reader.codes(path), text]
-    return [content for content in contents if not isinstance(content, str) or content]
+    if len(images) != len(texts) - 1:
+        raise ValueError(f"the prompt has {len(texts) - 1} {PLACEHOLDER}, --images {len(images)}")
+    parts: list[Part] = [texts[0]]
+    for image, text in zip(images, texts[1:], strict=True):
+        parts += [image, text]
+    return [part for part in parts if part]
 
 
 def _content(part: Any, reader: "ImageReader") -> Content:

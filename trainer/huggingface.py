@@ -38,6 +38,9 @@ def read_config(folder: Path) -> LlamaConfig:
     for name in ("attention_bias", "mlp_bias"):
         if fields.get(name):
             raise ValueError(f"{path}: {name} is set; only LLaMA without biases is implemented")
+    if "num_attention_heads" not in fields:
+        inside = "; it is a training run's: give the folder model in it" * (folder / "checkpoints").is_dir()
+        raise ValueError(f"{path}: names no num_attention_heads, so it is no model's{inside}")
     num_heads = fields["num_attention_heads"]
     rope_theta, rope_scaling = _read_rope(fields, path)
     return LlamaConfig(

@@ -35,6 +35,7 @@ from trainer.packed_data import PackedBatch, PackedLoader, StepData, read_valida
 from trainer.parallelize import Meshes
 from trainer.processes import choose_device, process_group
 from trainer.run_config import TrainConfig
+from trainer.run_folder import check_run_folder
 
 logger = logging.getLogger(__name__)
 _SAME_STOP_S = 2.0
@@ -109,6 +110,7 @@ class Trainer:
         self.device = device
         self._stop = stop
         self._output = Path(config.output)
+        check_run_folder(self._output)
         self._folder = PackedFolder(config.data.packed)
         self._layout = self._folder.vocabulary
         for start in filter(None, (config.model.init_from, config.model.adapter)):

@@ -31,9 +31,13 @@ def find_finished(output: Path, mixture: Mixture) -> dict[str, Any] | None:
     path = output / REPORT_NAME
     if not path.exists():
         return None
-    report: dict[str, Any] = json.loads(path.read_bytes())
-    if report["mixture"] != mixture.identity():
-        raise BuildError(_differences(output, report["components"], mixture.components))
+    try:
+        report: dict[str, Any] = json.loads(path.read_bytes())
+        built, components = report["mixture"], report["components"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise BuildError(f"{path} is not of seed-pack build; use another folder") from error
+    if built != mixture.identity():
+        raise BuildError(_differences(output, components, mixture.components))
     shutil.rmtree(output / WORK_FOLDER, ignore_errors=True)  # of a build that was killed while it cleaned up
     logger.info("output=%s is complete, nothing to do", output)
     return report
@@ -43,7 +47,7 @@ def claim_folder(output: Path, mixture: Mixture) -> None:
     """Begin a build of this mixture here, or go on with one.
 
     Raises:
-        BuildError: if the folder is none, or holds shards of an unknown build, or the beginning of another.
+        BuildError: if the folder is none, or holds something else, or the beginning of another build.
     """
     if output.exists() and not output.is_dir():
         raise BuildError(f"{output}: is no folder; name another output")
@@ -56,6 +60,11 @@ def claim_folder(output: Path, mixture: Mixture) -> None:
         return
     if present := sorted(output.glob(FILE_PATTERN)):
         raise BuildError(f"{output}: holds {present[0].name} of an unknown build; use another folder")
+    if foreign := sorted(path.name for path in output.glob("*") if not path.name.startswith(".")):
+        raise BuildError(
+            f"{output}: holds {len(foreign)} other files ({', '.join(foreign[:3])}); packed shards want a "
+            "folder of their own"
+        )
     write_atomically(marker, json.dumps(components, indent=1).encode())
 
 

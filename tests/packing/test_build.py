@@ -398,6 +398,13 @@ class TestErrors:
         with pytest.raises(BuildError, match=r"another build \(config\.seed: 7 there, 9 now\)"):
             Build(mixture, built[1]).run()
 
+    @pytest.mark.parametrize("name", ["00000.parquet", "report.json"])
+    def test_a_folder_of_something_else(self, name: str, corpus: Path, tmp_path: Path) -> None:
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(BuildError, match=f"{name}.* folder"):
+            Build(write_mixture(corpus, "one"), tmp_path).run()
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+
     def test_an_interrupted_build_of_another_mixture(self, corpus: Path, tmp_path: Path) -> None:
         claim_folder(tmp_path, write_mixture(corpus, "one"))
         with pytest.raises(BuildError, match=r"config\.seq_length: 512 there, 1024 now"):

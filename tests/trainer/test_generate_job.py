@@ -135,6 +135,38 @@ def test_wrong_input_is_named(
     assert message in capsys.readouterr().err
 
 
+def test_a_prompt_in_one_string_is_that_of_the_command_line(model: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "codes.npy", np.arange(32, dtype=np.uint16))
+    line = {"prompt": "A dog, <image> too", "images": [str(tmp_path / "codes.npy")]}
+    (tmp_path / "in.jsonl").write_text(json.dumps(line))
+    typed = ["--prompt", line["prompt"], "--images", *line["images"]]
+    for name, given in (("file", ["--input", str(tmp_path / "in.jsonl")]), ("typed", typed)):
+        assert main(flags(model / "model", *given, "--output", str(tmp_path / name))) == 0
+    assert answers(tmp_path / "file") == answers(tmp_path / "typed")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"prompt": "A dog", "imgs": []}, "line 1: unknown field 'imgs'; known: prompt, images"),
+        ({"promt": "A dog"}, 'expected an object with "prompt"'),
+        ({"prompt": ["A dog"], "images": ["a.png"]}, '"images" goes with a prompt that is one string'),
+        ({"prompt": "<image> is"}, "the prompt has 1 <image>, --images 0"),
+    ],
+)
+def test_lines_that_are_no_prompt(
+    line: object, message: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps(line))
+    assert main(flags(model / "model", "--input", str(tmp_path / "in.jsonl"))) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_is_not_taken_for_its_model(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(flags(model, "--prompt", "A dog")) == 2
+    assert "it is a training run's: give the folder model in it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("code", [-1, 8192, 70_000, 1.5])
 def test_codes_of_a_prompt_that_are_none(
     code: float, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -287,6 +287,14 @@ def test_bf16_alone_is_close_and_keeps_fp32_weights(whole_run: TrainConfig, tmp_
     assert any(bool((p != p.bfloat16()).any()) for p in model.parameters())
 
 
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
+def test_a_folder_of_something_else_is_refused(name: str, packed: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('{"num_attention_heads": 4}\n')
+    with pytest.raises(ValueError, match=f"{name} is not a training run's; give another folder"):
+        run_alone(run_config(packed, tmp_path, num_steps=1))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_another_codebook_is_refused(packed: Path, tmp_path: Path) -> None:
     """Of the held-out rows, and of the model that training begins from."""
     rows = make_sequences(8, 0, LAYOUT)
