@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from schemas.vocabulary import CODEBOOK_SIZE
+
 MAX_DIFFERENCES_SHOWN = 3
 
 
@@ -40,6 +42,16 @@ class Fingerprint:
             name: self.components[name] for name in ("weights", "architecture") if name in self.components
         }
         return Fingerprint(meaning or dict(self.components)).hex
+
+    @property
+    def num_codes(self) -> int:
+        """Entries of the codebook; 8192 where the tokenizer does not say."""
+        architecture = self.components.get("architecture")
+        return (
+            int(architecture.get("n_embed", CODEBOOK_SIZE))
+            if isinstance(architecture, Mapping)
+            else CODEBOOK_SIZE
+        )
 
     def to_json(self) -> str:
         return json.dumps(self.components, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from schemas.vocabulary import VocabularyLayout
+from schemas.vocabulary import CODEBOOK_SIZE, VocabularyLayout
 
 FORMAT_VERSION = 1
 FOOTER_KEY = b"seed_shards.packed_shard"
@@ -161,6 +161,8 @@ class PackedShardFooter:
     """All sources of the mixture, in its order."""
     codebooks: Mapping[str, str] = field(default_factory=dict)
     """Codebook fingerprint of each source that has images, by source name; all are equal."""
+    num_codes: int = CODEBOOK_SIZE
+    """Entries of that codebook."""
     padding_id: int = 0
     """What stands after the last document: outside every document, never learned, never attended."""
     format_version: int = FORMAT_VERSION

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from schemas.vocabulary import IMAGE_SPAN_LENGTH, VocabularyLayout
+from schemas.vocabulary import CODEBOOK_SIZE, IMAGE_SPAN_LENGTH, VocabularyLayout
 from tokenizer.text_tokenizer import TextTokenizer
 from trainer.generate import SamplingConfig, generate
 from trainer.llama import Llama
@@ -29,6 +29,8 @@ class AnsweringModel:
     model: Llama
     layout: VocabularyLayout
     tokenizer: TextTokenizer
+    num_codes: int = CODEBOOK_SIZE
+    """Entries of the codebook that it was trained on."""
 
     @classmethod
     def load(
@@ -59,9 +61,11 @@ class AnsweringModel:
                 f"{tokenizer.name} has {tokenizer.base_size} ids, {folder} was trained with "
                 f"{layout.base_size}; give the text tokenizer of its mixture"
             )
-        if marks := load_marks(folder):
+        marks = load_marks(folder)
+        if marks is not None:
             tokenizer.use_marks(marks.bos_id, marks.eos_id)
-        return cls(model.to(choose_device(device), PRECISIONS[precision]), layout, tokenizer)
+        num_codes = marks.num_codes if marks else CODEBOOK_SIZE
+        return cls(model.to(choose_device(device), PRECISIONS[precision]), layout, tokenizer, num_codes)
 
     def encode(self, prompt: Sequence[Content]) -> NDArray[np.int64]:
         """Ids of BOS and a prompt's contents; (num_ids,) int64."""
@@ -76,6 +80,7 @@ class AnsweringModel:
         first_row: int = 0,
     ) -> Iterator[list[Content]]:
         """Answers in the order of the prompts; a row draws by its place, counted from ``first_row``."""
+        sampling = replace(sampling, num_codes=min(sampling.num_codes, self.num_codes))
         for start in range(0, len(prompts), batch_size):
             ids = [self.encode(prompt) for prompt in prompts[start : start + batch_size]]
             for answer in generate(

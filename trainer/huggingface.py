@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from schemas.vocabulary import VocabularyLayout
+from schemas.vocabulary import CODEBOOK_SIZE, VocabularyLayout
 from trainer.llama import LlamaConfig, RopeScaling
 from trainer.weights import grow_table
 
@@ -155,6 +155,8 @@ class MixtureMarks:
     """Ends it."""
     codebook: str = ""
     """``Fingerprint.codebook_hex`` of the images' tokenizer; empty: there were none, or it is not known."""
+    num_codes: int = CODEBOOK_SIZE
+    """Entries of that codebook; no code beyond is ever drawn."""
 
 
 def config_fields(
@@ -183,7 +185,8 @@ def config_fields(
     }
     if marks is not None:
         fields |= {"bos_token_id": marks.bos_id, "eos_token_id": marks.eos_id}
-        fields["seed_vocabulary"] |= {"codebook": marks.codebook} if marks.codebook else {}
+        if marks.codebook:
+            fields["seed_vocabulary"] |= {"codebook": marks.codebook, "num_codes": marks.num_codes}
     scaling = config.rope_scaling
     if scaling is not None:
         fields["rope_scaling"] = {"rope_type": scaling.kind, "factor": scaling.factor}
@@ -239,7 +242,8 @@ def exported_marks(folder: Path) -> MixtureMarks | None:
     bos_id, eos_id = fields.get("bos_token_id"), fields.get("eos_token_id")
     if not isinstance(bos_id, int) or not isinstance(eos_id, int):
         return None
-    return MixtureMarks(bos_id, eos_id, exported_codebook(folder))
+    num_codes = (fields.get("seed_vocabulary") or {}).get("num_codes", CODEBOOK_SIZE)
+    return MixtureMarks(bos_id, eos_id, exported_codebook(folder), num_codes)
 
 
 def exported_codebook(folder: Path) -> str:

@@ -156,13 +156,13 @@ class Trainer:
 
     def _open_store(self) -> tuple[CheckpointStore, Path | None]:
         """Checkpoints of the run and the newest, which is checked before a large model is built."""
-        identity = self._folder.footer.tokenizer
+        footer = self._folder.footer
         description = describe_model(
             self.config.model.shape(self._layout),
             self._layout,
             self.config.lora,
             self.config.model.init_from,
-            MixtureMarks(identity.bos_id, identity.eos_id, self._folder.footer.codebook),
+            MixtureMarks(footer.tokenizer.bos_id, footer.tokenizer.eos_id, footer.codebook, footer.num_codes),
             self.config.optimizer.kind,
         )
         store = CheckpointStore(self._output / "checkpoints", self.config.checkpoint, description)

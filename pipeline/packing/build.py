@@ -24,7 +24,7 @@ from pipeline.packing.duplicates import (
     find_duplicates,
 )
 from pipeline.packing.epoch_range import WHOLE_EPOCH
-from pipeline.packing.inputs import Chunk, check_codebooks, list_chunks
+from pipeline.packing.inputs import Chunk, Codebooks, check_codebooks, list_chunks
 from pipeline.packing.mix import SourceRanDryError, Supply, WindowPlan, plan_windows
 from pipeline.packing.mixture_file import Mixture
 from pipeline.packing.pack_task import PackPlan, PackTask, pack_shard
@@ -150,7 +150,7 @@ class Build:
             return Supply(items, config.weight, is_endless=True)
         return Supply(items, max(1, counts["ids"]), is_endless=False)
 
-    def _pack(self, windows: WindowPlan, rendered: RenderedSources, codebooks: dict[str, str]) -> None:
+    def _pack(self, windows: WindowPlan, rendered: RenderedSources, codebooks: Codebooks) -> None:
         per_shard = self.mixture.config.packing.windows_per_shard
         num_shards = -(-windows.num_windows // per_shard)
         plan = PackPlan(
@@ -172,7 +172,7 @@ class Build:
         for abandoned in self.output.glob(f"{TEMPORARY_PREFIX}*"):  # by workers that were killed
             abandoned.unlink(missing_ok=True)
 
-    def _footer(self, num_shards: int, codebooks: dict[str, str]) -> PackedShardFooter:
+    def _footer(self, num_shards: int, codebooks: Codebooks) -> PackedShardFooter:
         tokenizer, config = self.mixture.load_tokenizer(), self.mixture.config
         return PackedShardFooter(
             seq_length=config.seq_length,
@@ -186,7 +186,8 @@ class Build:
             num_shards=num_shards,
             num_sequences=0,
             sources=tuple(SourceCounts(source.name) for source in config.sources),
-            codebooks=codebooks,
+            codebooks=codebooks.fingerprints,
+            num_codes=codebooks.num_codes,
         )
 
     def _source_reports(self, rendered: RenderedSources, windows: WindowPlan) -> Iterator[SourceReport]:

@@ -1,7 +1,7 @@
 """What a mixture reads: its sources' files in chunks of some thousand rows, the unit of work of rendering."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from schemas.document import Document, TextSegment
 from schemas.fingerprint import Fingerprint
 from schemas.mixture import MixtureError, SourceConfig
 from schemas.token_shard import TokenShardError, read_documents, read_footer
+from schemas.vocabulary import CODEBOOK_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +158,17 @@ def _without_lone_surrogates(text: str) -> str:
     return text
 
 
-def check_codebooks(mixture: Mixture) -> dict[str, str]:
-    """Codebook fingerprint of every source of token shards, by name; all are equal.
+@dataclass(frozen=True)
+class Codebooks:
+    """The codebook of a mixture's images."""
+
+    fingerprints: Mapping[str, str]
+    """``Fingerprint.codebook_hex`` by source of token shards; all are equal."""
+    num_codes: int
+
+
+def check_codebooks(mixture: Mixture) -> Codebooks:
+    """The one codebook of all sources of token shards.
 
     Shards of different precision or preprocessing share a codebook and may be mixed.
 
@@ -185,4 +195,4 @@ def check_codebooks(mixture: Mixture) -> dict[str, str]:
                     " The same code means different things in them: tokenize one of them again"
                 )
             codebooks[config.name] = fingerprint.codebook_hex
-    return codebooks
+    return Codebooks(codebooks, first[1].num_codes if first else CODEBOOK_SIZE)

@@ -67,6 +67,7 @@ def trained_export(folder: Path, text_tokenizer: str = str(TEXT_TOKENIZER), **fo
     """
     layout = footer.setdefault("vocabulary", TextTokenizer(TEXT_TOKENIZER).layout)
     footer.setdefault("codebooks", {"coyo": load_tokenizer("sample").codebook_hex})
+    footer.setdefault("num_codes", 1024)
     (folder / "packed").mkdir()
     write_packed(folder / "packed" / "packed-00000.parquet", make_sequences(8, 0, layout), **footer)
     config = run_config(folder / "packed", folder / "run", num_steps=2, exports_model=True)

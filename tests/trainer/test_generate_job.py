@@ -87,7 +87,7 @@ def test_a_mixture_with_its_own_vocabulary_size_and_marks(tmp_path: Path) -> Non
     for folder in (run / "model", run / "checkpoints" / "step-00000002"):
         output = tmp_path / f"{folder.name}.jsonl"
         assert main(flags(folder, "--prompt", "A dog", "--output", str(output))) == 0
-        assert load_marks(folder) == MixtureMarks(5, 6, load_tokenizer("sample").codebook_hex)
+        assert load_marks(folder) == MixtureMarks(5, 6, load_tokenizer("sample").codebook_hex, 1024)
         assert len(answers(output)) == 1
     fields = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert (fields["bos_token_id"], fields["eos_token_id"]) == (5, 6)
@@ -133,6 +133,18 @@ def test_wrong_input_is_named(
 ) -> None:
     assert main(flags(model / "model", *more)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_only_codes_of_the_models_codebook_are_drawn(model: Path, tmp_path: Path) -> None:
+    """No tokenizer is loaded for that: the model knows how many there are."""
+    lines = "".join(json.dumps({"prompt": ["A dog"]}) + "\n" for _ in range(8))
+    (tmp_path / "in.jsonl").write_text(lines)
+    files = ["--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")]
+    assert main([*flags(model / "model", *files, "--force-image"), "--sampling.temperature", "5"]) == 0
+    drawn = [
+        part["codes"] for answer in answers(tmp_path / "out.jsonl") for part in answer if "codes" in part
+    ]
+    assert 512 < np.max(drawn) < 1024
 
 
 def test_a_prompt_in_one_string_is_that_of_the_command_line(model: Path, tmp_path: Path) -> None:
