@@ -33,7 +33,7 @@ from schemas.vocabulary import CODEBOOK_SIZE
 from tokenizer.checkpoint import load_tokenizer
 from tokenizer.color import ColorRule
 from tokenizer.detokenizer import Detokenizer, load_detokenizer
-from tokenizer.preprocess import PreprocessConfig, load_image
+from tokenizer.preprocess import ImageError, PreprocessConfig, load_image
 from tokenizer.seed import SeedTokenizer
 from trainer.answering import PRECISIONS, AnsweringModel
 from trainer.contact_sheet import Cell, contact_sheet
@@ -201,7 +201,10 @@ class ImageReader:
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._config.image_tokenizer, batch_size=1)
             check_made_for(self._config, self._tokenizer)
-        pixels = load_image(Path(path), self._preprocess)
+        try:
+            pixels = load_image(Path(path), self._preprocess)
+        except ImageError as error:
+            raise ValueError(f"{path}: {error}") from error
         encoded: Codes = self._tokenizer.encode(pixels[None])[0]
         return encoded
 

@@ -54,15 +54,19 @@ def _run(config: TokenizeConfig, job: TokenizeJob, stop: StopSignal) -> int:
 def _print_summary(outcome: RunOutcome) -> None:
     progress, plan = outcome.progress, outcome.plan
     counts = progress.counts
-    images = max(1, counts.images_written)
-    print(
-        f"{progress.num_done:,} token shards written to {plan.output} ({plan.num_done:,} were there before)"
-    )
-    print(
-        f"  {counts.documents_written:,} documents, {counts.images_written:,} images, "
-        f"{progress.output_bytes / images:,.1f} bytes an image (with texts and ledgers), "
-        f"{progress.elapsed_s:,.1f} s"
-    )
+    if not plan.to_do:
+        print(f"nothing to do: {plan.num_done:,} token shards were there before, in {plan.output}")
+    else:
+        print(
+            f"{progress.num_done:,} token shards written to {plan.output} "
+            f"({plan.num_done:,} were there before)"
+        )
+        per_image = progress.output_bytes / max(1, counts.images_written)
+        size = f"{per_image:,.1f} bytes an image (with texts and ledgers), "
+        print(
+            f"  {counts.documents_written:,} documents, {counts.images_written:,} images, "
+            f"{size * (counts.images_written > 0)}{progress.elapsed_s:,.1f} s"
+        )
     for reason, number in progress.quarantined.most_common():
         print(f"  quarantined {number} samples: {reason}")
     if damaged := outcome.damaged():

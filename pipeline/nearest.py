@@ -27,7 +27,7 @@ from schemas.document import Codes, Document
 from schemas.token_shard import read_documents
 from tokenizer.checkpoint import load_tokenizer
 from tokenizer.detokenizer import read_codes
-from tokenizer.preprocess import load_image
+from tokenizer.preprocess import ImageError, load_image
 from tokenizer.seed import SeedTokenizer
 
 BATCH = 256
@@ -171,7 +171,11 @@ def _codes_of(
             raise ValueError(f"{path}: holds codes of {len(rows)} images; --nearest takes one")
         return rows[0].astype(np.uint16), None
     if path.is_file():
-        return tokenizer.encode(load_image(path, preprocess_of(dataset))[None])[0], None
+        try:
+            pixels = load_image(path, preprocess_of(dataset))
+        except ImageError as error:
+            raise ValueError(f"--nearest {path}: {error}") from error
+        return tokenizer.encode(pixels[None])[0], None
     for place, codes in images_of(dataset, shard):
         if place.key == query:
             return codes, place

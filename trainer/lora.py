@@ -178,6 +178,7 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "codebook": codebook}  # peft warns of what it does not know in the other file
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata=metadata)
+    (folder / ADAPTER_WEIGHTS).chmod(0o644)  # safetensors makes files that only their owner can read
     (folder / "adapter_config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 

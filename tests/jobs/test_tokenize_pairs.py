@@ -117,7 +117,7 @@ def test_overwrite_does_everything_again(shards: Path, tmp_path: Path) -> None:
     flags = ["--input", str(shards), "--output", str(folder)]
     assert run_job(*flags).returncode == 0
     before = token_files(folder)
-    assert "4 were there before" in run_job(*flags).stdout
+    assert "4 token shards were there before" in run_job(*flags).stdout
     (folder / "00001.parquet").write_bytes(b"damaged")
     assert "remove it and run the same command again" in refused(*flags)
     assert run_job(*flags, "--overwrite").returncode == 0
