@@ -89,8 +89,7 @@ def _run_stage(
     rng = torch.Generator().manual_seed(config.run_of_stage.seed)
     if config.stage == "qformer":
         captions = caption_tokenizer(config.captions, train_captions)
-        stage = dataclasses.replace(config.contrastive, vocab_size=captions.vocab_size)
-        model = ContrastiveModel(config.model, stage)
+        model = ContrastiveModel(config.model, with_word_table(config.contrastive, captions.vocab_size))
         init_from_scratch(model, rng)
         if config.initial_weights:
             missing = load_initial_weights(model, config.initial_weights)
@@ -112,6 +111,23 @@ def _run_stage(
     tokenizer = tokenizer_of(stage1, model_config, rng).to(device)
     run = CodebookRun(tokenizer, config.codebook, config.care, target, config.codebook_run, config.augment)
     return run.execute(batches, held_out, directory)
+
+
+def with_word_table(stage: ContrastiveConfig, num_entries: int) -> ContrastiveConfig:
+    """Settings whose word table has a row for each entry of the caption tokenizer, and the further rows asked
+    for.
+
+    Raises:
+        ValueError: fewer rows are asked for than there are entries.
+    """
+    if not stage.vocab_size:
+        return dataclasses.replace(stage, vocab_size=num_entries)
+    if stage.vocab_size < num_entries:
+        raise ValueError(
+            f"contrastive.vocab_size {stage.vocab_size}: the caption tokenizer has {num_entries} entries; "
+            "take as many rows as the initial weights have, or 0"
+        )
+    return stage
 
 
 def caption_tokenizer(source: str, train_captions: Iterable[str]) -> CaptionTokenizer:

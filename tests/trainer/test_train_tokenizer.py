@@ -18,16 +18,24 @@ from pipeline.inputs import expand_inputs
 from pipeline.training_pairs import PairBatches, TrainingPair, is_held_out, read_training_pairs
 from tests.trainer.runs import run_in_processes
 from tokenizer.augment import AugmentConfig
+from tokenizer.caption_tokenizer import load_caption_tokenizer
 from tokenizer.checkpoint import load_model, load_tokenizer
 from tokenizer.codebook_stage import CodebookConfig, CodebookModel
 from tokenizer.config import SeedTokenizerConfig
-from tokenizer.contrastive_stage import ContrastiveConfig
+from tokenizer.contrastive_stage import ContrastiveConfig, ContrastiveModel
 from tokenizer.detokenizer import load_detokenizer
 from tokenizer.from_scratch import init_from_scratch
 from tokenizer.preprocess import PreprocessConfig
 from tokenizer.seed import SeedModel
 from trainer.codebook_run import CodebookCareConfig
-from trainer.contrastive_run import HeldOut, ThumbnailConfig, held_out_of, load_contrastive
+from trainer.contrastive_run import (
+    WEIGHTS_NAME,
+    HeldOut,
+    ThumbnailConfig,
+    held_out_of,
+    load_contrastive,
+    save_contrastive,
+)
 from trainer.stage_loop import StageRunConfig
 from trainer.train_tokenizer import StagesConfig, run_stage
 
@@ -170,6 +178,39 @@ def test_stage_1_on_two_gloo_ranks_equals_one(tmp_path: Path) -> None:
 def test_thumbnails_that_cannot_be_told_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"thumbnail.{next(iter(settings))}"):
         ThumbnailConfig(**settings)
+
+
+def test_weights_with_a_row_more_than_the_caption_tokenizer_are_a_start(
+    pairs: list[TrainingPair], tmp_path: Path
+) -> None:
+    """BLIP-2's table has 30,523 rows, [DEC] the last; BERT's vocabulary file 30,522 lines."""
+    characters = "abcdefghijklmnopqrstuvwxyz"
+    lines = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{c}" for c in characters)]
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("\n".join(lines) + "\n")
+    given = ContrastiveModel(MODEL, ContrastiveConfig(vocab_size=len(lines) + 1, embed_dim=8))
+    init_from_scratch(given, torch.Generator().manual_seed(0))
+    save_contrastive(given, load_caption_tokenizer(str(vocabulary)), tmp_path / "blip2")
+    config = stages(
+        tmp_path, captions=str(vocabulary), initial_weights=(tmp_path / "blip2" / WEIGHTS_NAME,),
+        contrastive_run=dataclasses.replace(RUN, steps=1),
+    )  # fmt: skip
+
+    def run(num_rows: int) -> None:
+        contrastive = ContrastiveConfig(embed_dim=8, vocab_size=num_rows)
+        batches = PairBatches(pairs, 4, seed=0)
+        run_stage(dataclasses.replace(config, contrastive=contrastive), batches, held_out_of(pairs[:4]), [])
+
+    run(len(lines) + 1)
+    stage1, captions = load_contrastive(tmp_path / "qformer")
+    rows = stage1.text_branch.word_embeddings.weight
+    assert len(rows) == captions.vocab_size + 1 == len(lines) + 1
+    assert torch.equal(stage1.vit.state_dict()["cls_token"], given.vit.state_dict()["cls_token"])
+    assert torch.equal(rows[-1], given.text_branch.word_embeddings.weight[-1])
+    with pytest.raises(
+        ValueError, match=rf"contrastive.vocab_size {len(lines) - 1}: .* {len(lines)} entries"
+    ):
+        run(len(lines) - 1)
 
 
 def test_stage_2_needs_stage_1(pairs: list[TrainingPair], tmp_path: Path) -> None:
