@@ -7,7 +7,7 @@ then ``pixels``.
     torchrun --nproc-per-node 8 jobs/train_tokenizer.py --config recipes/tokenizer_seed2.yaml --stage qformer
 
 A stage that was interrupted goes on from its last checkpoint when the same command is given again. Exit
-status: 0 finished, 1 stopped because a loss was not finite, 2 wrong settings or data.
+status: 0 finished, 1 stopped because loss or gradient was not finite, 2 wrong settings or data.
 """
 
 import json

@@ -140,7 +140,8 @@ class StageLoop:
             evaluate: figures on held-out data, logged every ``evaluate_every`` steps and at the end.
 
         Raises:
-            FloatingPointError: a loss is not finite; nothing was stepped or saved.
+            FloatingPointError: loss or gradient is not finite on any rank; that step was neither taken nor
+                saved, and every rank ends.
         """
         forward = self.module
         if dist.get_world_size() > 1:
@@ -195,16 +196,24 @@ class StageLoop:
         device = inputs[0].device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.run.precision == "bf16"):
             result: StepResult = forward(*inputs)
-        if not result.loss.isfinite():
-            raise FloatingPointError(
-                f"step {self.step}: loss is {result.loss.item()}; nothing was stepped or saved"
-            )
         self.optimizer.zero_grad()
-        result.loss.backward()
+        result.loss.backward()  # also of a bad loss: other ranks wait for its gradients
         norm = self.run.max_grad_norm or math.inf
         grad_norm = nn.utils.clip_grad_norm_(self.module.parameters(), norm)
+        self._check_finite(result.loss.detach(), grad_norm)
         self.optimizer.step()
         return result, lr, float(grad_norm)
+
+    def _check_finite(self, loss: Tensor, grad_norm: Tensor) -> None:
+        is_bad = ~(loss.isfinite() & grad_norm.isfinite())
+        is_bad_somewhere = is_bad.int()
+        dist.all_reduce(is_bad_somewhere)
+        if is_bad_somewhere:
+            where = "" if is_bad else "on another rank; here "
+            raise FloatingPointError(
+                f"step {self.step}: {where}loss is {float(loss)}, norm of the gradient {float(grad_norm)}; "
+                "this step was neither taken nor saved"
+            )
 
     def log(self, figures: Mapping[str, Tensor | float]) -> None:
         """One line to the log and to ``metrics.jsonl``, with the number of finished steps; rank 0 only."""

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from tests.trainer.runs import run_in_processes
 from tokenizer.config import SeedTokenizerConfig
 from tokenizer.contrastive_stage import ContrastiveConfig, ContrastiveModel
 from trainer.checkpoint import complete_checkpoints, load_full_model, read_progress
@@ -90,6 +92,50 @@ def test_a_bad_loss_stops_before_the_step(tmp_path: Path) -> None:
     saved = start(seed=1).state_dict()
     load_full_model(newest, saved)
     assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+
+
+class Root(nn.Module):
+    """The loss is 0 where its gradient is infinite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> StepResult:
+        return StepResult((self.weight * x).square().sum().sqrt(), {})
+
+
+def root_batch(step: int, bad_step: int) -> tuple[Tensor]:
+    return (torch.full((4, 1), 0.0 if step == bad_step else 1.0),)
+
+
+def test_a_bad_gradient_of_a_finite_loss_stops_before_the_step(tmp_path: Path) -> None:
+    model = Root()
+    loop = StageLoop(model, dataclasses.replace(RUN, checkpoint_every=1), tmp_path, 2)
+    with pytest.raises(FloatingPointError, match=r"step 3: loss is 0\.0, norm of the gradient nan"):
+        loop.train(lambda step: root_batch(step, 3))
+    assert model.weight.isfinite().all()
+    assert read_progress(complete_checkpoints(tmp_path / "checkpoints")[-1]).step == 3
+
+
+def bad_loss_of_rank_1(folder: str) -> str:
+    """The message with which this rank ends."""
+    rank = dist.get_rank()
+
+    def inputs(step: int) -> tuple[Tensor, Tensor]:
+        x, y = batch(step)
+        return (x, y / 0) if rank == 1 and step == 2 else (x, y)
+
+    loop = StageLoop(start(), dataclasses.replace(RUN, checkpoint_every=1), Path(folder), 2)
+    with pytest.raises(FloatingPointError) as raised:
+        loop.train(inputs)
+    return str(raised.value)
+
+
+def test_a_bad_loss_of_one_rank_ends_all(tmp_path: Path) -> None:
+    messages = run_in_processes(bad_loss_of_rank_1, 2, str(tmp_path))
+    assert all(message.startswith("step 2: ") for message in messages)
+    assert read_progress(complete_checkpoints(tmp_path / "checkpoints")[-1]).step == 2
 
 
 def test_cosine_schedule() -> None:
