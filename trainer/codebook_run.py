@@ -113,12 +113,14 @@ class CodebookRun:
 
     def execute(self, batches: Batches, held_out: HeldOut, output: Path) -> dict[str, float]:
         """Train (or resume), write the tokenizer, and give figures on held-out pictures."""
-        views = views_of(batches, self.augmentation, self.run.seed, self.model.codebook.weight.device)
+        device = self.model.codebook.weight.device
+        views = views_of(batches, self.augmentation, self.run.seed, device)
 
         def encoded(step: int) -> tuple[Tensor, Tensor]:
             images, pictures, _ = views(step)
             seen = pictures if self.care.whole_targets else images
-            return self.step_module.model.encode(images), self.target(seen)
+            with self.run.autocast(device):
+                return self.step_module.model.encode(images), self.target(seen)
 
         inputs: Callable[[int], tuple[Tensor, Tensor]] = encoded
         if self.care.cached_views:

@@ -54,12 +54,15 @@ def run_pixels(
 ) -> dict[str, float]:
     """Train (or resume), write ``pixel_decoder.safetensors``; figures on held-out pictures."""
     model.eval().requires_grad_(False)
-    views = views_of(batches, augmentation, run.seed, model.codebook.weight.device)
+    device = model.codebook.weight.device
+    views = views_of(batches, augmentation, run.seed, device)
 
     def embedded(step: int) -> tuple[Tensor, Tensor]:
         images, pictures, _ = views(step)
         with torch.inference_mode():
-            embedding = model.generation_embedding(model.encode(images))
+            with run.autocast(device):
+                z_BNC = model.encode_features(images)
+            embedding = model.generation_embedding(model.codebook.nearest(z_BNC.float()))
             target = thumbnails(pictures if whole_targets else images, SIDE)
         return embedding.clone(), target.clone()
 

@@ -50,7 +50,7 @@ class StageRunConfig:
     max_grad_norm: float = 0.0
     """0: no clipping, as released."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Autocast of the forward pass; losses and features that feed them stay fp32."""
+    """Of the networks, trained and frozen; losses and features that feed them stay fp32."""
     log_every: int = 20
     evaluate_every: int = 0
     checkpoint_every: int = 500
@@ -62,6 +62,10 @@ class StageRunConfig:
                 raise ValueError(f"run.{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.min_lr <= self.lr:
             raise ValueError(f"run.min_lr {self.min_lr} must be between 0 and run.lr {self.lr}")
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Context in which networks compute in ``precision``."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of a 0-based step."""
@@ -193,8 +197,7 @@ class StageLoop:
         lr = self.run.lr_at(self.step, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        device = inputs[0].device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.run.precision == "bf16"):
+        with self.run.autocast(inputs[0].device):
             result: StepResult = forward(*inputs)
         self.optimizer.zero_grad()
         result.loss.backward()  # also of a bad loss: other ranks wait for its gradients

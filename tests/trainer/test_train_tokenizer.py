@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.inputs import expand_inputs
@@ -20,7 +21,8 @@ from tests.trainer.runs import run_in_processes
 from tokenizer.augment import AugmentConfig
 from tokenizer.caption_tokenizer import load_caption_tokenizer
 from tokenizer.checkpoint import load_model, load_tokenizer
-from tokenizer.codebook_stage import CodebookConfig, CodebookModel
+from tokenizer.codebook import Codebook
+from tokenizer.codebook_stage import CodebookConfig, CodebookModel, Quantized
 from tokenizer.config import SeedTokenizerConfig
 from tokenizer.contrastive_stage import ContrastiveConfig, ContrastiveModel
 from tokenizer.detokenizer import load_detokenizer
@@ -211,6 +213,57 @@ def test_weights_with_a_row_more_than_the_caption_tokenizer_are_a_start(
         ValueError, match=rf"contrastive.vocab_size {len(lines) - 1}: .* {len(lines)} entries"
     ):
         run(len(lines) - 1)
+
+
+def test_bf16_reaches_frozen_networks_and_neither_features_nor_codes(
+    pairs: list[TrainingPair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[tuple[str, torch.dtype]] = set()
+
+    def watch(module: nn.Module, kind: str) -> None:
+        module.register_forward_hook(lambda _module, _inputs, out: seen.add((kind, out.dtype)))
+
+    class WatchedModel(SeedModel):
+        def __init__(self, config: SeedTokenizerConfig) -> None:
+            super().__init__(config)
+            watch(self.vit.blocks[0].attn.qkv, "vit")  # type: ignore[union-attr, arg-type]
+            watch(self.encode_task_layer[0], "trained")
+
+    def quantize(self: CodebookModel, features: torch.Tensor, target: torch.Tensor) -> Quantized:
+        seen.update({("features", features.dtype), ("target", target.dtype)})
+        return original(self, features, target)
+
+    def scores(self: Codebook, z: torch.Tensor) -> torch.Tensor:
+        made = original_scores(self, z)
+        seen.add(("scores", made.dtype))
+        return made
+
+    original, original_scores = CodebookModel.quantize, Codebook._scores
+    batches, held_out = PairBatches(pairs, 4, seed=0), held_out_of(pairs[:4])
+    run = dataclasses.replace(RUN, steps=1)
+    config = stages(tmp_path, contrastive_run=run, codebook_run=run, care=CodebookCareConfig())
+    run_stage(config, batches, held_out, [pair.caption for pair in pairs])
+    for module in ("trainer.codebook_run", "tokenizer.checkpoint"):
+        monkeypatch.setattr(f"{module}.SeedModel", WatchedModel)
+    monkeypatch.setattr(CodebookModel, "quantize", quantize)
+    monkeypatch.setattr(Codebook, "_scores", scores)
+    # Evaluation computes in fp32 and is left out.
+    for module in ("trainer.codebook_run.code_figures", "trainer.pixels_run.pixel_figures"):
+        monkeypatch.setattr(module, lambda *_: {})
+    half = dataclasses.replace(run, precision="bf16")
+    for stage in ("codebook", "pixels"):
+        seen.clear()
+        run_stage(
+            dataclasses.replace(config, stage=stage, codebook_run=half, pixels_run=half),
+            batches,
+            held_out,
+            [],
+        )
+        assert ("vit", torch.bfloat16) in seen, stage
+        kept = {("scores", torch.float32)}
+        if stage == "codebook":
+            kept |= {("features", torch.float32), ("target", torch.float32)}
+        assert seen == {("vit", torch.bfloat16), ("trained", torch.bfloat16), *kept}
 
 
 def test_stage_2_needs_stage_1(pairs: list[TrainingPair], tmp_path: Path) -> None:
