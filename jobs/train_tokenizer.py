@@ -49,21 +49,23 @@ def main(arguments: Sequence[str]) -> int:
 def train(config: TrainTokenizerConfig) -> None:
     """Read the pairs, run the stage, write its figures."""
     with process_group(choose_device(config.device)):
-        run = config.run_of_stage
+        run, is_first = config.run_of_stage, dist.get_rank() == 0
         options = (run.batch_size, run.seed, dist.get_rank(), dist.get_world_size())
         batches: PairStream | PairBatches
         if config.data.shuffle_pairs:
             shards = config.data.shards()
-            batches, kept = PairStream(shards, config.data, *options), read_held_out(shards, config.data)
-            captions: list[str] = []
+            batches, captions = PairStream(shards, config.data, *options), list[str]()
+            kept = read_held_out(shards, config.data) if is_first else []
         else:
             pairs, kept = split_pairs(config.data)
             batches, captions = PairBatches(pairs, *options), [pair.caption for pair in pairs]
-        logger.info(
-            "stage=%s held_out=%d steps_per_epoch=%d", config.stage, len(kept), batches.steps_per_epoch
-        )
-        figures = run_stage(config, batches, held_out_of(kept), captions)
-        if dist.get_rank() == 0:
+        held_out = None
+        if is_first:
+            held_out = held_out_of(kept)
+            steps = batches.steps_per_epoch
+            logger.info("stage=%s held_out=%d steps_per_epoch=%d", config.stage, len(kept), steps)
+        figures = run_stage(config, batches, held_out, captions)
+        if is_first:
             text = json.dumps(figures, indent=1) + "\n"
             write_atomically(config.output / config.stage / "figures.json", text.encode())
 

@@ -21,7 +21,7 @@ from tokenizer.contrastive_stage import ENCODER_PARTS, ContrastiveModel
 from tokenizer.from_scratch import init_from_scratch
 from tokenizer.seed import SeedModel
 from trainer.batch_cache import BatchCache
-from trainer.contrastive_run import Batches, HeldOut, views_of
+from trainer.contrastive_run import Batches, HeldOut, judged, views_of
 from trainer.evaluation.codes import code_figures
 from trainer.processes import on_first_rank
 from trainer.stage_loop import StageLoop, StageRunConfig, StepResult
@@ -111,8 +111,9 @@ class CodebookRun:
         self.run = run
         self.augmentation = augmentation
 
-    def execute(self, batches: Batches, held_out: HeldOut, output: Path) -> dict[str, float]:
-        """Train (or resume), write the tokenizer, and give figures on held-out pictures."""
+    def execute(self, batches: Batches, held_out: HeldOut | None, output: Path) -> dict[str, float]:
+        """Train (or resume), write the tokenizer, and give figures on held-out pictures; these only on the
+        first rank, which alone needs ``held_out``."""
         device = self.model.codebook.weight.device
         views = views_of(batches, self.augmentation, self.run.seed, device)
 
@@ -130,15 +131,17 @@ class CodebookRun:
         if loop.resume() == 0 and self.care.kmeans_vectors:
             self._start_from_kmeans(inputs)
 
-        def figures() -> dict[str, float]:
-            return code_figures(self.model, held_out.images, self.augmentation, self.run.seed)
+        def figures(model: SeedModel) -> dict[str, float]:
+            return judged(
+                held_out,
+                lambda pairs: code_figures(model, pairs.images, self.augmentation, self.run.seed),
+            )
 
-        loop.train(inputs, lambda step: self._after_step(step, loop), figures)
+        loop.train(inputs, lambda step: self._after_step(step, loop), lambda: figures(self.model))
         dtype = torch.float16 if self.care.stores_fp16 else torch.float32
         on_first_rank(lambda: save_model(self.final_model(), output, dtype))
         stored, _ = load_model(output)
-        stored = stored.to(self.model.codebook.weight.device).eval()
-        return code_figures(stored, held_out.images, self.augmentation, self.run.seed)
+        return figures(stored.to(device).eval())
 
     def final_model(self) -> SeedModel:
         """The tokenizer, its configuration saying how the codebook was trained."""

@@ -78,6 +78,17 @@ def held_out_of(pairs: Sequence[Pair]) -> HeldOut:
     return HeldOut(np.stack([pair.image for pair in pairs]), [pair.caption for pair in pairs])
 
 
+def judged(held_out: HeldOut | None, figures: Callable[[HeldOut], Mapping[str, float]]) -> dict[str, float]:
+    """Figures on the held-out pairs, which only the first process needs; empty on the others, which wait."""
+
+    def judge() -> dict[str, float]:
+        if held_out is None:
+            raise ValueError("held-out pairs: the first process has none")
+        return dict(figures(held_out))
+
+    return on_first_rank(judge) or {}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ThumbnailConfig:
     """A second loss of stage 1 where no trained ViT and Q-Former are at hand (``tokenizer.thumbnail``)."""
@@ -138,19 +149,19 @@ def run_contrastive(
     model: ContrastiveModel,
     captions: CaptionTokenizer,
     batches: Batches,
-    held_out: HeldOut,
+    held_out: HeldOut | None,
     output: Path,
     run: StageRunConfig,
     augmentation: AugmentConfig,
     thumbnail: ThumbnailConfig,
 ) -> dict[str, float]:
-    """Train (or resume) and write the directory; figures on the held-out pairs.
+    """Train (or resume) and write the directory; figures on the held-out pairs, empty but on the first rank.
 
     Args:
         model: on its device, with initial weights.
         captions: turns captions into ids.
         batches: training pairs.
-        held_out: evaluated every ``run.evaluate_every`` steps.
+        held_out: evaluated every ``run.evaluate_every`` steps, by the first process; others need none.
         output: directory of this stage.
         run: length, rates, batch.
         augmentation: of the pictures.
@@ -174,9 +185,13 @@ def run_contrastive(
 
     loop = StageLoop(ContrastiveStep(model, task, thumbnail.weight), run, output, batches.steps_per_epoch)
     loop.resume()
-    loop.train(inputs, evaluate=lambda: evaluate_contrastive(model, captions, held_out))
+
+    def figures() -> dict[str, float]:
+        return judged(held_out, lambda pairs: evaluate_contrastive(model, captions, pairs))
+
+    loop.train(inputs, evaluate=figures)
     on_first_rank(lambda: save_contrastive(model, captions, output))
-    return evaluate_contrastive(model, captions, held_out)
+    return figures()
 
 
 def fit_components(components: ThumbnailComponents, batches: Batches) -> None:

@@ -17,7 +17,7 @@ from tokenizer.pixel_decoder import SIDE, PixelDecoder, save_pixel_decoder
 from tokenizer.seed import SeedModel
 from tokenizer.thumbnail import thumbnails
 from trainer.batch_cache import BatchCache
-from trainer.contrastive_run import Batches, HeldOut, views_of
+from trainer.contrastive_run import Batches, HeldOut, judged, views_of
 from trainer.evaluation.codes import encode_all
 from trainer.processes import on_first_rank
 from trainer.stage_loop import StageLoop, StageRunConfig, StepResult
@@ -45,14 +45,15 @@ def run_pixels(
     model: SeedModel,
     decoder: PixelDecoder,
     batches: Batches,
-    held_out: HeldOut,
+    held_out: HeldOut | None,
     output: Path,
     run: StageRunConfig,
     augmentation: AugmentConfig,
     cached_views: int = 0,
     whole_targets: bool = False,
 ) -> dict[str, float]:
-    """Train (or resume), write ``pixel_decoder.safetensors``; figures on held-out pictures."""
+    """Train (or resume), write ``pixel_decoder.safetensors``; figures on held-out pictures (which only the
+    first rank needs and judges)."""
     model.eval().requires_grad_(False)
     device = model.codebook.weight.device
     views = views_of(batches, augmentation, run.seed, device)
@@ -72,9 +73,13 @@ def run_pixels(
     source: Callable[[int], tuple[Tensor, Tensor]] = embedded
     if cached_views:
         source = BatchCache(embedded, cached_views * batches.steps_per_epoch, run.seed)
-    loop.train(source, evaluate=lambda: pixel_figures(model, decoder, held_out, mean_picture))
+
+    def figures() -> dict[str, float]:
+        return judged(held_out, lambda pairs: pixel_figures(model, decoder, pairs, mean_picture))
+
+    loop.train(source, evaluate=figures)
     on_first_rank(lambda: save_pixel_decoder(decoder, output))
-    return dict(pixel_figures(model, decoder, held_out, mean_picture))
+    return figures()
 
 
 @torch.inference_mode()

@@ -141,7 +141,8 @@ class StageLoop:
         Args:
             make_inputs: arguments of the module's forward for a step; a pure function of it.
             after_step: called after each optimiser step.
-            evaluate: figures on held-out data, logged every ``evaluate_every`` steps and at the end.
+            evaluate: figures on held-out data, logged every ``evaluate_every`` steps and at the end; every
+                rank calls it, the first logs what it gives.
 
         Raises:
             FloatingPointError: loss or gradient is not finite on any rank; that step was neither taken nor

@@ -74,15 +74,18 @@ class StagesConfig:
 
 
 def run_stage(
-    config: StagesConfig, batches: Batches, held_out: HeldOut, train_captions: Iterable[str]
+    config: StagesConfig, batches: Batches, held_out: HeldOut | None, train_captions: Iterable[str]
 ) -> dict[str, float]:
-    """Run the chosen stage to its end (or resume it); figures on the held-out pairs."""
+    """Run the chosen stage to its end (or resume it); figures on the held-out pairs.
+
+    The first process judges these, needs them and gets the figures; the others wait meanwhile.
+    """
     with process_group(choose_device(config.device)):
         return _run_stage(config, batches, held_out, train_captions)
 
 
 def _run_stage(
-    config: StagesConfig, batches: Batches, held_out: HeldOut, train_captions: Iterable[str]
+    config: StagesConfig, batches: Batches, held_out: HeldOut | None, train_captions: Iterable[str]
 ) -> dict[str, float]:
     directory = config.output / config.stage
     device = choose_device(config.device)
