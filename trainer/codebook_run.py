@@ -5,9 +5,10 @@ Logged beside the losses, over the codes of each logging window: entries used, p
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,8 @@ from trainer.batch_cache import BatchCache
 from trainer.contrastive_run import Batches, HeldOut, judged, views_of
 from trainer.evaluation.codes import code_figures
 from trainer.processes import on_first_rank
-from trainer.stage_loop import StageLoop, StageRunConfig, StepResult
+from trainer.stage_config import StageRunConfig
+from trainer.stage_loop import StageLoop, StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +105,7 @@ class CodebookRun:
         target: Callable[[Tensor], Tensor],
         run: StageRunConfig,
         augmentation: AugmentConfig,
+        settings: Mapping[str, Any],
     ) -> None:
         self.step_module = CodebookStep(CodebookModel(model, stage))
         self.model = model
@@ -110,6 +113,7 @@ class CodebookRun:
         self.target = target
         self.run = run
         self.augmentation = augmentation
+        self.settings = settings
 
     def execute(self, batches: Batches, held_out: HeldOut | None, output: Path) -> dict[str, float]:
         """Train (or resume), write the tokenizer, and give figures on held-out pictures; these only on the
@@ -127,7 +131,7 @@ class CodebookRun:
         if self.care.cached_views:
             inputs = BatchCache(encoded, self.care.cached_views * batches.steps_per_epoch, self.run.seed)
             logger.info("cached batches=%d", self.care.cached_views * batches.steps_per_epoch)
-        loop = StageLoop(self.step_module, self.run, output, batches.steps_per_epoch)
+        loop = StageLoop(self.step_module, self.run, output, batches.steps_per_epoch, self.settings)
         if loop.resume() == 0 and self.care.kmeans_vectors:
             self._start_from_kmeans(inputs)
 

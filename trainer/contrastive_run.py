@@ -34,7 +34,8 @@ from tokenizer.thumbnail import ThumbnailComponents, ThumbnailTask, thumbnails
 from tokenizer.weights_file import write_tensors
 from trainer.evaluation.retrieval import retrieval, retrieval_by_query
 from trainer.processes import on_first_rank
-from trainer.stage_loop import StageLoop, StageRunConfig, StepResult
+from trainer.stage_config import StageRunConfig
+from trainer.stage_loop import StageLoop, StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +155,7 @@ def run_contrastive(
     run: StageRunConfig,
     augmentation: AugmentConfig,
     thumbnail: ThumbnailConfig,
+    settings: Mapping[str, Any],
 ) -> dict[str, float]:
     """Train (or resume) and write the directory; figures on the held-out pairs, empty but on the first rank.
 
@@ -166,6 +168,7 @@ def run_contrastive(
         run: length, rates, batch.
         augmentation: of the pictures.
         thumbnail: the second loss.
+        settings: all that decides the curve beside ``run``, for checkpoints.
     """
     device = model.temp.device
     views = views_of(batches, augmentation, run.seed, device)
@@ -183,7 +186,8 @@ def run_contrastive(
         components = () if task is None else (task.components(made.pictures),)
         return (made.images, *texts, *components)
 
-    loop = StageLoop(ContrastiveStep(model, task, thumbnail.weight), run, output, batches.steps_per_epoch)
+    step = ContrastiveStep(model, task, thumbnail.weight)
+    loop = StageLoop(step, run, output, batches.steps_per_epoch, settings)
     loop.resume()
 
     def figures() -> dict[str, float]:

@@ -7,6 +7,7 @@ difference, which blurs less than squares.
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,8 @@ from trainer.batch_cache import BatchCache
 from trainer.contrastive_run import Batches, HeldOut, judged, views_of
 from trainer.evaluation.codes import encode_all
 from trainer.processes import on_first_rank
-from trainer.stage_loop import StageLoop, StageRunConfig, StepResult
+from trainer.stage_config import StageRunConfig
+from trainer.stage_loop import StageLoop, StepResult
 
 
 class PixelsStep(nn.Module):
@@ -49,6 +51,7 @@ def run_pixels(
     output: Path,
     run: StageRunConfig,
     augmentation: AugmentConfig,
+    settings: Mapping[str, Any],
     cached_views: int = 0,
     whole_targets: bool = False,
 ) -> dict[str, float]:
@@ -68,7 +71,7 @@ def run_pixels(
         return embedding.clone(), target.clone()
 
     mean_picture = thumbnails(torch.as_tensor(batches.batch(0).images), SIDE).mean(dim=0, keepdim=True)
-    loop = StageLoop(PixelsStep(decoder), run, output, batches.steps_per_epoch)
+    loop = StageLoop(PixelsStep(decoder), run, output, batches.steps_per_epoch, settings)
     loop.resume()
     source: Callable[[int], tuple[Tensor, Tensor]] = embedded
     if cached_views:

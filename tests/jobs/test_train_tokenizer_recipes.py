@@ -17,7 +17,7 @@ from tests.trainer.test_train_tokenizer import MODEL
 from tokenizer.codebook_stage import RELEASED, CodebookConfig
 from tokenizer.contrastive_stage import ContrastiveConfig
 from tokenizer.preprocess import PreprocessConfig
-from trainer.stage_loop import StageRunConfig
+from trainer.stage_config import StageRunConfig
 from trainer.train_tokenizer import run_stage
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from tokenizer.config import SeedTokenizerConfig
 from tokenizer.contrastive_stage import ContrastiveConfig, ContrastiveModel
 from trainer.checkpoint import complete_checkpoints, load_full_model, read_progress
 from trainer.processes import process_group
-from trainer.stage_loop import StageLoop, StageRunConfig, StepResult, parameter_groups
+from trainer.stage_config import StageRunConfig
+from trainer.stage_loop import StageLoop, StepResult, parameter_groups
 
 RUN = StageRunConfig(steps=8, batch_size=4, lr=1e-2, warmup_steps=2, log_every=2, checkpoint_every=4)
 
@@ -67,6 +69,43 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     loop.train(batch)
     for ours, expected in zip(resumed.parameters(), whole.parameters(), strict=True):
         assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("change", [{"seed": 7}, {"lr": 1.0}, {"batch_size": 9}, {"steps": 12}], ids=str)
+def test_a_run_with_other_settings_does_not_go_on(change: dict[str, Any], tmp_path: Path) -> None:
+    StageLoop(start(), RUN, tmp_path, 2).train(batch)
+    (name, value), before = next(iter(change.items())), dataclasses.asdict(RUN)
+    shown = "pairs a step" if name == "batch_size" else rf"run\.{name}"
+    expected = f"step-00000008: {shown} was {before[name]}, this run has {value}.*another --output"
+    with pytest.raises(ValueError, match=expected):
+        StageLoop(start(), dataclasses.replace(RUN, **change), tmp_path, 2).resume()
+
+
+def test_other_data_and_settings_of_the_stage_do_not_go_on(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"model": ContrastiveConfig(query="last"), "weights": [Path("a.pth")]}
+    StageLoop(start(), RUN, tmp_path, 2, settings).train(batch)
+    with pytest.raises(ValueError, match="steps_per_epoch was 2, this run has 3"):
+        StageLoop(start(), RUN, tmp_path, 3, settings).resume()
+    with pytest.raises(ValueError, match=r"model\.query was last, this run has max"):
+        other = settings | {"model": ContrastiveConfig(query="max")}
+        StageLoop(start(), RUN, tmp_path, 2, other).resume()
+    assert StageLoop(start(), RUN, tmp_path, 2, settings).resume() == RUN.steps
+
+
+def test_intervals_may_change_and_a_constant_rate_may_go_on_longer(tmp_path: Path) -> None:
+    run = dataclasses.replace(RUN, min_lr=RUN.lr)
+    StageLoop(start(), run, tmp_path, 2).train(batch)
+    longer = dataclasses.replace(run, steps=12, log_every=3, evaluate_every=1, checkpoint_every=5)
+    assert StageLoop(start(), longer, tmp_path, 2).resume() == run.steps
+
+
+@pytest.mark.parametrize("width", [16, 8])
+def test_a_checkpoint_of_another_network_is_refused_by_name(width: int, tmp_path: Path) -> None:
+    StageLoop(start(), RUN, tmp_path, 2).train(batch)
+    model = start()
+    model.first, model.added = nn.Linear(3, width), nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="step-00000008 does not fit this run: "):
+        StageLoop(model, RUN, tmp_path, 2).resume()
 
 
 def test_metrics_are_written_as_json_lines(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from trainer.contrastive_run import (
     load_contrastive,
     save_contrastive,
 )
-from trainer.stage_loop import StageRunConfig
+from trainer.stage_config import StageRunConfig
 from trainer.train_tokenizer import StagesConfig, run_stage
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples" / "pairs"
@@ -145,6 +145,34 @@ def test_resumed_stages_equal_uninterrupted_ones(
         assert whole.keys() == parts.keys()
         for name, tensor in whole.items():
             assert torch.equal(tensor, parts[name]), (file, name)
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "message"),
+    [
+        (
+            "qformer",
+            {"thumbnail": ThumbnailConfig(weight=2.0)},
+            r"thumbnail\.weight was 0.0, this run has 2.0",
+        ),
+        ("codebook", {"codebook": CodebookConfig(beta=0.5)}, r"codebook\.beta was 0.25, this run has 0.5"),
+        ("pixels", {"augment": AugmentConfig(mirror=0.1)}, r"augment\.mirror was 0.5, this run has 0.1"),
+    ],
+)
+def test_a_stage_does_not_go_on_with_other_settings(
+    stage: Any, change: dict[str, Any], message: str, pairs: list[TrainingPair], tmp_path: Path
+) -> None:
+    config, run = stages(tmp_path, care=CodebookCareConfig()), dataclasses.replace(RUN, steps=1)
+    arguments = PairBatches(pairs, 4, seed=0), held_out_of(pairs[:4]), [pair.caption for pair in pairs]
+    for name in ("qformer", "codebook", "pixels"):
+        config = dataclasses.replace(
+            config, stage=name, contrastive_run=run, codebook_run=run, pixels_run=run
+        )
+        run_stage(config, *arguments)
+        if name == stage:
+            break
+    with pytest.raises(ValueError, match=message):
+        run_stage(dataclasses.replace(config, **change), *arguments)
 
 
 def stage_1_with_thumbnails(output: str) -> list[float]:
