@@ -124,13 +124,14 @@ class StageLoop:
         """
         forward = self.module
         if dist.get_world_size() > 1:
-            forward = DistributedDataParallel(self.module, broadcast_buffers=False)
+            forward = DistributedDataParallel(self.module, forward_sync_buffers=False)
         if dist.get_rank() == 0:
             self._metrics = MetricsWriter(self.output, self.step, MetricsConfig())
         self.module.train()
+        gpus = {parameter.device for parameter in self.module.parameters() if parameter.is_cuda}
         clock, num_images = time.perf_counter(), 0
         while self.step < self.run.steps:
-            with torch.random.fork_rng():  # dropout of a step is the same after a resume
+            with torch.random.fork_rng(gpus):  # dropout of a step is the same after a resume
                 seed_step(self.run.seed, self.step, dist.get_rank())
                 inputs = make_inputs(self.step)
                 result, lr, grad_norm = self._step(forward, inputs)

@@ -104,7 +104,9 @@ def _run_stage(
         )  # fmt: skip
     if config.stage == "pixels":
         tokenizer, _ = load_model(config.output / "codebook")
-        decoder = PixelDecoder(tokenizer.config.image_features_dim)
+        with torch.random.fork_rng([]):
+            torch.manual_seed(config.pixels_run.seed)
+            decoder = PixelDecoder(tokenizer.config.image_features_dim)
         return run_pixels(
             tokenizer.to(device), decoder.to(device), batches, held_out, directory, config.pixels_run,
             config.augment, settings, config.care.cached_views, config.care.whole_targets,

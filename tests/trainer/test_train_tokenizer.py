@@ -3,8 +3,11 @@ draws."""
 
 import dataclasses
 import json
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from tests.trainer.runs import run_in_processes
 from tokenizer.augment import AugmentConfig
 from tokenizer.caption_tokenizer import load_caption_tokenizer
 from tokenizer.checkpoint import load_model, load_tokenizer
+from tokenizer.code_usage import kmeans, reseed_dead
 from tokenizer.codebook import Codebook
 from tokenizer.codebook_stage import CodebookConfig, CodebookModel, Quantized
 from tokenizer.config import SeedTokenizerConfig
@@ -95,9 +99,12 @@ def test_all_stages_end_in_a_tokenizer_that_encodes_and_draws(
     model, _ = load_model(tmp_path / "codebook")
     for name, parameter in stage1.qformer.named_parameters():  # stage 2 left the encoder alone
         assert torch.equal(model.qformer.get_parameter(name), parameter.half().float())
-    (tmp_path / "pixels" / "pixel_decoder.safetensors").rename(
-        tmp_path / "codebook" / "pixel_decoder.safetensors"
-    )
+    decoder = tmp_path / "pixels" / "pixel_decoder.safetensors"
+    decoder.rename(tmp_path / "codebook" / decoder.name)
+    shutil.rmtree(tmp_path / "pixels")
+    torch.manual_seed(1)  # the decoder is drawn from the seed of its run
+    run_stage(stages(tmp_path, stage="pixels"), batches, held_out, captions)
+    assert decoder.read_bytes() == (tmp_path / "codebook" / decoder.name).read_bytes()
     assert load_detokenizer(str(tmp_path / "codebook")).draw(codes).shape == (6, 64, 64, 3)
     lines = [json.loads(line) for line in (tmp_path / "codebook" / "metrics.jsonl").read_text().splitlines()]
     assert {"codes_used", "perplexity", "codes_dead"} <= set().union(*lines)
@@ -152,8 +159,8 @@ def test_resumed_stages_equal_uninterrupted_ones(
     [
         (
             "qformer",
-            {"thumbnail": ThumbnailConfig(weight=2.0)},
-            r"thumbnail\.weight was 0.0, this run has 2.0",
+            {"augment": AugmentConfig(mirror=0.1)},
+            r"augment\.mirror was 0.5, this run has 0.1",
         ),
         ("codebook", {"codebook": CodebookConfig(beta=0.5)}, r"codebook\.beta was 0.25, this run has 0.5"),
         ("pixels", {"augment": AugmentConfig(mirror=0.1)}, r"augment\.mirror was 0.5, this run has 0.1"),
@@ -202,6 +209,60 @@ def test_stage_1_on_two_gloo_ranks_equals_one(tmp_path: Path) -> None:
     one, two = (load_file(tmp_path / name / "qformer" / "stage1.safetensors") for name in ("one", "two"))
     for name, tensor in one.items():  # Adam makes whole steps of gradients that are nothing but rounding
         assert (tensor - two[name]).abs().mean() < 0.05 * RUN.lr, name
+
+
+def stage_2_counts(folder: str, stage1: str) -> dict[str, Any]:
+    """Counts by which stage 2 re-seeds at its fourth step, in one run and in one that was cut after three."""
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    pairs = list(
+        read_training_pairs(expand_inputs([str(SAMPLES / "*.tar")]), PreprocessConfig(color="clean"))
+    )
+    run = dataclasses.replace(RUN, batch_size=2, steps=4, evaluate_every=0, warmup_steps=0, min_lr=RUN.lr)
+    care = CodebookCareConfig(kmeans_vectors=200, reseed_every=4, reseed_until=1.0)
+    batches = PairBatches(pairs, run.batch_size, 0, rank, num_ranks)
+    moved: dict[str, list[int]] = {}
+    for name, parts in (("whole", (4,)), ("cut", (3, 4))):
+        output = Path(folder) / name
+        if rank == 0:
+            shutil.copytree(stage1, output / "qformer")
+        dist.barrier()
+        seen = moved.setdefault(name, [])
+
+        def watched(codebook: Codebook, counts: torch.Tensor, *rest: Any, seen: list[int] = seen) -> Any:
+            seen.extend(counts.tolist())
+            return reseed_dead(codebook, counts, *rest)
+
+        def started(vectors: torch.Tensor, *rest: Any) -> torch.Tensor:
+            moved.setdefault("vectors", []).append(len(vectors))
+            return kmeans(vectors, *rest)
+
+        with (
+            patch("trainer.codebook_run.reseed_dead", watched),
+            patch("trainer.codebook_run.kmeans", started),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("error", FutureWarning)
+            for steps in parts:
+                part = dataclasses.replace(run, steps=steps)
+                config = stages(output, stage="codebook", codebook_run=part, care=care)
+                run_stage(config, batches, held_out_of(pairs[:4]) if rank == 0 else None, [])
+    return moved
+
+
+def test_stage_2_on_two_ranks_resumes_with_the_counts_of_both(
+    pairs: list[TrainingPair], tmp_path: Path
+) -> None:
+    config = stages(tmp_path / "first", contrastive_run=dataclasses.replace(RUN, steps=1))
+    captions = [pair.caption for pair in pairs]
+    run_stage(config, PairBatches(pairs, 4, seed=0), held_out_of(pairs[:4]), captions)
+    first, second = run_in_processes(stage_2_counts, 2, str(tmp_path), str(tmp_path / "first" / "qformer"))
+    assert first["vectors"] == [2 * 2 * 2 * 32] * 2  # two steps of both ranks, in each of the runs
+    assert "vectors" not in second
+    assert sum(first["whole"]) == 4 * 2 * 2 * 32  # steps, ranks, pairs, codes
+    assert first["whole"] == first["cut"] == second["whole"] == second["cut"]
+    whole, cut = (load_file(tmp_path / name / "codebook" / "model.safetensors") for name in ("whole", "cut"))
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, cut[name]), name
 
 
 @pytest.mark.parametrize("settings", [{"weight": -1.0}, {"window": 0}, {"stride": 0}])
