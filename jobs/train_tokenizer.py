@@ -7,7 +7,8 @@ then ``pixels``.
     torchrun --nproc-per-node 8 jobs/train_tokenizer.py --config recipes/tokenizer_seed2.yaml --stage qformer
 
 A stage that was interrupted goes on from its last checkpoint when the same command is given again. Exit
-status: 0 finished, 1 stopped because loss or gradient was not finite, 2 wrong settings or data.
+status: 0 finished, 143 saved and stopped by SIGTERM or Ctrl-C, 1 stopped because loss or gradient was not
+finite, 2 wrong settings or data.
 """
 
 import json
@@ -21,7 +22,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.command_line import run_job
+from jobs.command_line import EXIT_STOPPED, run_job
 from jobs.config_file import parse_config
 from pipeline.pair_stream import PairStream
 from pipeline.training_pairs import PairBatches, PairDataConfig, read_held_out, split_pairs
@@ -42,7 +43,12 @@ class TrainTokenizerConfig(StagesConfig):
 
 def main(arguments: Sequence[str]) -> int:
     """Run the job; returns the exit status."""
-    train(parse_config(TrainTokenizerConfig, arguments, __doc__ or ""))
+    config = parse_config(TrainTokenizerConfig, arguments, __doc__ or "")
+    try:
+        train(config)
+    except InterruptedError as stopped:
+        logger.warning("%s", stopped)
+        return EXIT_STOPPED
     return 0
 
 

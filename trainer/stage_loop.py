@@ -23,6 +23,7 @@ from trainer.checkpoint import CheckpointConfig, CheckpointStore, Progress, Trai
 from trainer.metrics import MetricsConfig, MetricsWriter
 from trainer.same_stage import check_same_stage, describe_stage
 from trainer.stage_config import StageRunConfig
+from trainer.stop_signal import StopSignal
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ class StageLoop:
         after_step: Callable[[int], None] | None = None,
         evaluate: Callable[[], Mapping[str, float]] | None = None,
     ) -> None:
-        """Run to the last step.
+        """Run to the last step, or until SIGTERM or SIGINT come to any rank; the last state is saved.
 
         Args:
             make_inputs: arguments of the module's forward for a step; a pure function of it.
@@ -121,12 +122,32 @@ class StageLoop:
         Raises:
             FloatingPointError: loss or gradient is not finite on any rank; that step was neither taken nor
                 saved, and every rank ends.
+            InterruptedError: a signal came; on every rank, after the same step.
         """
         forward = self.module
         if dist.get_world_size() > 1:
             forward = DistributedDataParallel(self.module, forward_sync_buffers=False)
         if dist.get_rank() == 0:
             self._metrics = MetricsWriter(self.output, self.step, MetricsConfig())
+        with StopSignal() as stop:
+            self._loop(forward, make_inputs, after_step, evaluate, stop)
+        self._store.finish()
+        if self._metrics is not None:
+            self._metrics.close()
+        self.module.eval()
+        if self.step < self.run.steps:
+            raise InterruptedError(
+                f"stopped after {self.step:,} of {self.run.steps:,} steps; the same command goes on there"
+            )
+
+    def _loop(
+        self,
+        forward: nn.Module,
+        make_inputs: Callable[[int], tuple[Any, ...]],
+        after_step: Callable[[int], None] | None,
+        evaluate: Callable[[], Mapping[str, float]] | None,
+        stop: StopSignal,
+    ) -> None:
         self.module.train()
         gpus = {parameter.device for parameter in self.module.parameters() if parameter.is_cuda}
         clock, num_images = time.perf_counter(), 0
@@ -134,7 +155,7 @@ class StageLoop:
             with torch.random.fork_rng(gpus):  # dropout of a step is the same after a resume
                 seed_step(self.run.seed, self.step, dist.get_rank())
                 inputs = make_inputs(self.step)
-                result, lr, grad_norm = self._step(forward, inputs)
+                result, lr, grad_norm, is_stopped = self._step(forward, inputs, stop)
             num_images += len(inputs[0]) * dist.get_world_size()
             self.step += 1
             if after_step is not None:
@@ -149,16 +170,14 @@ class StageLoop:
                 }
                 self.log(figures | dict(result.metrics))
                 clock, num_images = time.perf_counter(), 0
-            if evaluate is not None and self._is_due(self.run.evaluate_every):
+            if evaluate is not None and not is_stopped and self._is_due(self.run.evaluate_every):
                 self.module.eval()
                 self.log(evaluate())
                 self.module.train()
-            if self._is_due(self.run.checkpoint_every):
+            if is_stopped or self._is_due(self.run.checkpoint_every):
                 self._store.save(self._state, Progress(step=self.step, seed=self.run.seed))
-        self._store.finish()
-        if self._metrics is not None:
-            self._metrics.close()
-        self.module.eval()
+            if is_stopped:
+                return
 
     def forget(self, parameter: Tensor, rows: Tensor) -> None:
         """Clear the optimiser's moments of some rows, whose values were replaced."""
@@ -169,7 +188,10 @@ class StageLoop:
     def _is_due(self, every: int) -> bool:
         return self.step == self.run.steps or (every > 0 and self.step % every == 0)
 
-    def _step(self, forward: nn.Module, inputs: tuple[Any, ...]) -> tuple[StepResult, float, float]:
+    def _step(
+        self, forward: nn.Module, inputs: tuple[Any, ...], stop: StopSignal
+    ) -> tuple[StepResult, float, float, bool]:
+        """One step; its result, rate and gradient norm, and whether any rank was asked to stop."""
         lr = self.run.lr_at(self.step, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -179,20 +201,23 @@ class StageLoop:
         result.loss.backward()  # also of a bad loss: other ranks wait for its gradients
         norm = self.run.max_grad_norm or math.inf
         grad_norm = nn.utils.clip_grad_norm_(self.module.parameters(), norm)
-        self._check_finite(result.loss.detach(), grad_norm)
+        is_stopped = self._agree(result.loss.detach(), grad_norm, stop)
         self.optimizer.step()
-        return result, lr, float(grad_norm)
+        return result, lr, float(grad_norm), is_stopped
 
-    def _check_finite(self, loss: Tensor, grad_norm: Tensor) -> None:
+    def _agree(self, loss: Tensor, grad_norm: Tensor, stop: StopSignal) -> bool:
+        """Whether any rank was asked to stop; an error on all where loss or gradient of any is not finite."""
         is_bad = ~(loss.isfinite() & grad_norm.isfinite())
-        is_bad_somewhere = is_bad.int()
-        dist.all_reduce(is_bad_somewhere)
+        flags = torch.stack([is_bad, is_bad.new_tensor(stop.is_set)]).int()
+        dist.all_reduce(flags)
+        is_bad_somewhere, is_stopped = (flags > 0).tolist()
         if is_bad_somewhere:
             where = "" if is_bad else "on another rank; here "
             raise FloatingPointError(
                 f"step {self.step}: {where}loss is {float(loss)}, norm of the gradient {float(grad_norm)}; "
                 "this step was neither taken nor saved"
             )
+        return bool(is_stopped)
 
     def log(self, figures: Mapping[str, Tensor | float]) -> None:
         """One line to the log and to ``metrics.jsonl``, with the number of finished steps; rank 0 only."""

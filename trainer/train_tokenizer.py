@@ -79,6 +79,9 @@ def run_stage(
     """Run the chosen stage to its end (or resume it); figures on the held-out pairs.
 
     The first process judges these, needs them and gets the figures; the others wait meanwhile.
+
+    Raises:
+        InterruptedError: SIGTERM or SIGINT ended it early; it goes on when called again.
     """
     with process_group(choose_device(config.device)):
         return _run_stage(config, batches, held_out, train_captions)

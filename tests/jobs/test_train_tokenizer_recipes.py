@@ -1,7 +1,11 @@
 """Recipes of training tokenizers load, and ``released`` is what the published training code does."""
 
 import json
+import os
+import signal
 import tarfile
+from collections.abc import Callable
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -9,12 +13,14 @@ from unittest.mock import patch
 
 import pytest
 
+from jobs.command_line import EXIT_STOPPED
 from jobs.config_file import parse_config
-from jobs.train_tokenizer import TrainTokenizerConfig, train
-from pipeline.training_pairs import PairDataConfig, TrainingPair, read_held_out
+from jobs.train_tokenizer import TrainTokenizerConfig, main, train
+from pipeline.training_pairs import PairBatch, PairBatches, PairDataConfig, TrainingPair, read_held_out
 from tests.trainer.runs import run_in_processes
 from tests.trainer.test_train_tokenizer import MODEL
 from tokenizer.codebook_stage import RELEASED, CodebookConfig
+from tokenizer.config import SeedTokenizerConfig
 from tokenizer.contrastive_stage import ContrastiveConfig
 from tokenizer.preprocess import PreprocessConfig
 from trainer.stage_config import StageRunConfig
@@ -84,6 +90,36 @@ def test_only_the_first_rank_reads_and_judges_held_out_pairs(tmp_path: Path) -> 
     assert second == {}
     assert "R@mean" in first
     assert json.loads((tmp_path / "out" / "qformer" / "figures.json").read_text()) == first
+
+
+def test_a_stopped_stage_writes_no_result_and_says_how_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = [f"--model.{name.replace('_', '-')}={value}" for name, value in asdict(MODEL).items()
+             if value != getattr(SeedTokenizerConfig(), name)]  # fmt: skip
+    arguments = [
+        "--output", str(tmp_path), "--device", "cpu", "--captions", "words:400", *model,
+        "--data.input", str(RECIPES.parent / "samples" / "pairs" / "*.tar"), "--data.held-out-fraction=0.2",
+        "--contrastive.embed-dim", "8", "--contrastive.train-vit", "--contrastive-run.steps", "3",
+        "--contrastive-run.batch-size", "2", "--contrastive-run.warmup-steps", "1",
+    ]  # fmt: skip
+    with monkeypatch.context() as context:
+        context.setattr(PairBatches, "batch", stopping(PairBatches.batch))
+        assert main(arguments) == EXIT_STOPPED
+    assert "stopped after 1 of 3 steps; the same command goes on there" in caplog.text
+    assert {path.name for path in (tmp_path / "qformer").iterdir()} == {"checkpoints", "metrics.jsonl"}
+    assert main(arguments) == 0
+    assert (tmp_path / "qformer" / "figures.json").is_file()
+
+
+def stopping(batch: Callable[[PairBatches, int], PairBatch]) -> Callable[[PairBatches, int], PairBatch]:
+    """The same batches, but the process is asked to stop in its first step."""
+
+    def stopped(batches: PairBatches, step: int) -> PairBatch:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return batch(batches, step)
+
+    return stopped
 
 
 def test_released_has_the_published_quirks_and_the_default_has_none() -> None:

@@ -4,7 +4,9 @@ losses."""
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,38 @@ def test_a_checkpoint_of_another_network_is_refused_by_name(width: int, tmp_path
     model.first, model.added = nn.Linear(3, width), nn.Linear(1, 1)
     with pytest.raises(ValueError, match="step-00000008 does not fit this run: "):
         StageLoop(model, RUN, tmp_path, 2).resume()
+
+
+def stop_at(step: int) -> Callable[[int], None]:
+    """Sends this process SIGTERM after a step (0-based), so that the next one is the last."""
+    return lambda done: os.kill(os.getpid(), signal.SIGTERM) if done == step else None
+
+
+def test_a_signal_saves_the_step_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    whole, cut = start(), start()
+    StageLoop(whole, RUN, tmp_path / "whole", 2).train(batch)
+    with pytest.raises(InterruptedError, match="after 2 of 8 steps; the same command goes on"):
+        StageLoop(cut, RUN, tmp_path / "cut", 2).train(batch, after_step=stop_at(0))
+    resumed = start(seed=1)
+    loop = StageLoop(resumed, RUN, tmp_path / "cut", 2)
+    assert loop.resume() == 2
+    loop.train(batch, after_step=stop_at(6))  # too late to stop: the run is finished
+    assert loop.step == RUN.steps
+    for ours, expected in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours, expected)
+
+
+def stopped_by_rank_1(folder: str) -> str:
+    loop = StageLoop(start(), RUN, Path(folder), 2)
+    with pytest.raises(InterruptedError) as raised:
+        loop.train(batch, after_step=stop_at(2) if dist.get_rank() == 1 else None)
+    return str(raised.value)
+
+
+def test_a_signal_to_one_rank_stops_all(tmp_path: Path) -> None:
+    messages = run_in_processes(stopped_by_rank_1, 2, str(tmp_path))
+    assert all(message.startswith("stopped after 4 of 8 steps") for message in messages)
+    assert read_progress(complete_checkpoints(tmp_path / "checkpoints")[-1]).step == 4
 
 
 def test_metrics_are_written_as_json_lines(tmp_path: Path) -> None:
