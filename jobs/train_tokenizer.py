@@ -7,7 +7,8 @@ then ``pixels``.
     torchrun --nproc-per-node 8 jobs/train_tokenizer.py --config recipes/tokenizer_seed2.yaml --stage qformer
 
 A stage that was interrupted goes on from its last checkpoint when the same command is given again. Exit
-status: 0 finished, 1 stopped because a loss was not finite, 2 wrong settings or data.
+status: 0 finished, 143 saved and stopped by SIGTERM or Ctrl-C, 1 stopped because loss or gradient was not
+finite, 2 wrong settings or data.
 """
 
 import json
@@ -21,7 +22,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.command_line import run_job
+from jobs.command_line import EXIT_STOPPED, run_job
 from jobs.config_file import parse_config
 from pipeline.pair_stream import PairStream
 from pipeline.training_pairs import PairBatches, PairDataConfig, read_held_out, split_pairs
@@ -42,28 +43,35 @@ class TrainTokenizerConfig(StagesConfig):
 
 def main(arguments: Sequence[str]) -> int:
     """Run the job; returns the exit status."""
-    train(parse_config(TrainTokenizerConfig, arguments, __doc__ or ""))
+    config = parse_config(TrainTokenizerConfig, arguments, __doc__ or "")
+    try:
+        train(config)
+    except InterruptedError as stopped:
+        logger.warning("%s", stopped)
+        return EXIT_STOPPED
     return 0
 
 
 def train(config: TrainTokenizerConfig) -> None:
     """Read the pairs, run the stage, write its figures."""
     with process_group(choose_device(config.device)):
-        run = config.run_of_stage
+        run, is_first = config.run_of_stage, dist.get_rank() == 0
         options = (run.batch_size, run.seed, dist.get_rank(), dist.get_world_size())
         batches: PairStream | PairBatches
         if config.data.shuffle_pairs:
             shards = config.data.shards()
-            batches, kept = PairStream(shards, config.data, *options), read_held_out(shards, config.data)
-            captions: list[str] = []
+            batches, captions = PairStream(shards, config.data, *options), list[str]()
+            kept = read_held_out(shards, config.data) if is_first else []
         else:
             pairs, kept = split_pairs(config.data)
             batches, captions = PairBatches(pairs, *options), [pair.caption for pair in pairs]
-        logger.info(
-            "stage=%s held_out=%d steps_per_epoch=%d", config.stage, len(kept), batches.steps_per_epoch
-        )
-        figures = run_stage(config, batches, held_out_of(kept), captions)
-        if dist.get_rank() == 0:
+        held_out = None
+        if is_first:
+            held_out = held_out_of(kept)
+            steps = batches.steps_per_epoch
+            logger.info("stage=%s held_out=%d steps_per_epoch=%d", config.stage, len(kept), steps)
+        figures = run_stage(config, batches, held_out, captions)
+        if is_first:
             text = json.dumps(figures, indent=1) + "\n"
             write_atomically(config.output / config.stage / "figures.json", text.encode())
 

@@ -40,8 +40,9 @@ class PairDataConfig:
     """0: all pairs are held in memory. Otherwise they are streamed through a shuffle buffer of so many."""
     pairs_per_epoch: int = 0
     """Streaming only: how many pairs count as an epoch."""
-    held_out_limit: int = 5000
-    """Streaming only: held-out groups that are looked for."""
+    held_out_limit: int = 1000
+    """Streaming only: held-out groups that are looked for before training, by the first process; that reads
+    ``held_out_limit / held_out_fraction`` pairs from the start of the shards, and decodes the kept ones."""
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out_fraction < 1:

@@ -35,8 +35,20 @@ def usage_figures(counts_E: Tensor) -> UsageFigures:
     return UsageFigures(int((counts_E > 0).sum()), float(torch.exp(-(share * share.log()).sum())), total)
 
 
+def count_codes(codes: Tensor, num_codes: int) -> Tensor:
+    """Uses of each code, (E,) int64, in integer codes of any shape of all ranks; every rank must call it."""
+    counts_E = torch.bincount(codes.detach().flatten(), minlength=num_codes)
+    if dist.is_initialized():
+        dist.all_reduce(counts_E)
+    return counts_E
+
+
 class CodeUsage(nn.Module):
-    """Running counts of chosen codes, over all ranks when asked. A buffer, so that checkpoints keep it."""
+    """Running counts of chosen codes over all ranks.
+
+    Every rank holds the sum, in a buffer: a checkpoint keeps the buffers of one rank, and DDP hands those of
+    the first to all.
+    """
 
     counts_E: Tensor
 
@@ -44,16 +56,9 @@ class CodeUsage(nn.Module):
         super().__init__()
         self.register_buffer("counts_E", torch.zeros(num_codes, dtype=torch.int64))
 
-    def record(self, codes: Tensor) -> None:
-        """Count integer codes of any shape."""
-        self.counts_E += torch.bincount(codes.detach().flatten(), minlength=len(self.counts_E))
-
-    def gathered(self) -> Tensor:
-        """(E,) counts of all ranks; every rank must call it."""
-        counts_E = self.counts_E.clone()
-        if dist.is_initialized():
-            dist.all_reduce(counts_E)
-        return counts_E
+    def record(self, counts_E: Tensor) -> None:
+        """Add what ``count_codes`` gave."""
+        self.counts_E += counts_E
 
     def reset(self) -> None:
         """Start a new window."""

@@ -105,7 +105,7 @@ class CodebookModel(nn.Module):
         """The trained part, from causal embeddings (B, N, D)."""
         model, stage = self.model, self.stage
         z_BNC = model.encode_task_layer(features_BND).float()
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(z_BNC.device.type, enabled=False):
             codes_BN = model.codebook.nearest(z_BNC)
         vectors_BNC = model.codebook.vectors(codes_BN)
         lifted_BND = model.decode_task_layer(z_BNC + (vectors_BNC - z_BNC).detach())

@@ -40,10 +40,11 @@ ENCODER_PARTS = ("vit.", "ln_vision.", "qformer.")
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastiveConfig:
-    """Settings of stage 1. Defaults are those of the release, except ``vocab_size`` (BERT's is 30,523 with
-    [DEC])."""
+    """Settings of stage 1. Defaults are those of the release, except ``vocab_size``."""
 
-    vocab_size: int = 30_523
+    vocab_size: int = 0
+    """Rows of the word table; 0: as many as the caption tokenizer has entries. BLIP-2's weights have 30,523:
+    BERT's 30,522 and [DEC], which no caption holds."""
     embed_dim: int = 256
     """Width of the joint space."""
     query: QueryChoice = "last"
@@ -70,8 +71,8 @@ class ContrastiveConfig:
             raise ValueError("contrastive.all_queries goes with contrastive.query last")
         if self.temperature <= 0:
             raise ValueError(f"contrastive.temperature must be positive, got {self.temperature}")
-        if self.vocab_size < 1 or self.embed_dim < 1:
-            raise ValueError("contrastive.vocab_size and contrastive.embed_dim must be positive")
+        if self.vocab_size < 0 or self.embed_dim < 1:
+            raise ValueError("contrastive.vocab_size must not be negative, contrastive.embed_dim positive")
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ class ContrastiveModel(nn.Module):
 
     def __init__(self, config: SeedTokenizerConfig, stage: ContrastiveConfig) -> None:
         super().__init__()
+        if not stage.vocab_size:
+            raise ValueError("contrastive.vocab_size: a model needs the number of rows of its word table")
         self.config = config
         self.stage = stage
         tokenizer = SeedModel(config)

@@ -73,4 +73,5 @@ class SubstituteTarget(nn.Module):
         """(B, img_size, img_size, 3) uint8 RGB -> (B, F) fp32."""
         feature_BE = self.model.image_features(images_B)[:, -1]
         feature_BE = feature_BE * (0.5 * feature_BE.shape[1] ** 0.5)
-        return torch.cat([feature_BE, 0.5 * self.components(images_B)], dim=1)
+        with torch.autocast(images_B.device.type, enabled=False):
+            return torch.cat([feature_BE, 0.5 * self.components(images_B)], dim=1)

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -199,9 +200,20 @@ class CheckpointStore:
         return Path(box[0]) if box[0] is not None else None
 
     def load(self, checkpoint: Path, state: TrainingState) -> Progress:
-        """Read a checkpoint, written under any parallelism, into ``state``."""
+        """Read a checkpoint, written under any parallelism, into ``state``.
+
+        Raises:
+            ValueError: it lacks tensors or has them in other shapes.
+        """
         tensors = state.collect()
-        dcp.load(tensors, checkpoint_id=checkpoint, process_group=self._group)
+        try:
+            dcp.load(tensors, checkpoint_id=checkpoint, process_group=self._group)
+        except CheckpointException as error:  # no Exception, and a traceback of each rank
+            reason = str(next(iter(error.failures.values()))[0])
+            raise ValueError(
+                f"{checkpoint} does not fit this run: {reason}; resume with the same settings, or choose "
+                "another output folder"
+            ) from error
         state.apply(tensors)
         progress = read_progress(checkpoint)
         self._newest_step = progress.step

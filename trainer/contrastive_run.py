@@ -34,7 +34,8 @@ from tokenizer.thumbnail import ThumbnailComponents, ThumbnailTask, thumbnails
 from tokenizer.weights_file import write_tensors
 from trainer.evaluation.retrieval import retrieval, retrieval_by_query
 from trainer.processes import on_first_rank
-from trainer.stage_loop import StageLoop, StageRunConfig, StepResult
+from trainer.stage_config import StageRunConfig
+from trainer.stage_loop import StageLoop, StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,17 @@ class Pair(Protocol):
 def held_out_of(pairs: Sequence[Pair]) -> HeldOut:
     """The arrays of held-out pairs."""
     return HeldOut(np.stack([pair.image for pair in pairs]), [pair.caption for pair in pairs])
+
+
+def judged(held_out: HeldOut | None, figures: Callable[[HeldOut], Mapping[str, float]]) -> dict[str, float]:
+    """Figures on the held-out pairs, which only the first process needs; empty on the others, which wait."""
+
+    def judge() -> dict[str, float]:
+        if held_out is None:
+            raise ValueError("held-out pairs: the first process has none")
+        return dict(figures(held_out))
+
+    return on_first_rank(judge) or {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,23 +150,25 @@ def run_contrastive(
     model: ContrastiveModel,
     captions: CaptionTokenizer,
     batches: Batches,
-    held_out: HeldOut,
+    held_out: HeldOut | None,
     output: Path,
     run: StageRunConfig,
     augmentation: AugmentConfig,
     thumbnail: ThumbnailConfig,
+    settings: Mapping[str, Any],
 ) -> dict[str, float]:
-    """Train (or resume) and write the directory; figures on the held-out pairs.
+    """Train (or resume) and write the directory; figures on the held-out pairs, empty but on the first rank.
 
     Args:
         model: on its device, with initial weights.
         captions: turns captions into ids.
         batches: training pairs.
-        held_out: evaluated every ``run.evaluate_every`` steps.
+        held_out: evaluated every ``run.evaluate_every`` steps, by the first process; others need none.
         output: directory of this stage.
         run: length, rates, batch.
         augmentation: of the pictures.
         thumbnail: the second loss.
+        settings: all that decides the curve beside ``run``, for checkpoints.
     """
     device = model.temp.device
     views = views_of(batches, augmentation, run.seed, device)
@@ -172,11 +186,16 @@ def run_contrastive(
         components = () if task is None else (task.components(made.pictures),)
         return (made.images, *texts, *components)
 
-    loop = StageLoop(ContrastiveStep(model, task, thumbnail.weight), run, output, batches.steps_per_epoch)
+    step = ContrastiveStep(model, task, thumbnail.weight)
+    loop = StageLoop(step, run, output, batches.steps_per_epoch, settings)
     loop.resume()
-    loop.train(inputs, evaluate=lambda: evaluate_contrastive(model, captions, held_out))
+
+    def figures() -> dict[str, float]:
+        return judged(held_out, lambda pairs: evaluate_contrastive(model, captions, pairs))
+
+    loop.train(inputs, evaluate=figures)
     on_first_rank(lambda: save_contrastive(model, captions, output))
-    return evaluate_contrastive(model, captions, held_out)
+    return figures()
 
 
 def fit_components(components: ThumbnailComponents, batches: Batches) -> None:

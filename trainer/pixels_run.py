@@ -7,6 +7,7 @@ difference, which blurs less than squares.
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,11 @@ from tokenizer.pixel_decoder import SIDE, PixelDecoder, save_pixel_decoder
 from tokenizer.seed import SeedModel
 from tokenizer.thumbnail import thumbnails
 from trainer.batch_cache import BatchCache
-from trainer.contrastive_run import Batches, HeldOut, views_of
+from trainer.contrastive_run import Batches, HeldOut, judged, views_of
 from trainer.evaluation.codes import encode_all
 from trainer.processes import on_first_rank
-from trainer.stage_loop import StageLoop, StageRunConfig, StepResult
+from trainer.stage_config import StageRunConfig
+from trainer.stage_loop import StageLoop, StepResult
 
 
 class PixelsStep(nn.Module):
@@ -45,33 +47,42 @@ def run_pixels(
     model: SeedModel,
     decoder: PixelDecoder,
     batches: Batches,
-    held_out: HeldOut,
+    held_out: HeldOut | None,
     output: Path,
     run: StageRunConfig,
     augmentation: AugmentConfig,
+    settings: Mapping[str, Any],
     cached_views: int = 0,
     whole_targets: bool = False,
 ) -> dict[str, float]:
-    """Train (or resume), write ``pixel_decoder.safetensors``; figures on held-out pictures."""
+    """Train (or resume), write ``pixel_decoder.safetensors``; figures on held-out pictures (which only the
+    first rank needs and judges)."""
     model.eval().requires_grad_(False)
-    views = views_of(batches, augmentation, run.seed, model.codebook.weight.device)
+    device = model.codebook.weight.device
+    views = views_of(batches, augmentation, run.seed, device)
 
     def embedded(step: int) -> tuple[Tensor, Tensor]:
         images, pictures, _ = views(step)
         with torch.inference_mode():
-            embedding = model.generation_embedding(model.encode(images))
+            with run.autocast(device):
+                z_BNC = model.encode_features(images)
+            embedding = model.generation_embedding(model.codebook.nearest(z_BNC.float()))
             target = thumbnails(pictures if whole_targets else images, SIDE)
         return embedding.clone(), target.clone()
 
     mean_picture = thumbnails(torch.as_tensor(batches.batch(0).images), SIDE).mean(dim=0, keepdim=True)
-    loop = StageLoop(PixelsStep(decoder), run, output, batches.steps_per_epoch)
+    loop = StageLoop(PixelsStep(decoder), run, output, batches.steps_per_epoch, settings)
     loop.resume()
     source: Callable[[int], tuple[Tensor, Tensor]] = embedded
     if cached_views:
         source = BatchCache(embedded, cached_views * batches.steps_per_epoch, run.seed)
-    loop.train(source, evaluate=lambda: pixel_figures(model, decoder, held_out, mean_picture))
+
+    def figures() -> dict[str, float]:
+        return judged(held_out, lambda pairs: pixel_figures(model, decoder, pairs, mean_picture))
+
+    loop.train(source, evaluate=figures)
     on_first_rank(lambda: save_pixel_decoder(decoder, output))
-    return dict(pixel_figures(model, decoder, held_out, mean_picture))
+    return figures()
 
 
 @torch.inference_mode()

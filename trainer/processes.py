@@ -2,9 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+Made = TypeVar("Made")
+_WAIT_FOR_FIRST = timedelta(hours=12)
+"""The usual minutes are too few for what one process does while the others wait."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -33,8 +39,13 @@ def process_group(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def on_first_rank(write: Callable[[], None]) -> None:
-    """Let the first process write what all of them hold; the others wait until it is there."""
-    if dist.get_rank() == 0:
-        write()
-    dist.barrier()
+def on_first_rank(make: Callable[[], Made]) -> Made | None:
+    """Let the first process write or work out what needs only one; the others wait, and get None.
+
+    ``make`` must not communicate.
+    """
+    group = dist.new_group(backend="gloo", timeout=_WAIT_FOR_FIRST)
+    made = make() if dist.get_rank() == 0 else None
+    dist.barrier(group=group)
+    dist.destroy_process_group(group)
+    return made

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,57 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer.checkpoint import CheckpointConfig, CheckpointStore, Progress, TrainingState, seed_step
 from trainer.metrics import MetricsConfig, MetricsWriter
+from trainer.same_stage import check_same_stage, describe_stage
+from trainer.stage_config import StageRunConfig
+from trainer.stop_signal import StopSignal
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS_KEPT = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageRunConfig:
-    """How long and how fast. Defaults are the release's stage 1, where they exist."""
-
-    steps: int = 10_000
-    batch_size: int = 64
-    """Pairs per rank."""
-    lr: float = 3e-5
-    min_lr: float = 3e-6
-    warmup_lr: float = 3e-7
-    warmup_steps: int = 2000
-    schedule: Literal["cosine", "released"] = "cosine"
-    """``cosine``: per step, to ``min_lr`` at the end. ``released``: constant through the first epoch after
-    the warm-up, then one cosine step per epoch over ``max_epochs``."""
-    max_epochs: int = 10
-    """Length of the ``released`` schedule."""
-    weight_decay: float = 0.05
-    decay_tables: bool = False
-    """The release also decays queries, position tables and the codebook (every tensor of two or more
-    dimensions)."""
-    max_grad_norm: float = 0.0
-    """0: no clipping, as released."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Autocast of the forward pass; losses and features that feed them stay fp32."""
-    log_every: int = 20
-    evaluate_every: int = 0
-    checkpoint_every: int = 500
-    seed: int = 42
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "max_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"run.{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.min_lr <= self.lr:
-            raise ValueError(f"run.min_lr {self.min_lr} must be between 0 and run.lr {self.lr}")
-
-    def lr_at(self, step: int, steps_per_epoch: int) -> float:
-        """Learning rate of a 0-based step."""
-        if step < self.warmup_steps and (self.schedule == "cosine" or step < steps_per_epoch):
-            return self.warmup_lr + (self.lr - self.warmup_lr) * step / self.warmup_steps
-        if self.schedule == "released":
-            progress = (step // steps_per_epoch) / self.max_epochs
-        else:
-            progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
 @dataclass(frozen=True)
@@ -104,7 +60,23 @@ def parameter_groups(module: nn.Module, run: StageRunConfig) -> list[dict[str, A
 class StageLoop:
     """One training run in one directory."""
 
-    def __init__(self, module: nn.Module, run: StageRunConfig, output: Path, steps_per_epoch: int) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        run: StageRunConfig,
+        output: Path,
+        steps_per_epoch: int,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Open the directory.
+
+        Args:
+            module: gives ``StepResult``.
+            run: length and rates.
+            output: gets ``checkpoints`` and ``metrics.jsonl``.
+            steps_per_epoch: of the data.
+            settings: further ones that decide the curve, by name; they may not change on resume.
+        """
         self.module = module
         self.run = run
         self.output = output
@@ -115,13 +87,20 @@ class StageLoop:
         checkpoints = CheckpointConfig(
             every_steps=run.checkpoint_every, keep=CHECKPOINTS_KEPT, is_async=False
         )
-        self._store = CheckpointStore(output / "checkpoints", checkpoints, {"kind": type(module).__name__})
+        self._description = describe_stage(run, steps_per_epoch, settings or {})
+        kind = {"kind": type(module).__name__}
+        self._store = CheckpointStore(output / "checkpoints", checkpoints, kind | self._description)
         self._metrics: MetricsWriter | None = None
 
     def resume(self) -> int:
-        """Load the newest checkpoint of this directory, if there is one; the step to go on with."""
+        """Load the newest checkpoint of this directory, if there is one; the step to go on with.
+
+        Raises:
+            ValueError: a setting that decides the curve is another than then.
+        """
         newest = self._store.newest()
         if newest is not None:
+            check_same_stage(newest, self._description)
             self.step = self._store.load(newest, self._state).step
             logger.info("resumed step=%d from=%s", self.step, newest)
         return self.step
@@ -132,28 +111,51 @@ class StageLoop:
         after_step: Callable[[int], None] | None = None,
         evaluate: Callable[[], Mapping[str, float]] | None = None,
     ) -> None:
-        """Run to the last step.
+        """Run to the last step, or until SIGTERM or SIGINT come to any rank; the last state is saved.
 
         Args:
             make_inputs: arguments of the module's forward for a step; a pure function of it.
             after_step: called after each optimiser step.
-            evaluate: figures on held-out data, logged every ``evaluate_every`` steps and at the end.
+            evaluate: figures on held-out data, logged every ``evaluate_every`` steps and at the end; every
+                rank calls it, the first logs what it gives.
 
         Raises:
-            FloatingPointError: a loss is not finite; nothing was stepped or saved.
+            FloatingPointError: loss or gradient is not finite on any rank; that step was neither taken nor
+                saved, and every rank ends.
+            InterruptedError: a signal came; on every rank, after the same step.
         """
         forward = self.module
         if dist.get_world_size() > 1:
-            forward = DistributedDataParallel(self.module, broadcast_buffers=False)
+            forward = DistributedDataParallel(self.module, forward_sync_buffers=False)
         if dist.get_rank() == 0:
             self._metrics = MetricsWriter(self.output, self.step, MetricsConfig())
+        with StopSignal() as stop:
+            self._loop(forward, make_inputs, after_step, evaluate, stop)
+        self._store.finish()
+        if self._metrics is not None:
+            self._metrics.close()
+        self.module.eval()
+        if self.step < self.run.steps:
+            raise InterruptedError(
+                f"stopped after {self.step:,} of {self.run.steps:,} steps; the same command goes on there"
+            )
+
+    def _loop(
+        self,
+        forward: nn.Module,
+        make_inputs: Callable[[int], tuple[Any, ...]],
+        after_step: Callable[[int], None] | None,
+        evaluate: Callable[[], Mapping[str, float]] | None,
+        stop: StopSignal,
+    ) -> None:
         self.module.train()
+        gpus = {parameter.device for parameter in self.module.parameters() if parameter.is_cuda}
         clock, num_images = time.perf_counter(), 0
         while self.step < self.run.steps:
-            with torch.random.fork_rng():  # dropout of a step is the same after a resume
+            with torch.random.fork_rng(gpus):  # dropout of a step is the same after a resume
                 seed_step(self.run.seed, self.step, dist.get_rank())
                 inputs = make_inputs(self.step)
-                result, lr, grad_norm = self._step(forward, inputs)
+                result, lr, grad_norm, is_stopped = self._step(forward, inputs, stop)
             num_images += len(inputs[0]) * dist.get_world_size()
             self.step += 1
             if after_step is not None:
@@ -168,16 +170,14 @@ class StageLoop:
                 }
                 self.log(figures | dict(result.metrics))
                 clock, num_images = time.perf_counter(), 0
-            if evaluate is not None and self._is_due(self.run.evaluate_every):
+            if evaluate is not None and not is_stopped and self._is_due(self.run.evaluate_every):
                 self.module.eval()
                 self.log(evaluate())
                 self.module.train()
-            if self._is_due(self.run.checkpoint_every):
+            if is_stopped or self._is_due(self.run.checkpoint_every):
                 self._store.save(self._state, Progress(step=self.step, seed=self.run.seed))
-        self._store.finish()
-        if self._metrics is not None:
-            self._metrics.close()
-        self.module.eval()
+            if is_stopped:
+                return
 
     def forget(self, parameter: Tensor, rows: Tensor) -> None:
         """Clear the optimiser's moments of some rows, whose values were replaced."""
@@ -188,23 +188,36 @@ class StageLoop:
     def _is_due(self, every: int) -> bool:
         return self.step == self.run.steps or (every > 0 and self.step % every == 0)
 
-    def _step(self, forward: nn.Module, inputs: tuple[Any, ...]) -> tuple[StepResult, float, float]:
+    def _step(
+        self, forward: nn.Module, inputs: tuple[Any, ...], stop: StopSignal
+    ) -> tuple[StepResult, float, float, bool]:
+        """One step; its result, rate and gradient norm, and whether any rank was asked to stop."""
         lr = self.run.lr_at(self.step, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        device = inputs[0].device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.run.precision == "bf16"):
+        with self.run.autocast(inputs[0].device):
             result: StepResult = forward(*inputs)
-        if not result.loss.isfinite():
-            raise FloatingPointError(
-                f"step {self.step}: loss is {result.loss.item()}; nothing was stepped or saved"
-            )
         self.optimizer.zero_grad()
-        result.loss.backward()
+        result.loss.backward()  # also of a bad loss: other ranks wait for its gradients
         norm = self.run.max_grad_norm or math.inf
         grad_norm = nn.utils.clip_grad_norm_(self.module.parameters(), norm)
+        is_stopped = self._agree(result.loss.detach(), grad_norm, stop)
         self.optimizer.step()
-        return result, lr, float(grad_norm)
+        return result, lr, float(grad_norm), is_stopped
+
+    def _agree(self, loss: Tensor, grad_norm: Tensor, stop: StopSignal) -> bool:
+        """Whether any rank was asked to stop; an error on all where loss or gradient of any is not finite."""
+        is_bad = ~(loss.isfinite() & grad_norm.isfinite())
+        flags = torch.stack([is_bad, is_bad.new_tensor(stop.is_set)]).int()
+        dist.all_reduce(flags)
+        is_bad_somewhere, is_stopped = (flags > 0).tolist()
+        if is_bad_somewhere:
+            where = "" if is_bad else "on another rank; here "
+            raise FloatingPointError(
+                f"step {self.step}: {where}loss is {float(loss)}, norm of the gradient {float(grad_norm)}; "
+                "this step was neither taken nor saved"
+            )
+        return bool(is_stopped)
 
     def log(self, figures: Mapping[str, Tensor | float]) -> None:
         """One line to the log and to ``metrics.jsonl``, with the number of finished steps; rank 0 only."""

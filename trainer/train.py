@@ -7,15 +7,11 @@ sequences are packed nor on micro-batches and ranks.
 import json
 import logging
 import math
-import signal
-import threading
-import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,9 +32,9 @@ from trainer.parallelize import Meshes
 from trainer.processes import choose_device, process_group
 from trainer.run_config import TrainConfig
 from trainer.run_folder import check_run_folder
+from trainer.stop_signal import StopSignal
 
 logger = logging.getLogger(__name__)
-_SAME_STOP_S = 2.0
 _EXPORT_TIMEOUT = timedelta(hours=12)
 """How long other ranks wait while the first writes the export; the usual minutes are too few for 14B."""
 
@@ -66,39 +62,6 @@ def train(config: TrainConfig) -> TrainResult:
         if device.type == "cuda":
             device = torch.device("cuda", torch.cuda.current_device())
         return Trainer(config, device, stop).run()
-
-
-class StopSignal:
-    """Notes SIGTERM and SIGINT, so that the loop can save and end between two steps.
-
-    A second SIGINT interrupts at once, unless it follows within two seconds: torchrun passes on the one that
-    the terminal has sent to everybody already.
-    """
-
-    def __init__(self) -> None:
-        self.is_set = False
-        self._noted_s = 0.0
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {
-                number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
-            }
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self.is_set and number == signal.SIGINT and now - self._noted_s > _SAME_STOP_S:
-            raise KeyboardInterrupt
-        if self.is_set:
-            return
-        self.is_set, self._noted_s = True, now
-        logger.info("stops after this step and saves, which may take minutes; Ctrl-C again: at once")
 
 
 class Trainer:

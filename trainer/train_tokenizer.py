@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -30,7 +30,7 @@ from trainer.contrastive_run import (
 )
 from trainer.pixels_run import run_pixels
 from trainer.processes import choose_device, process_group
-from trainer.stage_loop import StageRunConfig
+from trainer.stage_config import StageRunConfig
 
 logger = logging.getLogger(__name__)
 
@@ -74,44 +74,87 @@ class StagesConfig:
 
 
 def run_stage(
-    config: StagesConfig, batches: Batches, held_out: HeldOut, train_captions: Iterable[str]
+    config: StagesConfig, batches: Batches, held_out: HeldOut | None, train_captions: Iterable[str]
 ) -> dict[str, float]:
-    """Run the chosen stage to its end (or resume it); figures on the held-out pairs."""
+    """Run the chosen stage to its end (or resume it); figures on the held-out pairs.
+
+    The first process judges these, needs them and gets the figures; the others wait meanwhile.
+
+    Raises:
+        InterruptedError: SIGTERM or SIGINT ended it early; it goes on when called again.
+    """
     with process_group(choose_device(config.device)):
         return _run_stage(config, batches, held_out, train_captions)
 
 
 def _run_stage(
-    config: StagesConfig, batches: Batches, held_out: HeldOut, train_captions: Iterable[str]
+    config: StagesConfig, batches: Batches, held_out: HeldOut | None, train_captions: Iterable[str]
 ) -> dict[str, float]:
     directory = config.output / config.stage
     device = choose_device(config.device)
     rng = torch.Generator().manual_seed(config.run_of_stage.seed)
+    settings = settings_of_stage(config)
     if config.stage == "qformer":
         captions = caption_tokenizer(config.captions, train_captions)
-        stage = dataclasses.replace(config.contrastive, vocab_size=captions.vocab_size)
-        model = ContrastiveModel(config.model, stage)
+        model = ContrastiveModel(config.model, with_word_table(config.contrastive, captions.vocab_size))
         init_from_scratch(model, rng)
         if config.initial_weights:
             missing = load_initial_weights(model, config.initial_weights)
             logger.info("drawn parameters=%d first=%s", len(missing), missing[:3])
         return run_contrastive(
             model.to(device), captions, batches, held_out, directory, config.contrastive_run, config.augment,
-            config.thumbnail,
+            config.thumbnail, settings,
         )  # fmt: skip
     if config.stage == "pixels":
         tokenizer, _ = load_model(config.output / "codebook")
-        decoder = PixelDecoder(tokenizer.config.image_features_dim)
+        with torch.random.fork_rng([]):
+            torch.manual_seed(config.pixels_run.seed)
+            decoder = PixelDecoder(tokenizer.config.image_features_dim)
         return run_pixels(
             tokenizer.to(device), decoder.to(device), batches, held_out, directory, config.pixels_run,
-            config.augment, config.care.cached_views, config.care.whole_targets,
+            config.augment, settings, config.care.cached_views, config.care.whole_targets,
         )  # fmt: skip
     stage1, _ = load_contrastive(config.output / "qformer")
     target = generation_target(config, stage1, batches).to(device)
     model_config = dataclasses.replace(config.model, image_features_dim=target.width)
     tokenizer = tokenizer_of(stage1, model_config, rng).to(device)
-    run = CodebookRun(tokenizer, config.codebook, config.care, target, config.codebook_run, config.augment)
+    run = CodebookRun(
+        tokenizer, config.codebook, config.care, target, config.codebook_run, config.augment, settings
+    )
     return run.execute(batches, held_out, directory)
+
+
+def settings_of_stage(config: StagesConfig) -> dict[str, Any]:
+    """What decides the curve of the chosen stage beside its run, by the names of the configuration."""
+    if config.stage == "qformer":
+        names = ["model", "captions", "contrastive", "thumbnail"]
+        # Files may move between two runs; frozen parts of the network come from them again.
+        weights = {"initial_weights": [path.name for path in config.initial_weights]}
+        return {name: getattr(config, name) for name in ("augment", *names)} | weights
+    care = dataclasses.asdict(config.care)
+    if config.stage == "pixels":
+        care = {name: care[name] for name in ("cached_views", "whole_targets")}
+        return {"augment": config.augment, "care": care}
+    del care["stores_fp16"]
+    names = ["augment", "model", "codebook", "generation_target"]
+    return {name: getattr(config, name) for name in names} | {"care": care}
+
+
+def with_word_table(stage: ContrastiveConfig, num_entries: int) -> ContrastiveConfig:
+    """Settings whose word table has a row for each entry of the caption tokenizer, and the further rows asked
+    for.
+
+    Raises:
+        ValueError: fewer rows are asked for than there are entries.
+    """
+    if not stage.vocab_size:
+        return dataclasses.replace(stage, vocab_size=num_entries)
+    if stage.vocab_size < num_entries:
+        raise ValueError(
+            f"contrastive.vocab_size {stage.vocab_size}: the caption tokenizer has {num_entries} entries; "
+            "take as many rows as the initial weights have, or 0"
+        )
+    return stage
 
 
 def caption_tokenizer(source: str, train_captions: Iterable[str]) -> CaptionTokenizer:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenizer.code_usage import CodeUsage, kmeans, reseed_dead, usage_figures
+from tokenizer.code_usage import CodeUsage, count_codes, kmeans, reseed_dead, usage_figures
 from tokenizer.codebook import Codebook
 
 
@@ -28,11 +28,11 @@ def test_perplexity_of_a_skewed_use() -> None:
 
 def test_counts_add_up_and_reset() -> None:
     usage = CodeUsage(8)
-    usage.record(torch.tensor([[1, 1], [7, 0]]))
-    usage.record(torch.tensor([7]))
-    assert usage.gathered().tolist() == [1, 2, 0, 0, 0, 0, 0, 2]
+    usage.record(count_codes(torch.tensor([[1, 1], [7, 0]]), 8))
+    usage.record(count_codes(torch.tensor([7]), 8))
+    assert usage.counts_E.tolist() == [1, 2, 0, 0, 0, 0, 0, 2]
     usage.reset()
-    assert usage.gathered().sum() == 0
+    assert usage.counts_E.sum() == 0
 
 
 def test_kmeans_finds_separate_clusters() -> None:

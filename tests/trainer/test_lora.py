@@ -90,7 +90,8 @@ def test_frozen_weights_are_not_in_checkpoints(run: TrainConfig) -> None:
 def test_dropout_resumes_exactly(run: TrainConfig, tmp_path: Path) -> None:
     """Interrupted after every step, dropout draws the same masks."""
     from trainer.processes import process_group
-    from trainer.train import StopSignal, Trainer
+    from trainer.stop_signal import StopSignal
+    from trainer.train import Trainer
 
     config = replace(run, output=str(tmp_path))
     for _ in range(run.num_steps):

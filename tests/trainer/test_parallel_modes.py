@@ -29,7 +29,8 @@ from trainer.optimizer import OptimizerConfig
 from trainer.parallelize import ParallelConfig, check_divides
 from trainer.pipeline_stages import build_stage_models
 from trainer.run_config import DataConfig, ModelConfig, TrainConfig
-from trainer.train import StopSignal, Trainer
+from trainer.stop_signal import StopSignal
+from trainer.train import Trainer
 
 NUM_STEPS = 6
 MODES: dict[str, dict[str, Any]] = {

@@ -31,7 +31,8 @@ from trainer.optimizer import OptimizerConfig, rate_fraction
 from trainer.parallelize import ParallelConfig
 from trainer.processes import process_group
 from trainer.run_config import DataConfig, ModelConfig, TrainConfig
-from trainer.train import StopSignal, Trainer, TrainResult
+from trainer.stop_signal import StopSignal
+from trainer.train import Trainer, TrainResult
 from trainer.weights import fill_parameters, random_weights
 
 

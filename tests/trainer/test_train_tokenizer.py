@@ -3,8 +3,11 @@ draws."""
 
 import dataclasses
 import json
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -12,23 +15,34 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.inputs import expand_inputs
 from pipeline.training_pairs import PairBatches, TrainingPair, is_held_out, read_training_pairs
 from tests.trainer.runs import run_in_processes
 from tokenizer.augment import AugmentConfig
+from tokenizer.caption_tokenizer import load_caption_tokenizer
 from tokenizer.checkpoint import load_model, load_tokenizer
-from tokenizer.codebook_stage import CodebookConfig, CodebookModel
+from tokenizer.code_usage import kmeans, reseed_dead
+from tokenizer.codebook import Codebook
+from tokenizer.codebook_stage import CodebookConfig, CodebookModel, Quantized
 from tokenizer.config import SeedTokenizerConfig
-from tokenizer.contrastive_stage import ContrastiveConfig
+from tokenizer.contrastive_stage import ContrastiveConfig, ContrastiveModel
 from tokenizer.detokenizer import load_detokenizer
 from tokenizer.from_scratch import init_from_scratch
 from tokenizer.preprocess import PreprocessConfig
 from tokenizer.seed import SeedModel
 from trainer.codebook_run import CodebookCareConfig
-from trainer.contrastive_run import HeldOut, ThumbnailConfig, held_out_of, load_contrastive
-from trainer.stage_loop import StageRunConfig
+from trainer.contrastive_run import (
+    WEIGHTS_NAME,
+    HeldOut,
+    ThumbnailConfig,
+    held_out_of,
+    load_contrastive,
+    save_contrastive,
+)
+from trainer.stage_config import StageRunConfig
 from trainer.train_tokenizer import StagesConfig, run_stage
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples" / "pairs"
@@ -85,9 +99,12 @@ def test_all_stages_end_in_a_tokenizer_that_encodes_and_draws(
     model, _ = load_model(tmp_path / "codebook")
     for name, parameter in stage1.qformer.named_parameters():  # stage 2 left the encoder alone
         assert torch.equal(model.qformer.get_parameter(name), parameter.half().float())
-    (tmp_path / "pixels" / "pixel_decoder.safetensors").rename(
-        tmp_path / "codebook" / "pixel_decoder.safetensors"
-    )
+    decoder = tmp_path / "pixels" / "pixel_decoder.safetensors"
+    decoder.rename(tmp_path / "codebook" / decoder.name)
+    shutil.rmtree(tmp_path / "pixels")
+    torch.manual_seed(1)  # the decoder is drawn from the seed of its run
+    run_stage(stages(tmp_path, stage="pixels"), batches, held_out, captions)
+    assert decoder.read_bytes() == (tmp_path / "codebook" / decoder.name).read_bytes()
     assert load_detokenizer(str(tmp_path / "codebook")).draw(codes).shape == (6, 64, 64, 3)
     lines = [json.loads(line) for line in (tmp_path / "codebook" / "metrics.jsonl").read_text().splitlines()]
     assert {"codes_used", "perplexity", "codes_dead"} <= set().union(*lines)
@@ -137,6 +154,34 @@ def test_resumed_stages_equal_uninterrupted_ones(
             assert torch.equal(tensor, parts[name]), (file, name)
 
 
+@pytest.mark.parametrize(
+    ("stage", "change", "message"),
+    [
+        (
+            "qformer",
+            {"augment": AugmentConfig(mirror=0.1)},
+            r"augment\.mirror was 0.5, this run has 0.1",
+        ),
+        ("codebook", {"codebook": CodebookConfig(beta=0.5)}, r"codebook\.beta was 0.25, this run has 0.5"),
+        ("pixels", {"augment": AugmentConfig(mirror=0.1)}, r"augment\.mirror was 0.5, this run has 0.1"),
+    ],
+)
+def test_a_stage_does_not_go_on_with_other_settings(
+    stage: Any, change: dict[str, Any], message: str, pairs: list[TrainingPair], tmp_path: Path
+) -> None:
+    config, run = stages(tmp_path, care=CodebookCareConfig()), dataclasses.replace(RUN, steps=1)
+    arguments = PairBatches(pairs, 4, seed=0), held_out_of(pairs[:4]), [pair.caption for pair in pairs]
+    for name in ("qformer", "codebook", "pixels"):
+        config = dataclasses.replace(
+            config, stage=name, contrastive_run=run, codebook_run=run, pixels_run=run
+        )
+        run_stage(config, *arguments)
+        if name == stage:
+            break
+    with pytest.raises(ValueError, match=message):
+        run_stage(dataclasses.replace(config, **change), *arguments)
+
+
 def stage_1_with_thumbnails(output: str) -> list[float]:
     """Gradient norms of three steps of eight pairs over all ranks; without dropout, which each rank draws."""
     rank, num_ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -166,10 +211,148 @@ def test_stage_1_on_two_gloo_ranks_equals_one(tmp_path: Path) -> None:
         assert (tensor - two[name]).abs().mean() < 0.05 * RUN.lr, name
 
 
+def stage_2_counts(folder: str, stage1: str) -> dict[str, Any]:
+    """Counts by which stage 2 re-seeds at its fourth step, in one run and in one that was cut after three."""
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    pairs = list(
+        read_training_pairs(expand_inputs([str(SAMPLES / "*.tar")]), PreprocessConfig(color="clean"))
+    )
+    run = dataclasses.replace(RUN, batch_size=2, steps=4, evaluate_every=0, warmup_steps=0, min_lr=RUN.lr)
+    care = CodebookCareConfig(kmeans_vectors=200, reseed_every=4, reseed_until=1.0)
+    batches = PairBatches(pairs, run.batch_size, 0, rank, num_ranks)
+    moved: dict[str, list[int]] = {}
+    for name, parts in (("whole", (4,)), ("cut", (3, 4))):
+        output = Path(folder) / name
+        if rank == 0:
+            shutil.copytree(stage1, output / "qformer")
+        dist.barrier()
+        seen = moved.setdefault(name, [])
+
+        def watched(codebook: Codebook, counts: torch.Tensor, *rest: Any, seen: list[int] = seen) -> Any:
+            seen.extend(counts.tolist())
+            return reseed_dead(codebook, counts, *rest)
+
+        def started(vectors: torch.Tensor, *rest: Any) -> torch.Tensor:
+            moved.setdefault("vectors", []).append(len(vectors))
+            return kmeans(vectors, *rest)
+
+        with (
+            patch("trainer.codebook_run.reseed_dead", watched),
+            patch("trainer.codebook_run.kmeans", started),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("error", FutureWarning)
+            for steps in parts:
+                part = dataclasses.replace(run, steps=steps)
+                config = stages(output, stage="codebook", codebook_run=part, care=care)
+                run_stage(config, batches, held_out_of(pairs[:4]) if rank == 0 else None, [])
+    return moved
+
+
+def test_stage_2_on_two_ranks_resumes_with_the_counts_of_both(
+    pairs: list[TrainingPair], tmp_path: Path
+) -> None:
+    config = stages(tmp_path / "first", contrastive_run=dataclasses.replace(RUN, steps=1))
+    captions = [pair.caption for pair in pairs]
+    run_stage(config, PairBatches(pairs, 4, seed=0), held_out_of(pairs[:4]), captions)
+    first, second = run_in_processes(stage_2_counts, 2, str(tmp_path), str(tmp_path / "first" / "qformer"))
+    assert first["vectors"] == [2 * 2 * 2 * 32] * 2  # two steps of both ranks, in each of the runs
+    assert "vectors" not in second
+    assert sum(first["whole"]) == 4 * 2 * 2 * 32  # steps, ranks, pairs, codes
+    assert first["whole"] == first["cut"] == second["whole"] == second["cut"]
+    whole, cut = (load_file(tmp_path / name / "codebook" / "model.safetensors") for name in ("whole", "cut"))
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, cut[name]), name
+
+
 @pytest.mark.parametrize("settings", [{"weight": -1.0}, {"window": 0}, {"stride": 0}])
 def test_thumbnails_that_cannot_be_told_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"thumbnail.{next(iter(settings))}"):
         ThumbnailConfig(**settings)
+
+
+def test_weights_with_a_row_more_than_the_caption_tokenizer_are_a_start(
+    pairs: list[TrainingPair], tmp_path: Path
+) -> None:
+    """BLIP-2's table has 30,523 rows, [DEC] the last; BERT's vocabulary file 30,522 lines."""
+    characters = "abcdefghijklmnopqrstuvwxyz"
+    lines = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{c}" for c in characters)]
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("\n".join(lines) + "\n")
+    given = ContrastiveModel(MODEL, ContrastiveConfig(vocab_size=len(lines) + 1, embed_dim=8))
+    init_from_scratch(given, torch.Generator().manual_seed(0))
+    save_contrastive(given, load_caption_tokenizer(str(vocabulary)), tmp_path / "blip2")
+    config = stages(
+        tmp_path, captions=str(vocabulary), initial_weights=(tmp_path / "blip2" / WEIGHTS_NAME,),
+        contrastive_run=dataclasses.replace(RUN, steps=1),
+    )  # fmt: skip
+
+    def run(num_rows: int) -> None:
+        contrastive = ContrastiveConfig(embed_dim=8, vocab_size=num_rows)
+        batches = PairBatches(pairs, 4, seed=0)
+        run_stage(dataclasses.replace(config, contrastive=contrastive), batches, held_out_of(pairs[:4]), [])
+
+    run(len(lines) + 1)
+    stage1, captions = load_contrastive(tmp_path / "qformer")
+    rows = stage1.text_branch.word_embeddings.weight
+    assert len(rows) == captions.vocab_size + 1 == len(lines) + 1
+    assert torch.equal(stage1.vit.state_dict()["cls_token"], given.vit.state_dict()["cls_token"])
+    assert torch.equal(rows[-1], given.text_branch.word_embeddings.weight[-1])
+    with pytest.raises(
+        ValueError, match=rf"contrastive.vocab_size {len(lines) - 1}: .* {len(lines)} entries"
+    ):
+        run(len(lines) - 1)
+
+
+def test_bf16_reaches_frozen_networks_and_neither_features_nor_codes(
+    pairs: list[TrainingPair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[tuple[str, torch.dtype]] = set()
+
+    def watch(module: nn.Module, kind: str) -> None:
+        module.register_forward_hook(lambda _module, _inputs, out: seen.add((kind, out.dtype)))
+
+    class WatchedModel(SeedModel):
+        def __init__(self, config: SeedTokenizerConfig) -> None:
+            super().__init__(config)
+            watch(self.vit.blocks[0].attn.qkv, "vit")  # type: ignore[union-attr, arg-type]
+            watch(self.encode_task_layer[0], "trained")
+
+    def quantize(self: CodebookModel, features: torch.Tensor, target: torch.Tensor) -> Quantized:
+        seen.update({("features", features.dtype), ("target", target.dtype)})
+        return original(self, features, target)
+
+    def scores(self: Codebook, z: torch.Tensor) -> torch.Tensor:
+        made = original_scores(self, z)
+        seen.add(("scores", made.dtype))
+        return made
+
+    original, original_scores = CodebookModel.quantize, Codebook._scores
+    batches, held_out = PairBatches(pairs, 4, seed=0), held_out_of(pairs[:4])
+    run = dataclasses.replace(RUN, steps=1)
+    config = stages(tmp_path, contrastive_run=run, codebook_run=run, care=CodebookCareConfig())
+    run_stage(config, batches, held_out, [pair.caption for pair in pairs])
+    for module in ("trainer.codebook_run", "tokenizer.checkpoint"):
+        monkeypatch.setattr(f"{module}.SeedModel", WatchedModel)
+    monkeypatch.setattr(CodebookModel, "quantize", quantize)
+    monkeypatch.setattr(Codebook, "_scores", scores)
+    # Evaluation computes in fp32 and is left out.
+    for module in ("trainer.codebook_run.code_figures", "trainer.pixels_run.pixel_figures"):
+        monkeypatch.setattr(module, lambda *_: {})
+    half = dataclasses.replace(run, precision="bf16")
+    for stage in ("codebook", "pixels"):
+        seen.clear()
+        run_stage(
+            dataclasses.replace(config, stage=stage, codebook_run=half, pixels_run=half),
+            batches,
+            held_out,
+            [],
+        )
+        assert ("vit", torch.bfloat16) in seen, stage
+        kept = {("scores", torch.float32)}
+        if stage == "codebook":
+            kept |= {("features", torch.float32), ("target", torch.float32)}
+        assert seen == {("vit", torch.bfloat16), ("trained", torch.bfloat16), *kept}
 
 
 def test_stage_2_needs_stage_1(pairs: list[TrainingPair], tmp_path: Path) -> None:
