@@ -69,6 +69,9 @@ def _print_summary(outcome: RunOutcome) -> None:
         )
     for reason, number in progress.quarantined.most_common():
         print(f"  quarantined {number} samples: {reason}")
+    if progress.quarantined and not counts.documents_written:
+        print("warning: not one sample could be used: is this the job for such input, with all it needs?")
+        print("  NAME.quarantine-*.jsonl beside each token shard says for each sample what is wrong")
     if damaged := outcome.damaged():
         names = ", ".join(damaged[:5]) + (" ..." if len(damaged) > 5 else "")
         print(f"warning: {len(damaged)} source shards are damaged and were read in part: {names}")
