@@ -36,7 +36,7 @@ def test_a_scrape_gives_the_runs_figures(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     config = {"metrics_report_interval_ms": 200}
-    ray.init(num_cpus=1, include_dashboard=False, _metrics_export_port=port, _system_config=config)
+    ray.init("local", num_cpus=1, include_dashboard=False, _metrics_export_port=port, _system_config=config)
     try:
         metrics = RayMetrics()
         counts = ShardCounts(images_written=7, samples_quarantined={Reason.CAPTION_EMPTY: 2})
