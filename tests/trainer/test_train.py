@@ -225,7 +225,7 @@ def test_another_build_of_as_many_rows_is_refused_on_resume(packed: Path, tmp_pa
 def test_ctrl_c_saves_first_and_interrupts_when_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.getsignal(signal.SIGINT)
     clock = iter((100.0, 100.5, 103.0))
-    monkeypatch.setattr("trainer.train.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("trainer.stop_signal.time.monotonic", lambda: next(clock))
     with StopSignal() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.is_set
