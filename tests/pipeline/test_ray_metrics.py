@@ -34,7 +34,6 @@ def scraped(port: int) -> dict[str, float]:
 def test_a_scrape_gives_the_runs_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     config = {"metrics_report_interval_ms": 200}
     ray.init("local", num_cpus=1, include_dashboard=False, _metrics_export_port=port, _system_config=config)
     try:
