@@ -18,7 +18,8 @@ def run_tokenize_job(config: TokenizeConfig, job: TokenizeJob) -> int:
     """Run a tokenization job and print the result; returns the exit status.
 
     0: everything is in order (quarantined samples are in order: they are counted and listed).
-    1: source shards failed, counts do not add up, or with --strict a source shard was damaged.
+    1: source shards failed, counts do not add up, not one sample could be used, or with --strict a source
+        shard was damaged.
     130, 143: ended by a signal; the same command goes on.
     """
     with StopSignal() as stop:
@@ -69,9 +70,6 @@ def _print_summary(outcome: RunOutcome) -> None:
         )
     for reason, number in progress.quarantined.most_common():
         print(f"  quarantined {number} samples: {reason}")
-    if progress.quarantined and not counts.documents_written:
-        print("warning: not one sample could be used: is this the job for such input, with all it needs?")
-        print("  NAME.quarantine-*.jsonl beside each token shard says for each sample what is wrong")
     if damaged := outcome.damaged():
         names = ", ".join(damaged[:5]) + (" ..." if len(damaged) > 5 else "")
         print(f"warning: {len(damaged)} source shards are damaged and were read in part: {names}")

@@ -54,6 +54,12 @@ class RunOutcome:
                 lines.append(f"conservation is violated over all shards: {imbalance}")
             lines += [f"unreadable token shard: {error}" for error in self.dataset.unreadable]
             lines += self.changed()
+            if self.plan.tasks and not self.dataset.counts.documents_written:
+                lines.append(
+                    "not one sample could be used: is this the job for such input, with all it needs? "
+                    "NAME.quarantine-*.jsonl beside each token shard says what is wrong; after a change "
+                    "of the settings, run with --overwrite"
+                )
         if strict and (damaged := self.damaged()):
             lines.append(f"{len(damaged)} source shards are damaged (--strict): {', '.join(damaged[:5])}")
         return lines

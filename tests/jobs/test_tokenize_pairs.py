@@ -144,14 +144,17 @@ def test_samples_without_picture_or_caption_are_quarantined_and_their_neighbours
     assert result.returncode == 0
     assert "quarantined 1 samples: image_missing" in result.stdout
     assert "quarantined 1 samples: caption_missing" in result.stdout
-    assert "not one sample" not in result.stdout
+    assert "not one sample" not in result.stderr
     assert [document.key for document in read_documents(tmp_path / "out" / "x.parquet")] == ["a", "d"]
 
 
 def test_a_run_that_could_use_nothing_says_so(tmp_path: Path) -> None:
     write_tar(tmp_path / "in" / "x.tar", [("a.png", png(1)), ("b.png", png(2))])
     result = run_job("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
-    assert "warning: not one sample could be used" in result.stdout
+    assert result.returncode == 1
+    assert "error: not one sample could be used" in result.stderr
+    again = run_job("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
+    assert again.returncode == 1, "a folder without documents does not become right by itself"
 
 
 class TestRefusals:
