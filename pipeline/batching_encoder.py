@@ -133,7 +133,8 @@ class BatchingEncoder:
         self.statistics = BatchStatistics()
         self.batches_in_flight = batches_in_flight
         self._flush_after_s = flush_after_s
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._ready: deque[_Slot] = deque()
         self._num_decoding = 0
         self._num_open = 0
@@ -156,28 +157,28 @@ class BatchingEncoder:
     @contextmanager
     def open_shard(self) -> Iterator["BatchInput"]:
         """An input for one shard; while it is open and not blocked, partial batches wait for it."""
-        with self._changed:
+        with self._lock:
             self._num_open += 1
             if self._num_open == 1:
                 self._changed.notify()  # the model's idle time counts from here on
         try:
             yield BatchInput(self)
         finally:
-            with self._changed:
+            with self._lock:
                 self._num_open -= 1
                 if self._num_open == 0 or self._can_run():
                     self._changed.notify()
 
     def close(self) -> None:
         """Run what can run and end the thread; what is in decoding, or waits for it, stays without codes."""
-        with self._changed:
+        with self._lock:
             self._is_closed = True
             self._changed.notify()
         self._thread.join()
 
     def _submit(self, decoded: "Future[Frames]") -> "Future[EncodedFrames]":
         encoded: Future[EncodedFrames] = Future()
-        with self._changed:
+        with self._lock:
             self._num_decoding += 1
         decoded.add_done_callback(lambda future: self._arrived(future, encoded))
         return encoded
@@ -193,7 +194,7 @@ class BatchingEncoder:
             error = DecodingCancelledError()
         except Exception as refusal:
             error = refusal
-        with self._changed:
+        with self._lock:
             self._num_decoding -= 1
             error = error or self._error
             if error is None:
@@ -207,13 +208,13 @@ class BatchingEncoder:
 
     @contextmanager
     def _waiting_for(self, encoded: "Future[EncodedFrames]") -> Iterator[None]:
-        with self._changed:
+        with self._lock:
             self._awaited.append(encoded)
             self._wake_if_due()
         try:
             yield
         finally:
-            with self._changed:
+            with self._lock:
                 self._awaited.remove(encoded)
 
     def _wake_if_due(self) -> None:
@@ -253,7 +254,7 @@ class BatchingEncoder:
 
     def _next_batch(self, is_idle: bool) -> list[_Slot]:
         """A batch to run; empty at the end, and where none is full while the model has another."""
-        with self._changed:
+        with self._lock:
             if not is_idle and len(self._ready) < self.batch_size:
                 return []
             while not self._can_run():
@@ -272,17 +273,19 @@ class BatchingEncoder:
             return True
         if not self._ready:
             return False
-        # A shard whose result is there goes on, though its thread may not have woken yet.
-        num_stuck = sum(not future.done() for future in self._awaited)
-        nobody_adds = self._num_decoding == 0 and num_stuck >= self._num_open
+        nobody_adds = self._num_decoding == 0 and self._are_all_stuck()
         return nobody_adds or time.monotonic() - self._last_arrival >= self._flush_after_s
+
+    def _are_all_stuck(self) -> bool:
+        """A shard whose result is there goes on, though its thread may not have woken yet."""
+        return sum(not future.done() for future in self._awaited) >= self._num_open
 
     def _fail(self, error: Exception, slots: list[_Slot]) -> None:
         """Give every image that waits an error, now and later."""
         logger.error("the model failed", exc_info=error)
         wrapped = EncoderError(f"the model failed: {type(error).__name__}: {error}")
         wrapped.__cause__ = error
-        with self._changed:
+        with self._lock:
             self._error = wrapped
             slots = [*slots, *self._ready]
             self._ready.clear()

@@ -7,8 +7,9 @@ ends its second worker too is that one refused, for a worker may also die of wha
 out-of-memory killer, the end of a preempted node), and what is refused is lost for good.
 
 One thread per worker waits on its socket (asleep, without the GIL), keeps a few tasks in the worker's hands
-so that it never idles, and copies results out of shared memory into arrays that the caller owns: no lease can
-be forgotten, no slow consumer can hold a slot. `benchmarks/decode.py` measures the pool against a plain loop.
+so that it never idles, and passes results on as arrays that the caller owns; those that lie in the worker's
+memory give their places back by themselves, and no slow consumer can hold up a worker (`frame_places`).
+`benchmarks/decode.py` measures the pool against a plain loop.
 """
 
 import itertools
@@ -24,8 +25,6 @@ from typing import Self
 
 from pipeline.decode import DecodedFrames, DecodeTask, load_decoder, run_decoder
 from pipeline.decode_process import DecodeProcess, WorkerGone
-from pipeline.decode_worker import FRAME_BYTES
-from pipeline.frame_buffers import FrameBuffers
 from schemas.quarantine import Reason, RefusedError
 from tokenizer.preprocess import PreprocessConfig
 
@@ -46,8 +45,9 @@ class DecodePoolConfig:
     """Processes; 0 decodes in the calling thread (tests, debugging: no isolation, no time limit)."""
     max_in_flight: int = 64
     """Tasks submitted and not finished; `submit` waits beyond that. Give at least 4 a worker."""
-    tasks_per_worker: int = 16
-    """Most tasks in one worker's hands: its work while the owner's interpreter is busy elsewhere."""
+    tasks_per_worker: int = 32
+    """Most tasks in one worker's hands: its work while the owner's interpreter is busy elsewhere. Replies come
+    in groups of half as many, for each wake-up of the owner costs it processor time."""
     timeout_s: float = 30.0
     """Wall time of one task, after which its worker is killed; the second time the task is refused."""
     max_memory_bytes: int = 4 * 2**30
@@ -80,6 +80,8 @@ class PendingTask:
 
     task: DecodeTask
     future: Future[DecodedFrames]
+    is_begun: bool = False
+    """It was in a worker's hands, and cannot be cancelled any more."""
     is_suspect: bool = False
     """A worker died at it, or exceeded the time limit: decoded once more, alone."""
 
@@ -100,7 +102,6 @@ class DecodePool:
         self.num_replaced = 0
         """Workers that died or were killed so far."""
         self._decoder = load_decoder(config.decoder)
-        self._buffers = FrameBuffers(config.frames_per_task * FRAME_BYTES)
         self._free_places = threading.BoundedSemaphore(config.max_in_flight)
         self._waiting: queue.SimpleQueue[PendingTask | None] = queue.SimpleQueue()
         self._state_lock = threading.Lock()
@@ -180,7 +181,7 @@ class DecodePool:
                 return
             if pending is None:
                 continue
-            if pending.future.running():  # handed back by a thread whose worker did not start
+            if pending.is_begun:  # handed back by a thread whose worker did not start
                 self._finish(pending, RuntimeError("the decode pool is closed"))
             else:
                 pending.future.cancel()
@@ -188,17 +189,14 @@ class DecodePool:
 
     def _is_still_wanted(self, pending: PendingTask) -> bool:
         """False, and its place freed, when the submitter cancelled the future."""
-        if pending.future.running() or pending.future.set_running_or_notify_cancel():
-            return True
-        self._free_places.release()
-        return False
+        pending.is_begun = pending.is_begun or pending.future.set_running_or_notify_cancel()
+        if not pending.is_begun:
+            self._free_places.release()
+        return pending.is_begun
 
     def _finish(self, pending: PendingTask, outcome: DecodedFrames | BaseException) -> None:
-        if isinstance(outcome, BaseException):
-            pending.future.set_exception(outcome)
-        else:
-            pending.future.set_result(outcome)
         self._free_places.release()
+        tell(pending.future, outcome)
 
     def _serve(self, index: int) -> None:
         """One worker after the other, until the pool closes; runs in a thread of its own."""
@@ -252,7 +250,6 @@ class DecodePool:
             frames_per_task=self.config.frames_per_task,
             timeout_s=self.config.timeout_s,
             max_memory_bytes=self.config.max_memory_bytes,
-            buffers=self._buffers,
         )
 
     def _feed(self, worker: DecodeProcess, in_hand: deque[PendingTask], index: int) -> None:
@@ -266,8 +263,10 @@ class DecodePool:
             if to_send := tasks_to_send(in_hand, worker.num_unanswered):
                 worker.send(to_send)
             if in_hand:
-                for outcome in worker.receive():
-                    self._finish(in_hand.popleft(), outcome)
+                outcomes = worker.receive()
+                self._free_places.release(len(outcomes))  # first: who is told may submit the next task
+                for outcome in outcomes:
+                    tell(in_hand.popleft().future, outcome)
                 self._useless_starts[index] = 0
 
     def _take_waiting(self, num_free: int, must_wait: bool) -> tuple[list[PendingTask], bool]:
@@ -317,6 +316,14 @@ class DecodePool:
         while (arrival := self._waiting.get()) is not None:
             if self._is_still_wanted(arrival):
                 self._finish(arrival, reason)
+
+
+def tell(future: "Future[DecodedFrames]", outcome: DecodedFrames | BaseException) -> None:
+    """Keep the promise."""
+    if isinstance(outcome, BaseException):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
 
 
 def tasks_to_send(in_hand: deque[PendingTask], num_sent: int) -> list[DecodeTask]:

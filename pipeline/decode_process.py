@@ -17,12 +17,12 @@ from pipeline.decode_worker import (
     FRAME_BYTES,
     FRAME_SHAPE,
     READY,
-    SlotMemory,
+    WorkerMemory,
     WorkerSettings,
     pack_task,
     unpack_reply,
 )
-from pipeline.frame_buffers import FrameBuffers
+from pipeline.frame_places import FramePlaces, num_places
 from schemas.quarantine import Reason, RefusedError
 from tokenizer.preprocess import PreprocessConfig
 
@@ -53,7 +53,6 @@ class DecodeProcess:
         frames_per_task: int,
         timeout_s: float,
         max_memory_bytes: int,
-        buffers: FrameBuffers,
     ) -> None:
         """Start it and wait until it is ready. Raises WorkerGone if it does not come up."""
         self.num_slots = num_slots
@@ -61,13 +60,17 @@ class DecodeProcess:
         self.num_replied = 0
         self.has_exceeded_time = False
         self.connection, theirs = socket.socketpair()
-        memory_fd = anonymous_memory(SlotMemory.num_bytes(num_slots, frames_per_task))
-        self.memory = SlotMemory(memory_fd, num_slots, frames_per_task)
+        shape = (num_slots, num_places(num_slots, frames_per_task * FRAME_BYTES), frames_per_task)
+        memory_fd = anonymous_memory(WorkerMemory.num_bytes(*shape))
+        self.memory = WorkerMemory(memory_fd, *shape)
+        self.places = FramePlaces(self.memory.frames, num_slots)
+        self.places_in_hand: deque[int] = deque()  # of the tasks in its hands, in order
         settings = WorkerSettings(
             socket_fd=theirs.fileno(),
             memory_fd=memory_fd,
             num_slots=num_slots,
-            frames_per_slot=frames_per_task,
+            num_places=shape[1],
+            frames_per_place=frames_per_task,
             decoder=decoder,
             timeout_s=timeout_s,
             max_memory_bytes=max_memory_bytes,
@@ -80,7 +83,6 @@ class DecodeProcess:
             os.close(memory_fd)
         self.connection.settimeout(START_TIMEOUT_S)
         self.unread = bytearray()
-        self.buffers = buffers
         try:
             is_ready = self.connection.recv(len(READY)) == READY
         except OSError:
@@ -108,7 +110,9 @@ class DecodeProcess:
         """
         messages = []
         for number, task in enumerate(tasks, start=self.num_sent):
-            messages.append(pack_task(task, self.memory.inputs[number % self.num_slots]))
+            place = self.places.take()
+            self.places_in_hand.append(place)
+            messages.append(pack_task(task, self.memory.inputs[number % self.num_slots], place))
         self.num_sent += len(tasks)
         self.memory.num_sent[0] = self.num_sent
         self.outbox.append(memoryview(b"".join(messages)))
@@ -171,12 +175,13 @@ class DecodeProcess:
                 raise WorkerGone
 
     def _outcome(self, num_frames: int, body: Any) -> DecodedFrames | RefusedError:
-        """What a reply says; pixels are copied, so that the slot is free at once."""
-        slot = self.memory.frames[self.num_replied % self.num_slots]
+        """What a reply says of the oldest task."""
+        place = self.places_in_hand.popleft()
         self.num_replied += 1
         if num_frames == 0:
+            self.places.give_back(place)
             return RefusedError(Reason(body["reason"]), body["detail"])
-        pixels = self.buffers.copy(slot[: num_frames * FRAME_BYTES]).reshape(num_frames, *FRAME_SHAPE)
+        pixels = self.places.hand_out(place, num_frames * FRAME_BYTES).reshape(num_frames, *FRAME_SHAPE)
         if not body:
             return DecodedFrames(pixels)
         return DecodedFrames(pixels, tuple(body["times_s"]), body["decoder"])

@@ -1,8 +1,9 @@
 """The process that decodes: `python -m pipeline.decode_worker SETTINGS`, started by `pipeline.decode_pool`.
 
 One socket carries the order of tasks in and short replies out. Bytes and pixels go through memory that only
-this worker and its owner share: counters of the tasks begun and sent, then a few slots, used in turn. A
-worker that runs wild can spoil its own replies and nothing else, and nothing that it says is ever unpickled.
+this worker and its owner share: counters of the tasks begun and sent, slots for the bytes of tasks, used in
+turn, and places for frames, of which each task names one. A worker that runs wild can spoil what it decodes
+and nothing else, and nothing that it says is ever unpickled.
 
 It ends by itself: at the end of the socket (the owner closed it or died, however it died), and by SIGALRM
 when a task takes longer than its limit, even when the decoder never returns to Python.
@@ -39,13 +40,13 @@ INPUT_BYTES = 2**19  # larger files go through the socket; web pictures are 20 t
 
 KINDS = list(TaskKind)
 KIND_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
-TASK_HEADER = struct.Struct("<BHIQ")  # index of the kind, frames wanted, bytes of options, bytes of data
-REPLY_HEADER = struct.Struct("<HI")  # frames in the slot (0: refused), bytes of JSON that follow
+TASK_HEADER = struct.Struct("<BHIQI")  # index of the kind, frames wanted, bytes of options and of data, place
+REPLY_HEADER = struct.Struct("<HI")  # frames in the place (0: refused), bytes of JSON that follow
 READY = b"ready"
-REPLY_DELAY_S = 0.02
+REPLY_DELAY_S = 0.05
 """Replies wait for each other: waking the owner costs up to 100 us of processor time.
 
-Those that wait when a task hangs or crashes come late or are lost: at most 20 ms of work, which the successor
+Those that wait when a task hangs or crashes come late or are lost: at most 50 ms of work, which the successor
 does again (decoding has no effect but its result)."""
 
 
@@ -56,7 +57,8 @@ class WorkerSettings:
     socket_fd: int
     memory_fd: int
     num_slots: int
-    frames_per_slot: int
+    num_places: int
+    frames_per_place: int
     decoder: str
     timeout_s: float
     max_memory_bytes: int
@@ -71,51 +73,45 @@ class WorkerSettings:
         return cls(**fields | {"preprocess": PreprocessConfig(**fields["preprocess"])})
 
 
-class SlotMemory:
-    """What one owner and worker share: counters of tasks begun and sent, then slots of input and frames."""
+class WorkerMemory:
+    """What one owner and worker share: counters of tasks begun and sent, slots for bytes, places of frames."""
 
-    def __init__(self, fd: int, num_slots: int, frames_per_slot: int) -> None:
-        memory = mmap.mmap(fd, self.num_bytes(num_slots, frames_per_slot))
+    def __init__(self, fd: int, num_slots: int, num_places: int, frames_per_place: int) -> None:
+        place_bytes = frames_per_place * FRAME_BYTES
+        memory = mmap.mmap(fd, self.num_bytes(num_slots, num_places, frames_per_place))
         self.num_begun = np.frombuffer(memory, np.int64, 1)
         self.num_sent = np.frombuffer(memory, np.int64, 1, offset=8)
-        self.inputs = []
-        self.frames = []
-        for index in range(num_slots):
-            start = COUNTER_BYTES + index * self.slot_bytes(frames_per_slot)
-            slot = memoryview(memory)[start : start + self.slot_bytes(frames_per_slot)]
-            self.inputs.append(slot[:INPUT_BYTES])
-            self.frames.append(slot[INPUT_BYTES:])
+        view = memoryview(memory)[COUNTER_BYTES:]
+        self.inputs = [view[index * INPUT_BYTES :][:INPUT_BYTES] for index in range(num_slots)]
+        view = view[num_slots * INPUT_BYTES :]
+        self.frames = [view[index * place_bytes :][:place_bytes] for index in range(num_places)]
 
     @staticmethod
-    def slot_bytes(frames_per_slot: int) -> int:
-        return INPUT_BYTES + frames_per_slot * FRAME_BYTES
-
-    @classmethod
-    def num_bytes(cls, num_slots: int, frames_per_slot: int) -> int:
-        return COUNTER_BYTES + num_slots * cls.slot_bytes(frames_per_slot)
+    def num_bytes(num_slots: int, num_places: int, frames_per_place: int) -> int:
+        return COUNTER_BYTES + num_slots * INPUT_BYTES + num_places * frames_per_place * FRAME_BYTES
 
 
-def pack_task(task: DecodeTask, slot_input: memoryview) -> bytes:
+def pack_task(task: DecodeTask, slot_input: memoryview, place: int) -> bytes:
     """Put the task's bytes into its slot; returns the message, which carries bytes that do not fit there."""
     num_bytes, options = len(task.data), task.options.encode()
-    header = TASK_HEADER.pack(KIND_NUMBERS[task.kind], task.num_frames, len(options), num_bytes) + options
+    header = TASK_HEADER.pack(KIND_NUMBERS[task.kind], task.num_frames, len(options), num_bytes, place)
     if num_bytes > INPUT_BYTES:
-        return header + task.data
+        return header + options + task.data
     slot_input[:num_bytes] = task.data
-    return header
+    return header + options
 
 
-def unpack_task(stream: BufferedReader, slot_input: memoryview) -> DecodeTask:
-    """The worker's side of `pack_task`. Raises EOFError."""
+def unpack_task(stream: BufferedReader, slot_input: memoryview) -> tuple[DecodeTask, int]:
+    """The worker's side of `pack_task`: the task and its place. Raises EOFError."""
     header = TASK_HEADER.unpack(read_exactly(stream, TASK_HEADER.size))
-    kind, num_frames, options_bytes, num_bytes = header
+    kind, num_frames, options_bytes, num_bytes, place = header
     options = read_exactly(stream, options_bytes).decode()
     data = read_exactly(stream, num_bytes) if num_bytes > INPUT_BYTES else bytes(slot_input[:num_bytes])
-    return DecodeTask(data, KINDS[kind], num_frames, options)
+    return DecodeTask(data, KINDS[kind], num_frames, options), place
 
 
 def pack_reply(num_frames: int, body: object) -> bytes:
-    """The message of `num_frames` frames in the slot (none: a refusal); a picture has no body."""
+    """The message of `num_frames` frames in the place (none: a refusal); a picture has no body."""
     text = json.dumps(body).encode() if body else b""
     return REPLY_HEADER.pack(num_frames, len(text)) + text
 
@@ -143,7 +139,9 @@ def read_exactly(stream: BufferedReader, num_bytes: int) -> bytes:
 
 def answer_tasks(settings: WorkerSettings, connection: socket.socket, decoder: Decoder) -> None:
     """Decode until the socket ends (EOFError)."""
-    memory = SlotMemory(settings.memory_fd, settings.num_slots, settings.frames_per_slot)
+    memory = WorkerMemory(
+        settings.memory_fd, settings.num_slots, settings.num_places, settings.frames_per_place
+    )
     stream = connection.makefile("rb")
     replies: list[bytes] = []
     last_sent_s = time.monotonic()
@@ -157,20 +155,20 @@ def answer_tasks(settings: WorkerSettings, connection: socket.socket, decoder: D
         if not stream.peek(1):  # waits for a task
             raise EOFError
         memory.num_begun[0] += 1
-        task = unpack_task(stream, memory.inputs[slot])
+        task, place = unpack_task(stream, memory.inputs[slot])
         signal.setitimer(signal.ITIMER_REAL, settings.timeout_s)
-        replies.append(decode_into(memory.frames[slot], task, decoder, settings.preprocess))
+        replies.append(decode_into(memory.frames[place], task, decoder, settings.preprocess))
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def decode_into(slot: memoryview, task: DecodeTask, decoder: Decoder, config: PreprocessConfig) -> bytes:
-    """Decode one task into its slot; returns the reply."""
+def decode_into(place: memoryview, task: DecodeTask, decoder: Decoder, config: PreprocessConfig) -> bytes:
+    """Decode one task into its place; returns the reply."""
     try:
         frames = run_decoder(decoder, task, config)
     except RefusedError as error:
         return pack_reply(0, {"reason": error.reason, "detail": error.detail})
     pixels = np.ascontiguousarray(frames.pixels)
-    slot[: pixels.nbytes] = pixels.data.cast("B")
+    place[: pixels.nbytes] = pixels.data.cast("B")
     if not frames.times_s and not frames.decoder:  # a picture
         return pack_reply(len(pixels), {})
     return pack_reply(len(pixels), {"times_s": frames.times_s, "decoder": frames.decoder})

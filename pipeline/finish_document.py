@@ -28,12 +28,10 @@ Outcome = EncodedFrames | RefusedError
 
 def outcome(future: "Future[EncodedFrames]") -> Outcome:
     """What became of an image; errors that say nothing about the image are raised."""
-    error = future.exception()
-    if error is None:
+    try:
         return future.result()
-    if not isinstance(error, RefusedError):
-        raise error
-    return error
+    except RefusedError as refusal:
+        return refusal
 
 
 def finish_document(

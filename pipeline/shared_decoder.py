@@ -61,13 +61,8 @@ class SharedDecoder:
     def __init__(self, pool: DecodePool) -> None:
         self.counts = DecodeCounts()
         self._pool = pool
-        # The pool frees the place of a task only after its callbacks, in which we submit the next one: with
-        # all places in use, every thread of the pool could wait there for another to free one.
-        num_workers = max(1, pool.config.num_workers)
-        self._places = pool.config.max_in_flight - num_workers
-        if self._places < 1:
-            raise ValueError(f"decode.max_in_flight must be above {num_workers}, the number of workers")
-        self._in_hand = min(self._places, num_workers * pool.config.slots_per_worker)
+        self._places = pool.config.max_in_flight
+        self._in_hand = min(self._places, max(1, pool.config.num_workers) * pool.config.slots_per_worker)
         self._lock = threading.Lock()
         self._waiting: deque[_Waiting] = deque()
         self._num_local = 0

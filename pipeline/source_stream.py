@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import fsspec
@@ -29,6 +29,7 @@ OpenAt = Callable[[int], tuple[BinaryIO, int | None]]
 
 PERMANENT_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ValueError)
 """Trying again cannot help."""
+LOCAL_BLOCK_BYTES = 1024**2
 EXTRAS = {
     "s3": "pip install 'seed-shards[s3]'",
     "s3a": "pip install 'seed-shards[s3]'",
@@ -49,7 +50,8 @@ class SourceStreamConfig:
     """How a source shard is read."""
 
     block_bytes: int = 4 * 1024**2
-    """Bytes of one read; for object stores one range request."""
+    """Bytes of one read; for object stores one range request. Of a local file at most 1 MiB: what lies ahead
+    takes place in the processor's caches, which decoding needs."""
     num_blocks_ahead: int = 3
     """Blocks held ready, so that a slow store overlaps with decoding."""
     stall_timeout_s: float = 60.0
@@ -77,8 +79,10 @@ def open_source(url: str, config: SourceStreamConfig | None = None) -> BinaryIO:
         SourceReadError: while reading, when the source stalls or fails more often than the retries allow.
     """
     config = config or SourceStreamConfig()
-    opener = local_opener(url) if is_local(url) else remote_opener(url, config.block_bytes)
-    return buffered_source(opener, url, config)
+    if is_local(url):
+        config = replace(config, block_bytes=min(config.block_bytes, LOCAL_BLOCK_BYTES))
+        return buffered_source(local_opener(url), url, config)
+    return buffered_source(remote_opener(url, config.block_bytes), url, config)
 
 
 def buffered_source(opener: OpenAt, url: str, config: SourceStreamConfig) -> BinaryIO:
