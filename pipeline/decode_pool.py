@@ -46,8 +46,8 @@ class DecodePoolConfig:
     max_in_flight: int = 64
     """Tasks submitted and not finished; `submit` waits beyond that. Give at least 4 a worker."""
     tasks_per_worker: int = 32
-    """Most tasks in one worker's hands: its work while the owner's interpreter is busy elsewhere. Replies come
-    in groups of half as many, for each wake-up of the owner costs it processor time."""
+    """Most tasks in one worker's hands: its work while the owner's interpreter is busy elsewhere. Replies
+    come in groups of half as many, for each wake-up of the owner costs it processor time."""
     timeout_s: float = 30.0
     """Wall time of one task, after which its worker is killed; the second time the task is refused."""
     max_memory_bytes: int = 4 * 2**30
