@@ -74,7 +74,7 @@ class WorkerSettings:
 
 
 class WorkerMemory:
-    """What an owner and its worker share: counters of tasks begun and sent, slots for bytes, places of frames."""
+    """What an owner and its worker share: counters of tasks, slots for bytes, places for frames."""
 
     def __init__(self, fd: int, num_slots: int, num_places: int, frames_per_place: int) -> None:
         place_bytes = frames_per_place * FRAME_BYTES
