@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 
 from pipeline.download_workers import download_workers
@@ -158,18 +159,35 @@ def list_files(url_list: Path) -> list[Path]:
 
 
 def _check_columns(config: IngestConfig, files: list[Path]) -> None:
-    """Columns that a Parquet list lacks are told before the folder is claimed for them."""
+    """Columns that a table lacks are told before the folder is claimed for them."""
     wanted = [config.url_column, config.caption_column, *config.kept_columns]
-    for path in files if list_format(files[0]) == "parquet" else []:
-        try:
-            names = pq.read_schema(path).names
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"--input {path}: no Parquet file: {error}") from error
-        if missing := [name for name in wanted if name and name not in names]:
+    for path in files:
+        names = column_names(path)
+        if missing := [name for name in wanted if name and names and name not in names]:
             raise ValueError(
                 f"--input {path}: no column {', '.join(missing)}, it has {', '.join(names)};"
                 " --url-column, --caption-column and --kept-columns name them"
             )
+
+
+def column_names(path: Path) -> list[str]:
+    """Of a table, from its beginning; none for JSON lines and texts.
+
+    Raises:
+        ValueError: if the file is not what its name says.
+    """
+    kind = str(list_format(path)).removesuffix(".gz")
+    try:
+        if kind == "parquet":
+            return list(pq.read_schema(path).names)
+        if kind in ("csv", "tsv"):
+            delimiter = "," if kind == "csv" else "\t"
+            options = pyarrow.csv.ParseOptions(delimiter=delimiter)
+            with pyarrow.csv.open_csv(path, parse_options=options) as table:
+                return list(table.schema.names)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"--input {path}: no {kind} table: {error}") from error
+    return []
 
 
 def list_format(path: Path) -> str | None:

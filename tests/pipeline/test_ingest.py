@@ -1,6 +1,7 @@
 """Ingestion against a real HTTP server on loopback: pictures, errors, redirects, opt-outs, slow answers."""
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -218,9 +219,14 @@ def test_lists_that_cannot_be_read(tmp_path: Path) -> None:
     path = _write_parquet(tmp_path / "list.parquet", [("http://x/", "y")])
     with pytest.raises(ValueError, match="no column address, it has url"):
         ingest(_config(path, tmp_path / "out", url_column="address"))
+    (tmp_path / "list.csv").write_text("url,text\nhttp://x/,y\n")
+    (tmp_path / "list.tsv.gz").write_bytes(gzip.compress(b"url\ttext\nhttp://x/\ty\n"))
+    for name in ("list.csv", "list.tsv.gz"):
+        with pytest.raises(ValueError, match="no column TEXT, it has url, text"):
+            ingest(_config(tmp_path / name, tmp_path / "out", caption_column="TEXT"))
     assert not (tmp_path / "out").exists(), "a wrong column claims no folder"
     (tmp_path / "text.parquet").write_text("no table")
-    with pytest.raises(ValueError, match=r"text\.parquet: no Parquet file"):
+    with pytest.raises(ValueError, match=r"text\.parquet: no parquet table"):
         ingest(_config(tmp_path / "text.parquet", tmp_path / "out"))
     with pytest.raises(ValueError, match="sha256"):
         _config(path, tmp_path / "out", kept_columns=("sha256",))
