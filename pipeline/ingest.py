@@ -25,14 +25,12 @@ import shutil
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from pipeline.download_workers import download_workers
@@ -41,12 +39,12 @@ from pipeline.opt_out import OptOut
 from pipeline.original_images import OriginalBytes, OriginalsWriter
 from pipeline.output_claim import claim_output
 from pipeline.storage import STALE_AFTER_S
+from pipeline.url_lists import check_columns, list_files, split_lists
 from schemas.atomic_write import TEMPORARY_PREFIX, flush_to_disk
 
 logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "_ingest.json"
-LIST_SUFFIXES = ("parquet", "csv", "csv.gz", "tsv", "tsv.gz", "jsonl", "jsonl.gz", "txt", "txt.gz")
 NUM_DIGITS = 5
 STOP_CHECK_S = 0.5
 STAGING_PREFIX = f"{TEMPORARY_PREFIX}ingest-"
@@ -100,7 +98,7 @@ def ingest(config: IngestConfig, must_stop: Callable[[], bool] = lambda: False) 
     check_is_installed()
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # a library of img2dataset's asks PyPI otherwise
     files = list_files(config.url_list)
-    _check_columns(config, files)
+    check_columns(config, files)
     config.output.mkdir(parents=True, exist_ok=True)
     shards_of(config.output)
     _claim(config, files)
@@ -139,62 +137,6 @@ def _remove_stale_staging(output: Path) -> None:
                 shutil.rmtree(left_over, ignore_errors=True)
 
 
-def list_files(url_list: Path) -> list[Path]:
-    """The files of a list, in order. Raises ValueError, naming it, if there are none or of several kinds."""
-    if url_list.is_file():
-        files = [url_list]
-    else:
-        files = sorted(path for path in url_list.glob("*") if list_format(path))
-    if not files:
-        raise ValueError(
-            f"--input {url_list}: no such file, or no {', '.join(LIST_SUFFIXES)} file in the folder"
-        )
-    formats = {list_format(path) for path in files}
-    if len(formats) > 1 or None in formats:
-        shown = ", ".join(sorted(str(kind) for kind in formats))
-        raise ValueError(
-            f"--input {url_list}: the files must be of one kind of {', '.join(LIST_SUFFIXES)}: {shown}"
-        )
-    return files
-
-
-def _check_columns(config: IngestConfig, files: list[Path]) -> None:
-    """Columns that a table lacks are told before the folder is claimed for them."""
-    wanted = [config.url_column, config.caption_column, *config.kept_columns]
-    for path in files:
-        names = column_names(path)
-        if missing := [name for name in wanted if name and names and name not in names]:
-            raise ValueError(
-                f"--input {path}: no column {', '.join(missing)}, it has {', '.join(names)};"
-                " --url-column, --caption-column and --kept-columns name them"
-            )
-
-
-def column_names(path: Path) -> list[str]:
-    """Of a table, from its beginning; none for JSON lines and texts.
-
-    Raises:
-        ValueError: if the file is not what its name says.
-    """
-    kind = str(list_format(path)).removesuffix(".gz")
-    try:
-        if kind == "parquet":
-            return list(pq.read_schema(path).names)
-        if kind in ("csv", "tsv"):
-            delimiter = "," if kind == "csv" else "\t"
-            options = pyarrow.csv.ParseOptions(delimiter=delimiter)
-            with pyarrow.csv.open_csv(path, parse_options=options) as table:
-                return list(table.schema.names)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"--input {path}: no {kind} table: {error}") from error
-    return []
-
-
-def list_format(path: Path) -> str | None:
-    """img2dataset's name of a list's format, from its suffix."""
-    return next((suffix for suffix in LIST_SUFFIXES if path.name.endswith(f".{suffix}")), None)
-
-
 def _claim(config: IngestConfig, files: list[Path]) -> None:
     """Shards are named by their place in the list: one folder holds one list, split one way."""
     manifest = {
@@ -216,7 +158,7 @@ def _download_shards(
     with download_workers(config.num_processes, config.http, opt_out) as pool:
         tasks = {
             pool.submit(download_shard, config, shard_id, rows, columns, staging): shard_id
-            for shard_id, rows, columns in _split_lists(config, files, staging)
+            for shard_id, rows, columns in split_lists(config, files, set(shards_of(config.output)), staging)
             if not stop_if(must_stop)
         }
         pending = set(tasks)
@@ -241,38 +183,6 @@ def stop_if(must_stop: Callable[[], bool]) -> bool:
     if must_stop():
         raise IngestStoppedError("stopped; what is complete stays: run the same command again to go on")
     return False
-
-
-def _split_lists(
-    config: IngestConfig, files: list[Path], staging: Path
-) -> Iterator[tuple[int, str, list[str]]]:
-    """(shard number, file with its rows, columns) of every shard that is not there yet."""
-    from img2dataset.reader import Reader
-
-    (staging / "rows").mkdir()
-    done = set(shards_of(config.output))
-    source = config.url_list if config.url_list.is_dir() else files[0]
-    try:
-        reader = Reader(
-            str(source),
-            list_format(files[0]),
-            config.url_column,
-            config.caption_column,
-            None,
-            None,
-            list(config.kept_columns) or None,
-            config.images_per_shard,
-            done,
-            str(staging / "rows"),
-        )
-        for shard_id, rows in reader:
-            yield shard_id, rows, reader.column_list
-    except (KeyError, pa.ArrowInvalid) as error:
-        columns = [config.url_column, config.caption_column, *config.kept_columns]
-        raise ValueError(
-            f"--input {config.url_list}: cannot be read with the columns"
-            f" {', '.join(filter(None, columns))}: {error}"
-        ) from error
 
 
 def download_shard(config: IngestConfig, shard_id: int, rows: str, columns: list[str], staging: Path) -> None:

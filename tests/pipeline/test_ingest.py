@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.guarded_http import HttpLimits
-from pipeline.ingest import ingest, list_files
+from pipeline.ingest import ingest
 from pipeline.ingest_config import IngestConfig
 from pipeline.ingest_documents import ingest_documents
 from pipeline.original_images import suffix_of
@@ -24,6 +24,7 @@ from pipeline.output_claim import claim_output
 from pipeline.sources.pairs import read_pairs
 from pipeline.sources.records import RawDocument
 from pipeline.sources.tar_reader import read_samples
+from pipeline.url_lists import list_files
 from tests.pipeline.picture_server import PictureServer, serving
 
 pytest.importorskip("img2dataset", reason="the extra 'ingest' is not installed")
