@@ -12,7 +12,6 @@ memory give their places back by themselves, and no slow consumer can hold up a 
 `benchmarks/decode.py` measures the pool against a plain loop.
 """
 
-import itertools
 import logging
 import queue
 import signal
@@ -25,7 +24,8 @@ from typing import Self
 
 from pipeline.decode import DecodedFrames, DecodeTask, load_decoder, run_decoder
 from pipeline.decode_process import DecodeProcess, WorkerGone
-from schemas.quarantine import Reason, RefusedError
+from pipeline.pending_task import PendingTask, cause_of_death, tasks_to_send, tell
+from schemas.quarantine import RefusedError
 from tokenizer.preprocess import PreprocessConfig
 
 logger = logging.getLogger(__name__)
@@ -72,18 +72,6 @@ class DecodePoolConfig:
     def slots_per_worker(self) -> int:
         """`tasks_per_worker`, or an even share of `max_in_flight` where that is less."""
         return max(1, min(self.tasks_per_worker, self.max_in_flight // max(self.num_workers, 1)))
-
-
-@dataclass(slots=True, eq=False)
-class PendingTask:
-    """A task and the promise of its result."""
-
-    task: DecodeTask
-    future: Future[DecodedFrames]
-    is_begun: bool = False
-    """It was in a worker's hands, and cannot be cancelled any more."""
-    is_suspect: bool = False
-    """A worker died at it, or exceeded the time limit: decoded once more, alone."""
 
 
 class DecodePool:
@@ -318,38 +306,6 @@ class DecodePool:
                 self._finish(arrival, reason)
 
 
-def tell(future: "Future[DecodedFrames]", outcome: DecodedFrames | BaseException) -> None:
-    """Keep the promise."""
-    if isinstance(outcome, BaseException):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)
-
-
-def tasks_to_send(in_hand: deque[PendingTask], num_sent: int) -> list[DecodeTask]:
-    """Those that the worker gets now: all that it has not got, but a suspect by itself.
-
-    Args:
-        in_hand: what the worker has or shall have, in order.
-        num_sent: how many of the first it has already.
-    """
-    if num_sent and in_hand[0].is_suspect:
-        return []
-    rest = list(itertools.islice(in_hand, num_sent, None))
-    if num_sent == 0 and rest and rest[0].is_suspect:
-        return [rest[0].task]
-    return [pending.task for pending in itertools.takewhile(lambda pending: not pending.is_suspect, rest)]
-
-
 def pause_s(num_useless_starts: int) -> float:
     """Seconds to wait before the next start."""
     return min(FIRST_PAUSE_S * 2.0 ** min(num_useless_starts - 1, 10), LONGEST_PAUSE_S)
-
-
-def cause_of_death(status: int, timeout_s: float) -> RefusedError:
-    """The refusal of the task during which a worker ended with this status."""
-    if status == -signal.SIGALRM:
-        return RefusedError(Reason.DECODE_TIMEOUT, f"not decoded within {timeout_s:g} s")
-    if status < 0:
-        return RefusedError(Reason.DECODER_CRASHED, f"the decoder died of {signal.Signals(-status).name}")
-    return RefusedError(Reason.DECODER_CRASHED, f"the decoder exited with status {status}")
