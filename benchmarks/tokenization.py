@@ -5,8 +5,9 @@
 Decoding alone is a plain loop over `load_image`, one process per core: what the pipeline is held against. It
 runs with the C library as it comes, and once more with the setting that makes decode processes keep their
 memory (`kept`, `decode_process.KEPT_MEMORY`), so that what the engine gains by it is not taken for overlap.
-All processes are started and warmed up before the clock runs. Cells of one row are measured in turns, several
-times, and the medians compared, because the machine may be shared.
+All processes are started and warmed up before the clock runs. The speed of a shared machine changes from one
+minute to the next: so every run of the engine stands between two of the loop, and is held against their mean;
+of these ratios the medians are printed, with the lowest and highest.
 
 ``--gpu-at 0.7`` adds a stand-in for a model on a GPU: it takes no processor and runs at 0.7 of the rate of
 decoding alone, measured just before.
@@ -24,7 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from unittest.mock import patch
@@ -163,21 +164,39 @@ def model_alone(tools: WorkerTools, num_batches: int) -> float:
     return num_batches * size / (time.perf_counter() - begin)
 
 
-def end_to_end(tools: WorkerTools, tasks: list[ShardTask], in_flight: int) -> tuple[float, ...]:
-    """Whole shards through the driver.
+@dataclass(frozen=True)
+class Turn:
+    """One run of whole shards, and what was measured around it."""
 
-    Returns:
-        images/s, share of the time in which the model waits, largest memory in MB, processor time of this
-        process (everything but decoding: reading, the model, writing) and of the decode processes, both in
-        microseconds an image.
-    """
+    rate: float
+    """Images/s, end to end."""
+    wait: float
+    """Share of the time in which the model waits."""
+    memory_mb: float
+    """Largest resident memory of this process."""
+    engine_us: float
+    """Processor time an image of this process: reading, the model, writing; everything but decoding."""
+    decoders_us: float
+    """The same of the decode processes."""
+    loop_rate: float = 0.0
+    """Decoding alone, before and after: mean images/s, and processor time an image."""
+    loop_us: float = 0.0
+    model_rate: float = 0.0
+
+    @property
+    def bound(self) -> float:
+        return min(self.loop_rate, self.model_rate)
+
+
+def end_to_end(tools: WorkerTools, tasks: list[ShardTask], in_flight: int) -> Turn:
+    """Whole shards through the driver."""
     statistics_before = (tools.shards.batching.statistics.busy_s, tools.shards.batching.statistics.starved_s)
     peak = 0
     is_over = threading.Event()
 
     def watch() -> None:
         nonlocal peak
-        while not is_over.wait(0.05):
+        while not is_over.wait(0.2):
             peak = max(peak, resident_bytes())
 
     watcher = threading.Thread(target=watch)
@@ -194,10 +213,14 @@ def end_to_end(tools: WorkerTools, tasks: list[ShardTask], in_flight: int) -> tu
     assert not progress.failures
     busy_s = tools.shards.batching.statistics.busy_s - statistics_before[0]
     starved_s = tools.shards.batching.statistics.starved_s - statistics_before[1]
-    wait = starved_s / max(busy_s + starved_s, 1e-9)
     num_images = progress.counts.images_written
-    cpu_us = (time.process_time() - cpu) / num_images * 1e6
-    return num_images / seconds, wait, peak / 1e6, cpu_us, (children_cpu_us() - decode_us) / num_images
+    return Turn(
+        rate=num_images / seconds,
+        wait=starved_s / max(busy_s + starved_s, 1e-9),
+        memory_mb=peak / 1e6,
+        engine_us=(time.process_time() - cpu) / num_images * 1e6,
+        decoders_us=(children_cpu_us() - decode_us) / num_images,
+    )
 
 
 def main() -> None:
@@ -217,8 +240,8 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     corpus = Corpus.read(options.input, options.images)
     print(
-        "tokenizer workers shards  decode/s   kept/s  model/s  end-to-end/s  ratio  of kept  model waits  "
-        "memory MB  CPU us/img: loop   kept  decoders  engine  loop/(decoders+engine)"
+        "tokenizer workers shards  decode/s   kept/s  model/s  end-to-end/s  ratio (from to)    model waits  "
+        "memory MB  CPU us/img: loop  decoders  engine"
     )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -257,40 +280,52 @@ def measure_rows(
     name: str,
 ) -> list[dict[str, object]]:
     """One row for each number of shards, printed and returned."""
-    rows: list[dict[str, object]] = []
-    stand_in = tools.shards.batching.encoder
     with (
         plain_decoders(corpus, workers) as decode_alone,
         plain_decoders(corpus, workers, KEPT_MEMORY) as decode_kept,
     ):
         end_to_end(tools, tasks[options.shards[-1]][:2], 2)  # warms everything up
-        cells: dict[int, list[tuple[float, ...]]] = {number: [] for number in tasks}
-        decode, kept, model = [], [], []
+        turns: dict[int, list[Turn]] = {number: [] for number in tasks}
+        kept_rates = []
         for _ in range(options.repeats):
-            kept.append(decode_kept())
-            decode.append(decode_alone())
-            if isinstance(stand_in, GpuStandIn):
-                model.append(stand_in.set_rate(decode[-1][0], options.batch_size))
-            else:
-                model.append(model_alone(tools, max(1, options.images // options.batch_size // 4)))
+            kept_rates.append(decode_kept()[0])
+            before = decode_alone()
             for number, shards in tasks.items():
-                cells[number].append(end_to_end(tools, shards, options.shards_in_flight))
-        loop_rate, loop_us = map(statistics.median, zip(*decode, strict=True))
-        kept_rate, kept_us = map(statistics.median, zip(*kept, strict=True))
-        model_rate = statistics.median(model)
-        for number, runs in cells.items():
-            rate, wait, memory, cpu_us, pool_us = map(statistics.median, zip(*runs, strict=True))
-            bound = min(loop_rate, model_rate)
-            print(
-                f"{name:>9} {workers:>7} {number:>6} {loop_rate:>9.1f} {kept_rate:>8.1f} "
-                f"{model_rate:>8.1f} {rate:>13.1f} {rate / bound:>6.2f} "
-                f"{rate / min(kept_rate, model_rate):>8.2f} {wait:>12.2f} {memory:>10.0f} {loop_us:>17.0f} "
-                f"{kept_us:>6.0f} {pool_us:>9.0f} {cpu_us:>7.0f} {loop_us / (pool_us + cpu_us):>23.2f}",
-                flush=True,
-            )
-            row = {"tokenizer": name, "workers": workers, "shards": number, "images_per_s": rate}
-            rows.append(row | {"bound_images_per_s": bound, "cpu_us_per_image": cpu_us})
-    return rows
+                model_rate = measure_model(tools, before[0], options.images)
+                turn = end_to_end(tools, shards, options.shards_in_flight)
+                after = decode_alone()
+                loop_rate, loop_us = map(statistics.mean, zip(before, after, strict=True))
+                around = {"loop_rate": loop_rate, "loop_us": loop_us, "model_rate": model_rate}
+                turns[number].append(replace(turn, **around))
+                before = after
+    return [
+        print_row(name, workers, number, runs, statistics.median(kept_rates))
+        for number, runs in turns.items()
+    ]
+
+
+def measure_model(tools: WorkerTools, loop_rate: float, num_images: int) -> float:
+    """The model alone, images/s; a stand-in is set to its share of the rate of decoding first."""
+    encoder, batch_size = tools.shards.batching.encoder, tools.shards.batching.batch_size
+    if isinstance(encoder, GpuStandIn):
+        return encoder.set_rate(loop_rate, batch_size)
+    return model_alone(tools, max(1, num_images // batch_size // 4))
+
+
+def print_row(name: str, workers: int, shards: int, turns: list[Turn], kept_rate: float) -> dict[str, object]:
+    """The medians of one cell, printed and returned."""
+    middle = Turn(*map(statistics.median, zip(*map(astuple, turns), strict=True)))
+    ratios = [turn.rate / turn.bound for turn in turns]
+    ratio = statistics.median(ratios)
+    print(
+        f"{name:>9} {workers:>7} {shards:>6} {middle.loop_rate:>9.1f} {kept_rate:>8.1f} "
+        f"{middle.model_rate:>8.1f} {middle.rate:>13.1f} {ratio:>6.2f} ({min(ratios):.2f} {max(ratios):.2f}) "
+        f"{middle.wait:>15.2f} {middle.memory_mb:>10.0f} {middle.loop_us:>17.0f} "
+        f"{middle.decoders_us:>9.0f} {middle.engine_us:>7.0f}",
+        flush=True,
+    )
+    row = {"tokenizer": name, "workers": workers, "shards": shards, "images_per_s": middle.rate}
+    return row | {"bound_images_per_s": middle.rate / ratio, "cpu_us_per_image": middle.engine_us}
 
 
 if __name__ == "__main__":
