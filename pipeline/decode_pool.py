@@ -282,7 +282,7 @@ class DecodePool:
         with self._state_lock:
             self.num_replaced += 1
         num_begun = worker.num_begun - worker.num_replied
-        if not 0 <= num_begun <= len(in_hand):  # it ran wild and wrote over its counter
+        if worker.talks_nonsense or not 0 <= num_begun <= len(in_hand):  # it ran wild, over its counter too
             num_begun = min(1, len(in_hand))
         logger.warning(
             "decode worker pid=%d ended with %d at %s; replacing it",
