@@ -37,6 +37,10 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 """Between useless starts, doubled each time: memory may be short for a moment."""
 
 
+class NoDecodersError(RuntimeError):
+    """No decode process starts here any more. The process that owns the pool should be replaced."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DecodePoolConfig:
     """How many decode processes, and their bounds."""
@@ -300,7 +304,7 @@ class DecodePool:
 
     def _fail_waiting(self) -> None:
         """No worker can be started: nothing submitted may wait forever."""
-        reason = RuntimeError("decode workers do not start; their messages are on stderr")
+        reason = NoDecodersError("decode workers do not start; their messages are on stderr")
         while (arrival := self._waiting.get()) is not None:
             if self._is_still_wanted(arrival):
                 self._finish(arrival, reason)
