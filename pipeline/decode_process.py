@@ -12,10 +12,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.decode import DecodedFrames, DecodeTask
+from pipeline.decode import FRAME_SHAPE, DecodedFrames, DecodeTask
 from pipeline.decode_worker import (
     FRAME_BYTES,
-    FRAME_SHAPE,
     READY,
     WorkerMemory,
     WorkerSettings,
