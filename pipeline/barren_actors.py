@@ -4,7 +4,7 @@ from pipeline.shard_driver import PoolError
 from pipeline.shard_schedule import LossCause
 
 MAX_BARREN_ACTORS = 3
-"""Actors in a row that may fail to start, or whose model may fail, before any finishes a shard."""
+"""Actors in a row that may not start, or whose model or decoding may fail, before any finishes a shard."""
 MAX_BARREN_SHARDS = 12
 """Different shards whose actors may die or stall at work before any finishes a shard. More than the actors
 above: a few bad shards at the end of a run look the same, and are set aside one by one."""
@@ -35,7 +35,7 @@ class BarrenActors:
         """
         if loss is LossCause.NODE_LOST:
             return
-        if has_started and loss is not LossCause.MODEL_FAILED:
+        if has_started and loss not in (LossCause.MODEL_FAILED, LossCause.DECODERS_FAILED):
             self._shards |= shards
             if len(self._shards) >= MAX_BARREN_SHARDS:
                 raise PoolError(f"workers end before they finish a shard, whatever the shard: {line}")
@@ -43,6 +43,8 @@ class BarrenActors:
         self._num_actors += 1
         if self._num_actors < MAX_BARREN_ACTORS:
             return
+        if loss is LossCause.DECODERS_FAILED:
+            raise PoolError(f"decoding fails on every worker: {line}")
         if has_started:
             remedy = "if memory is short, choose a smaller --batch-size"
             raise PoolError(f"the model fails on every worker: {line}; {remedy}")

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from schemas.quarantine import Reason, RefusedError
 from tokenizer.preprocess import PreprocessConfig, check_shape, load_image
-from tokenizer.resize import squash
+from tokenizer.resize import IMAGE_SIZE, squash
+
+FRAME_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
 
 
 class TaskKind(StrEnum):
@@ -77,13 +79,24 @@ def decode_task(task: DecodeTask, config: PreprocessConfig) -> DecodedFrames:
 
 
 def run_decoder(decoder: Decoder, task: DecodeTask, config: PreprocessConfig) -> DecodedFrames:
-    """Call a decoder; whatever else it raises than RefusedError becomes the refusal of this one task."""
+    """Call a decoder; whatever else it raises than RefusedError becomes the refusal of this one task.
+
+    So does what is no frames: in a place in memory it would be seen together with those of another picture.
+    """
     try:
-        return decoder(task, config)
+        frames = decoder(task, config)
+        _check_frames(frames.pixels, task.num_frames)
+        return frames
     except RefusedError:
         raise
     except Exception as error:  # a fault of the decoder on these bytes: recorded under its own reason
         raise RefusedError(Reason.DECODER_CRASHED, f"{type(error).__name__}: {error}") from error
+
+
+def _check_frames(pixels: NDArray[np.uint8], num_wanted: int) -> None:
+    is_sound = pixels.dtype == np.uint8 and pixels.shape[1:] == FRAME_SHAPE
+    if not is_sound or not 1 <= len(pixels) <= num_wanted:
+        raise ValueError(f"the decoder gave {pixels.dtype} {pixels.shape} for {num_wanted} frames")
 
 
 def load_decoder(name: str) -> Decoder:

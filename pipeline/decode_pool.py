@@ -37,6 +37,10 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 """Between useless starts, doubled each time: memory may be short for a moment."""
 
 
+class NoDecodersError(RuntimeError):
+    """No decode process starts here any more. The process that owns the pool should be replaced."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DecodePoolConfig:
     """How many decode processes, and their bounds."""
@@ -282,7 +286,7 @@ class DecodePool:
         with self._state_lock:
             self.num_replaced += 1
         num_begun = worker.num_begun - worker.num_replied
-        if not 0 <= num_begun <= len(in_hand):  # it ran wild and wrote over its counter
+        if worker.talks_nonsense or not 0 <= num_begun <= len(in_hand):  # it ran wild, over its counter too
             num_begun = min(1, len(in_hand))
         logger.warning(
             "decode worker pid=%d ended with %d at %s; replacing it",
@@ -300,7 +304,7 @@ class DecodePool:
 
     def _fail_waiting(self) -> None:
         """No worker can be started: nothing submitted may wait forever."""
-        reason = RuntimeError("decode workers do not start; their messages are on stderr")
+        reason = NoDecodersError("decode workers do not start; their messages are on stderr")
         while (arrival := self._waiting.get()) is not None:
             if self._is_still_wanted(arrival):
                 self._finish(arrival, reason)

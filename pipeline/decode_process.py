@@ -12,10 +12,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.decode import DecodedFrames, DecodeTask
+from pipeline.decode import FRAME_SHAPE, DecodedFrames, DecodeTask
 from pipeline.decode_worker import (
     FRAME_BYTES,
-    FRAME_SHAPE,
     READY,
     WorkerMemory,
     WorkerSettings,
@@ -59,6 +58,8 @@ class DecodeProcess:
         self.num_sent = 0
         self.num_replied = 0
         self.has_exceeded_time = False
+        self.talks_nonsense = False
+        """About the oldest task in its hands."""
         self.connection, theirs = socket.socketpair()
         shape = (num_slots, num_places(num_slots, frames_per_task * FRAME_BYTES), frames_per_task)
         memory_fd = anonymous_memory(WorkerMemory.num_bytes(*shape))
@@ -139,20 +140,32 @@ class DecodeProcess:
         One wait for several replies: under a busy interpreter each wait costs up to 5 ms to get the GIL.
 
         Raises:
-            WorkerGone: if it died, did not answer in time (and was killed), or wrote nonsense.
+            WorkerGone: if it died, did not answer in time (and was killed), or wrote nonsense. What it said
+                before the nonsense counts, and is returned first.
         """
         outcomes: list[DecodedFrames | RefusedError] = []
         try:
-            while not outcomes:
+            while not outcomes and not self.talks_nonsense:
                 self.unread += self._arriving_bytes()
-                while self.num_replied < self.num_sent and (reply := unpack_reply(self.unread)):
-                    outcomes.append(self._outcome(*reply))
+                self._read_replies(outcomes)
         except TimeoutError as error:
             self.has_exceeded_time = True
             raise WorkerGone from error
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except OSError as error:
             raise WorkerGone from error
+        if not outcomes:
+            raise WorkerGone
         return outcomes
+
+    def _read_replies(self, outcomes: list[DecodedFrames | RefusedError]) -> None:
+        """Take what can be taken from the bytes that arrived."""
+        try:
+            while self.num_replied < self.num_sent and (reply := unpack_reply(self.unread)):
+                outcomes.append(self._outcome(*reply))
+                self.num_replied += 1
+        except Exception as error:  # whatever a reply that is none leads to
+            logger.warning("decode worker pid=%d talks nonsense: %r", self.process.pid, error)
+            self.talks_nonsense = True
 
     def _arriving_bytes(self) -> bytes:
         """Wait for bytes of replies, and send meanwhile.
@@ -177,7 +190,6 @@ class DecodeProcess:
     def _outcome(self, num_frames: int, body: Any) -> DecodedFrames | RefusedError:
         """What a reply says of the oldest task."""
         place = self.places_in_hand.popleft()
-        self.num_replied += 1
         if num_frames == 0:
             self.places.give_back(place)
             return RefusedError(Reason(body["reason"]), body["detail"])

@@ -33,7 +33,6 @@ from schemas.quarantine import RefusedError
 from tokenizer.preprocess import PreprocessConfig
 from tokenizer.resize import IMAGE_SIZE, squash
 
-FRAME_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
 FRAME_BYTES = IMAGE_SIZE * IMAGE_SIZE * 3
 COUNTER_BYTES = 4096  # one page
 INPUT_BYTES = 2**19  # larger files go through the socket; web pictures are 20 to 400 kB

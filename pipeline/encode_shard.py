@@ -171,6 +171,7 @@ class _ShardRun:
         ):
             for item in self._tools.read(self._task):
                 self._moved()
+                self._counts.came_in(item)
                 if isinstance(item, QuarantineRecord):
                     self._pending.append(item)
                 else:

@@ -1,7 +1,8 @@
 """Puts codes back into their document, and counts what became of everything.
 
-Samples in = documents written + samples quarantined, and the same for images. The two sides are counted
-apart, what came in when it came and what went out when it went, so that the check at commit means something.
+Samples in = documents written + samples quarantined, and the same for images. Samples are counted apart,
+what came in when it came and what went out when it went, so that the check at commit means something. How
+many images came in is known only when a document is done: a video's frames are made by decoding.
 """
 
 import json
@@ -96,9 +97,12 @@ class ShardCounter:
         self._dropped = Counter[str]()
         self._notes = Counter[str]()
 
+    def came_in(self, item: RawDocument | QuarantineRecord) -> None:
+        """The source gave it; what becomes of it is counted later, or lost."""
+        self._read["samples"] += isinstance(item, RawDocument) or item.unit is Unit.SAMPLE
+
     def refused_by_source(self, record: QuarantineRecord) -> None:
         if record.unit is Unit.SAMPLE:
-            self._read["samples"] += 1
             self._quarantined[record.reason] += 1
         elif record.unit is Unit.IMAGE:
             self._read["images"] += 1
@@ -112,7 +116,6 @@ class ShardCounter:
     ) -> None:
         num_sound = sum(len(item.codes) for item in outcomes if isinstance(item, EncodedFrames))
         reasons = [item.reason for item in outcomes if isinstance(item, RefusedError)]
-        self._read["samples"] += 1
         self._read["images"] += num_sound + len(reasons)
         self._dropped.update(reasons)
         if document is not None:

@@ -6,6 +6,7 @@ gets it owns it like any other: it, or any view of it, keeps its place; only whe
 the place used again. A place is never waited for: when enough are lent, further frames are copied.
 """
 
+import itertools
 import weakref
 from collections.abc import Sequence
 
@@ -36,7 +37,10 @@ class FramePlaces:
         self.free = list(range(len(places)))
         self._places = places
         self._max_lent = len(places) - num_slots
+        self._numbers = itertools.count()
         self._lent: dict[int, weakref.ref[NDArray[np.uint8]]] = {}
+        """By a number of its own, not by place: a place may be lent again before the account of its last
+        loan is closed, in a thread that just then lost the interpreter."""
 
     def take(self) -> int:
         """A place for a task; there always is one."""
@@ -55,9 +59,11 @@ class FramePlaces:
             self.free.append(place)
             return copy
 
+        number = next(self._numbers)
+
         def take_back(_: object) -> None:
             self.free.append(place)  # first: what is not lent must be free
-            del self._lent[place]
+            del self._lent[number]
 
-        self._lent[place] = weakref.ref(owner, take_back)
+        self._lent[number] = weakref.ref(owner, take_back)
         return owner

@@ -6,8 +6,9 @@ the driver a million small steps, whatever the number of samples.
 Blame. A shard whose reading or writing raised an error is at fault by itself. When a worker dies, every shard
 in its hands is a suspect, and the guilty one cannot be told; suspects are therefore repeated one at a time,
 each alone on a worker. The innocent then succeed, and a shard that kills its worker again is at fault without
-doubt. A node that is lost (preempted, powered off) or a model that fails (a batch holds images of several
-shards) is nobody's fault, up to a generous bound that catches a shard that takes whole nodes down.
+doubt. A node that is lost (preempted, powered off), a model that fails (a batch holds images of several
+shards) or decode processes that do not start are nobody's fault, up to a generous bound that catches a shard
+that takes whole nodes down.
 """
 
 import heapq
@@ -19,7 +20,7 @@ from enum import StrEnum
 from pipeline.shard_task import ShardFailure, ShardTask
 
 MAX_EXCUSED_LOSSES = 20
-"""Workers that a shard may lose, blamed for none, to nodes that are lost and models that fail."""
+"""Workers that a shard may lose, blamed for none, to nodes that are lost, models and decoding that fail."""
 MAX_RETRY_DELAY_S = 120.0
 
 
@@ -31,6 +32,8 @@ class LossCause(StrEnum):
     NODE_LOST = "node_lost"
     MODEL_FAILED = "model_failed"
     """The model gave an error on a batch: out of GPU memory, a GPU that is broken."""
+    DECODERS_FAILED = "decoders_failed"
+    """Its decode processes do not start any more: out of memory, a library that is gone."""
 
 
 @dataclass
@@ -181,7 +184,7 @@ class ShardSchedule:
                 continue
             state.must_be_alone = loss is not LossCause.STALLED
             if (
-                loss in (LossCause.NODE_LOST, LossCause.MODEL_FAILED)
+                loss in (LossCause.NODE_LOST, LossCause.MODEL_FAILED, LossCause.DECODERS_FAILED)
                 and state.num_excused_losses < MAX_EXCUSED_LOSSES
             ):
                 state.num_excused_losses += 1

@@ -3,6 +3,7 @@
 import errno
 
 from pipeline.batching_encoder import EncoderError
+from pipeline.decode_pool import NoDecodersError
 from pipeline.encode_shard import ShardCancelledError
 from pipeline.error_text import one_line
 from pipeline.shard_driver import ShardDone, ShardFailed, WorkerEvent, WorkerLost, WorkerStatus
@@ -60,6 +61,8 @@ class ShardWorker:
             return None
         except EncoderError as error:
             return WorkerLost(worker_id, LossCause.MODEL_FAILED, one_line(error))
+        except NoDecodersError as error:
+            return WorkerLost(worker_id, LossCause.DECODERS_FAILED, one_line(error))
         except Exception as error:
             fatal = is_fatal(error)
             message = fatal_message(error, self._tools.shards.folder.url) if fatal else one_line(error)

@@ -31,7 +31,7 @@ class Fate:
 
     seconds: float = 1.0
     kind: str = "done"
-    """done, error, crash, node, model, stall (never ends, never moves)."""
+    """done, error, crash, node, model, decoders, stall (never ends, never moves)."""
 
 
 class SimulatedWorkers:
@@ -89,6 +89,8 @@ class SimulatedWorkers:
                 self._push(at_s, WorkerLost(worker_id, LossCause.NODE_LOST, "the node is gone"))
             case "model":
                 self._push(at_s, WorkerLost(worker_id, LossCause.MODEL_FAILED, "out of memory"))
+            case "decoders":
+                self._push(at_s, WorkerLost(worker_id, LossCause.DECODERS_FAILED, "they do not start"))
 
     def end_worker(self, worker_id: str) -> None:
         del self._hands[worker_id]

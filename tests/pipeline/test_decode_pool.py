@@ -20,7 +20,7 @@ from pipeline.decode import DecodedFrames, DecodeTask
 from pipeline.decode_pool import DecodePool, DecodePoolConfig
 from pipeline.decode_worker import WorkerSettings
 from schemas.quarantine import Reason, RefusedError
-from tests.pipeline.hostile_decoders import MISDEEDS
+from tests.pipeline.hostile_decoders import MISDEEDS, NO_FRAMES, NONSENSE
 from tokenizer.preprocess import PreprocessConfig, load_image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,6 +97,26 @@ def test_misdeeds_in_a_row_in_one_worker() -> None:
         assert (futures.pop(2).result(PATIENCE_S).pixels == 7).all()
         assert {reason_of(future) for future in futures} == {Reason.DECODER_CRASHED}
         assert pool.num_replaced == 6
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_is_no_frames_is_refused_and_costs_no_worker(num_workers: int) -> None:
+    """Fewer bytes would leave those of another picture in the rest of the place."""
+    with hostile_pool(num_workers, frames_per_task=2) as pool:
+        futures = [pool.submit(DecodeTask(data)) for data in NO_FRAMES]
+        assert {reason_of(future) for future in futures} == {Reason.DECODER_CRASHED}
+        assert "(1, 10, 10, 3)" in str(futures[1].exception())
+        assert pool.num_replaced == 0
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE)
+def test_nonsense_in_the_place_of_a_reply_costs_its_own_task(nonsense: bytes) -> None:
+    """However many replies wait with it, and were they sent or not."""
+    with hostile_pool(num_workers=1, timeout_s=30.0) as pool:
+        tasks = [b"1", b"2", nonsense, b"3", b"sleep 0.1", b"4", b"5"]
+        futures = [pool.submit(DecodeTask(task)) for task in tasks]
+        assert reason_of(futures.pop(2)) == Reason.DECODER_CRASHED
+        assert all(future.exception(PATIENCE_S) is None for future in futures)
 
 
 @pytest.mark.parametrize("misdeed", [b"sigkill", b"segfault", b"loop", b"loop, alarm blocked"])

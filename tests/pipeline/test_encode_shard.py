@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import encode_shard
 from pipeline.batching_encoder import BatchingEncoder, FinishBatch
 from pipeline.encode_shard import ShardCancelledError, ShardSettings
 from pipeline.null_encoder import NullEncoder, _hash_codes
@@ -146,6 +147,28 @@ def test_everything_that_comes_in_is_written_or_in_the_ledger(
     assert counts.images_written == len(written)
     if on_bad_image == "drop-image":
         assert len(written) == sum(image.data == GOOD for image in images)
+
+
+@pytest.mark.parametrize("lost", [RawDocument, QuarantineRecord])
+def test_what_is_lost_on_the_way_is_missed_at_commit(
+    lost: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check means something only if what comes in is counted before anything can lose it."""
+    write = encode_shard._ShardRun._write
+
+    def write_but_one(run: encode_shard._ShardRun, item, writer) -> None:
+        if not isinstance(getattr(item, "raw", item), lost):
+            write(run, item, writer)
+
+    monkeypatch.setattr(encode_shard._ShardRun, "_write", write_but_one)
+    refused = QuarantineRecord("a.tar", "b", Unit.SAMPLE, Reason.CAPTION_MISSING)
+    items = [RawDocument("a", (RawImage(GOOD, "png"), TextSegment("a"))), refused]
+    with (
+        open_encoder(tmp_path, read=read_made_up(items)) as encoder,
+        pytest.raises(TokenShardError, match="2 samples read, but"),
+    ):
+        encoder.encode(ShardTask("a", "a.tar"))
+    assert token_files(tmp_path) == {}
 
 
 def test_drop_image_keeps_the_rest_of_the_document(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A place is used again, but never while an array or a view of it is alive."""
 
 import gc
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -60,6 +61,32 @@ def test_when_enough_are_lent_frames_are_copied_and_tasks_have_their_places_stil
     in_memory = [any(np.may_share_memory(array, place) for place in memory) for array in held]
     assert in_memory == [True] * 3 + [False] * 47
     assert len(places.free) == NUM_SLOTS
+
+
+class InterruptedList(list[int]):
+    """Lets another thread act just after a place came back."""
+
+    act: Callable[[], object] | None = None
+
+    def append(self, place: int) -> None:
+        super().append(place)
+        act, self.act = self.act, None
+        if act:
+            act()
+
+
+def test_a_place_that_is_lent_again_while_it_is_given_back_is_not_forgotten() -> None:
+    """Whoever drops an array may lose the interpreter between the two steps of giving its place back."""
+    memory, places = make_places(NUM_SLOTS + 2)
+    places.free = free = InterruptedList(places.free)
+    arrays = [decoded(memory, places, 1)]
+    free.act = lambda: arrays.append(decoded(memory, places, 2))
+    del arrays[0]
+    arrays += [decoded(memory, places, level) for level in (3, 4, 5)]
+    assert [int(array[0]) for array in arrays] == [2, 3, 4, 5]
+    assert len(places.free) == NUM_SLOTS
+    arrays.clear()
+    assert len(places.free) == NUM_SLOTS + 2
 
 
 @given(st.lists(st.integers(0, 9), max_size=60))

@@ -161,9 +161,14 @@ def out_of_memory(worker_id: str, task: object) -> WorkerLost:
     return WorkerLost(worker_id, LossCause.MODEL_FAILED, "EncoderError: CUDA out of memory")
 
 
+def without_decoders(worker_id: str, task: object) -> WorkerLost:
+    return WorkerLost(worker_id, LossCause.DECODERS_FAILED, "decode workers do not start")
+
+
 @pytest.mark.parametrize(
     ("encode", "message"),
     [
+        (without_decoders, "decoding fails on every worker: decode workers do not start"),
         (out_of_memory, r"the model fails on every worker: .*out of memory.*--batch-size"),
         (ActorDiedError(), "workers end before they finish a shard"),
     ],

@@ -118,13 +118,13 @@ def test_an_error_that_passes_is_tried_again_after_a_pause() -> None:
     assert pool.now_s == 0.5 + 3 * 1 + 2 + 4, "the start, three attempts, pauses of 2 s and 4 s"
 
 
-@pytest.mark.parametrize("kind", ["node", "model"])
+@pytest.mark.parametrize("kind", ["node", "model", "decoders"])
 def test_losing_nodes_is_nobodys_fault_within_reason(kind: str) -> None:
     notes, _, _ = simulate(6, lambda task, attempt: Fate(1.0, kind if attempt <= 8 else "done"))
     assert notes.set_aside == []
 
 
-@pytest.mark.parametrize("kind", ["node", "model"])
+@pytest.mark.parametrize("kind", ["node", "model", "decoders"])
 def test_a_shard_that_takes_every_node_down_is_set_aside_in_the_end(kind: str) -> None:
     def fate(task: ShardTask, attempt: int) -> Fate:
         return Fate(1.0, kind if task.name == "000002" else "done")
