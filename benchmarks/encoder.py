@@ -129,7 +129,7 @@ def engine_images_per_s(config: SeedTokenizerConfig, options: argparse.Namespace
         tasks = corpus.write(folder / "tars", 4)
         with open_tools(pairs_setup(encoder, folder / "out", os.cpu_count() or 1)) as tools:
             end_to_end(tools, tasks[:1], 2)
-            images_per_s, *_ = end_to_end(tools, tasks, 2)
+            images_per_s = end_to_end(tools, tasks, 2).rate
     return images_per_s
 
 
