@@ -38,7 +38,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 
 
 class NoDecodersError(RuntimeError):
-    """No decode process starts here any more. The process that owns the pool should be replaced."""
+    """Nothing is decoded here any more. The process that owns the pool should be replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +191,21 @@ class DecodePool:
         tell(pending.future, outcome)
 
     def _serve(self, index: int) -> None:
-        """One worker after the other, until the pool closes; runs in a thread of its own."""
+        """A thread: workers until the pool closes. What it has in hand is never left without an answer."""
         in_hand: deque[PendingTask] = deque()
+        reason = "decode workers do not start; their messages are on stderr"
+        try:
+            if self._run_workers(index, in_hand):
+                return
+        except Exception as error:  # ours, whatever it is: without its thread the pool would wait for ever
+            logger.exception("a thread of the decode pool failed; the pool is given up")
+            reason = f"a thread of the decode pool failed: {type(error).__name__}: {error}"
+            self._is_hopeless = True
+        self._hand_back(in_hand)
+        self._fail_waiting(NoDecodersError(reason))
+
+    def _run_workers(self, index: int, in_hand: deque[PendingTask]) -> bool:
+        """One worker after the other, until the pool closes; False if nothing is to be hoped for before."""
         while not self._is_hopeless:
             try:
                 worker = self._start_worker()
@@ -201,10 +214,11 @@ class DecodePool:
             else:
                 if not self._note_start(index):
                     worker.close()
-                    break
+                    return False
                 try:
                     self._feed(worker, in_hand, index)
-                    return worker.close()
+                    worker.close()
+                    return True
                 except WorkerGone:
                     self._account_for(worker, in_hand)
                 if worker.num_begun:
@@ -212,9 +226,8 @@ class DecodePool:
                     continue
             self._hand_back(in_hand)
             if self._note_useless_start(index) and self._closing.wait(pause_s(self._useless_starts[index])):
-                return
-        self._hand_back(in_hand)
-        self._fail_waiting()
+                return True
+        return False
 
     def _note_start(self, index: int) -> bool:
         """A worker is ready, which gives its thread one more try at least; False if it comes too late."""
@@ -249,9 +262,7 @@ class DecodePool:
         is_closing = self._closing.is_set()  # the predecessor may have taken the word of it from the queue
         while in_hand or not is_closing:
             if not is_closing and not any(pending.is_suspect for pending in in_hand):
-                num_free = self.config.slots_per_worker - len(in_hand)
-                arrivals, is_closing = self._take_waiting(num_free, must_wait=not in_hand)
-                in_hand.extend(arrivals)
+                is_closing = self._take_waiting(in_hand)
             if to_send := tasks_to_send(in_hand, worker.num_unanswered):
                 worker.send(to_send)
             if in_hand:
@@ -261,20 +272,20 @@ class DecodePool:
                     tell(in_hand.popleft().future, outcome)
                 self._useless_starts[index] = 0
 
-    def _take_waiting(self, num_free: int, must_wait: bool) -> tuple[list[PendingTask], bool]:
-        """Up to `num_free` waiting tasks, a share for each worker; and whether the pool is closing."""
-        num_wanted = min(num_free, 1 + self._waiting.qsize() // self.config.num_workers)
-        taken: list[PendingTask] = []
-        while len(taken) < num_wanted:
+    def _take_waiting(self, in_hand: deque[PendingTask]) -> bool:
+        """Add a share of the waiting tasks; waits for one if there is none. True if the pool closes."""
+        share = 1 + self._waiting.qsize() // self.config.num_workers
+        num_wanted = min(self.config.slots_per_worker, len(in_hand) + share)
+        while len(in_hand) < num_wanted:
             try:
-                arrival = self._waiting.get(block=must_wait and not taken)
+                arrival = self._waiting.get(block=not in_hand)
             except queue.Empty:
                 break
             if arrival is None:
-                return taken, True
+                return True
             if self._is_still_wanted(arrival):
-                taken.append(arrival)
-        return taken, False
+                in_hand.append(arrival)
+        return False
 
     def _account_for(self, worker: DecodeProcess, in_hand: deque[PendingTask]) -> None:
         """A worker is gone: its successor begins with the task it was at, or that is refused the second time.
@@ -302,9 +313,8 @@ class DecodePool:
             culprit.is_suspect = True
             in_hand.appendleft(culprit)
 
-    def _fail_waiting(self) -> None:
-        """No worker can be started: nothing submitted may wait forever."""
-        reason = NoDecodersError("decode workers do not start; their messages are on stderr")
+    def _fail_waiting(self, reason: NoDecodersError) -> None:
+        """Nobody decodes any more: nothing submitted may wait forever."""
         while (arrival := self._waiting.get()) is not None:
             if self._is_still_wanted(arrival):
                 self._finish(arrival, reason)

@@ -1,6 +1,7 @@
 """The owner's handle on one decode process: start it, hand it tasks, take its replies, end it."""
 
 import contextlib
+import fcntl
 import logging
 import os
 import select
@@ -187,9 +188,10 @@ class DecodeProcess:
             else:
                 raise WorkerGone
 
-    def _outcome(self, num_frames: int, body: Any) -> DecodedFrames | RefusedError:
-        """What a reply says of the oldest task."""
-        place = self.places_in_hand.popleft()
+    def _outcome(self, place: int, num_frames: int, body: Any) -> DecodedFrames | RefusedError:
+        """What a reply says of the oldest task. Raises ValueError if it speaks of another."""
+        if place != self.places_in_hand.popleft():
+            raise ValueError(f"a reply about place {place}, which is not that of the oldest task")
         if num_frames == 0:
             self.places.give_back(place)
             return RefusedError(Reason(body["reason"]), body["detail"])
@@ -225,10 +227,13 @@ class DecodeProcess:
 def anonymous_memory(num_bytes: int) -> int:
     """A file descriptor of shareable memory that has no name, so that no death can leave it behind."""
     if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("decoded-frames")
-    else:
-        with tempfile.TemporaryFile() as file:
-            fd = os.dup(file.fileno())
+        fd = os.memfd_create("decoded-frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, num_bytes)
+        # A worker that runs wild and shrinks it would end its owner by SIGBUS.
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        return fd
+    with tempfile.TemporaryFile() as file:
+        fd = os.dup(file.fileno())
     os.ftruncate(fd, num_bytes)
     return fd
 

@@ -40,7 +40,7 @@ INPUT_BYTES = 2**19  # larger files go through the socket; web pictures are 20 t
 KINDS = list(TaskKind)
 KIND_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 TASK_HEADER = struct.Struct("<BHIQI")  # index of the kind, frames wanted, bytes of options and of data, place
-REPLY_HEADER = struct.Struct("<HI")  # frames in the place (0: refused), bytes of JSON that follow
+REPLY_HEADER = struct.Struct("<IHI")  # place, frames in it (0: refused), bytes of JSON that follow
 READY = b"ready"
 REPLY_DELAY_S = 0.05
 """Replies wait for each other: waking the owner costs up to 100 us of processor time.
@@ -109,23 +109,23 @@ def unpack_task(stream: BufferedReader, slot_input: memoryview) -> tuple[DecodeT
     return DecodeTask(data, KINDS[kind], num_frames, options), place
 
 
-def pack_reply(num_frames: int, body: object) -> bytes:
+def pack_reply(place: int, num_frames: int, body: object) -> bytes:
     """The message of `num_frames` frames in the place (none: a refusal); a picture has no body."""
     text = json.dumps(body).encode() if body else b""
-    return REPLY_HEADER.pack(num_frames, len(text)) + text
+    return REPLY_HEADER.pack(place, num_frames, len(text)) + text
 
 
-def unpack_reply(data: bytearray) -> tuple[int, Any] | None:
-    """Number of frames and body of the first reply, which is removed; None while it is incomplete."""
+def unpack_reply(data: bytearray) -> tuple[int, int, Any] | None:
+    """Place, number of frames and body of the first reply, which is removed; None while it is incomplete."""
     if len(data) < REPLY_HEADER.size:
         return None
-    num_frames, num_bytes = REPLY_HEADER.unpack_from(data)
+    place, num_frames, num_bytes = REPLY_HEADER.unpack_from(data)
     end = REPLY_HEADER.size + num_bytes
     if len(data) < end:
         return None
     body = json.loads(data[REPLY_HEADER.size : end]) if num_bytes else {}
     del data[:end]
-    return num_frames, body
+    return place, num_frames, body
 
 
 def read_exactly(stream: BufferedReader, num_bytes: int) -> bytes:
@@ -156,21 +156,23 @@ def answer_tasks(settings: WorkerSettings, connection: socket.socket, decoder: D
         memory.num_begun[0] += 1
         task, place = unpack_task(stream, memory.inputs[slot])
         signal.setitimer(signal.ITIMER_REAL, settings.timeout_s)
-        replies.append(decode_into(memory.frames[place], task, decoder, settings.preprocess))
+        replies.append(decode_into(memory, place, task, decoder, settings.preprocess))
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def decode_into(place: memoryview, task: DecodeTask, decoder: Decoder, config: PreprocessConfig) -> bytes:
+def decode_into(
+    memory: WorkerMemory, place: int, task: DecodeTask, decoder: Decoder, config: PreprocessConfig
+) -> bytes:
     """Decode one task into its place; returns the reply."""
     try:
         frames = run_decoder(decoder, task, config)
     except RefusedError as error:
-        return pack_reply(0, {"reason": error.reason, "detail": error.detail})
+        return pack_reply(place, 0, {"reason": error.reason, "detail": error.detail})
     pixels = np.ascontiguousarray(frames.pixels)
-    place[: pixels.nbytes] = pixels.data.cast("B")
+    memory.frames[place][: pixels.nbytes] = pixels.data.cast("B")
     if not frames.times_s and not frames.decoder:  # a picture
-        return pack_reply(len(pixels), {})
-    return pack_reply(len(pixels), {"times_s": frames.times_s, "decoder": frames.decoder})
+        return pack_reply(place, len(pixels), {})
+    return pack_reply(place, len(pixels), {"times_s": frames.times_s, "decoder": frames.decoder})
 
 
 def limit_this_process(max_memory_bytes: int) -> None:

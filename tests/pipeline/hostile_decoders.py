@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import json
 import os
 import re
 import signal
@@ -12,6 +11,7 @@ import time
 import numpy as np
 
 from pipeline.decode import DecodedFrames, DecodeTask
+from pipeline.decode_worker import REPLY_HEADER, WorkerSettings
 from schemas.quarantine import Reason, RefusedError
 from tokenizer.preprocess import PreprocessConfig
 
@@ -45,12 +45,20 @@ MISDEEDS = {
 
 
 NONSENSE = {
-    b"nonsense: 5 frames": b"\x05\x00\x00\x00\x00\x00",
-    b"nonsense: refused, why?": b"\x00\x00\x02\x00\x00\x00{}",
-    b"nonsense: no JSON": b"\x01\x00\x02\x00\x00\x00{{",
-    b"nonsense: endless JSON": b"\x00\x00\xa0\x86\x01\x00" + b"[" * 100_000,
+    b"nonsense: 5 frames": (0, 5, b""),
+    b"nonsense: refused, why?": (0, 0, b"{}"),
+    b"nonsense: no JSON": (0, 1, b"{{"),
+    b"nonsense: endless JSON": (0, 0, b"[" * 100_000),
+    b"nonsense: a sound reply about another task": (1, 1, b""),
 }
-"""Written over the worker's own replies, as a decoder does that writes to a file it does not own."""
+"""Written among the worker's own replies, as a decoder does that writes to a file it does not own: a place
+(how far behind the first task's), frames, JSON."""
+
+
+def write_nonsense(place_behind_first: int, num_frames: int, body: bytes) -> None:
+    settings = WorkerSettings.from_json(sys.argv[1])
+    place = settings.num_places - 1 - place_behind_first  # the last of the free ones is taken first
+    os.write(settings.socket_fd, REPLY_HEADER.pack(place, num_frames, len(body)) + body)
 
 
 NO_FRAMES = {
@@ -76,7 +84,7 @@ def decode(task: DecodeTask, config: PreprocessConfig) -> DecodedFrames:
     if task.data.strip() in MISDEEDS:
         MISDEEDS[task.data.strip()]()
     if task.data in NONSENSE:
-        os.write(json.loads(sys.argv[1])["socket_fd"], NONSENSE[task.data])
+        write_nonsense(*NONSENSE[task.data])
         task = DecodeTask(b"1")
     if task.data in NO_FRAMES:
         return DecodedFrames(NO_FRAMES[task.data])

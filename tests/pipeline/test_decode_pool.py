@@ -17,7 +17,7 @@ import pytest
 
 from pipeline import decode_pool, decode_process
 from pipeline.decode import DecodedFrames, DecodeTask
-from pipeline.decode_pool import DecodePool, DecodePoolConfig
+from pipeline.decode_pool import DecodePool, DecodePoolConfig, NoDecodersError
 from pipeline.decode_worker import WorkerSettings
 from schemas.quarantine import Reason, RefusedError
 from tests.pipeline.hostile_decoders import MISDEEDS, NO_FRAMES, NONSENSE
@@ -281,6 +281,29 @@ def test_workers_that_cannot_start_fail_the_tasks() -> None:
         future = pool.submit(DecodeTask(b"1"))
         with pytest.raises(RuntimeError, match="do not start"):
             future.result(PATIENCE_S)
+
+
+def test_what_no_one_foresaw_leaves_nobody_waiting() -> None:
+    """A promise that somebody else kept breaks the thread that would keep it; no other task hangs."""
+    with hostile_pool(num_workers=1, timeout_s=30.0) as pool:
+        assert pool.submit(DecodeTask(b"sleep 0.01")).exception(PATIENCE_S) is None
+        futures = [pool.submit(DecodeTask(b"sleep 0.2")) for _ in range(3)]
+        kept: Future[DecodedFrames] = Future()
+        kept.set_exception(ValueError("kept already"))
+        pool.submit(DecodeTask(b"1"), kept)
+        futures += [pool.submit(DecodeTask(b"1")) for _ in range(3)]
+        errors = [future.exception(PATIENCE_S) for future in futures]
+        assert {type(error) for error in errors} <= {NoDecodersError, type(None)}
+        with pytest.raises(NoDecodersError, match="a thread of the decode pool failed"):
+            pool.submit(DecodeTask(b"1")).result(PATIENCE_S)
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="memory has a file")
+def test_a_worker_cannot_take_the_memory_from_under_its_owner() -> None:
+    fd = decode_process.anonymous_memory(8192)
+    with pytest.raises(PermissionError):
+        os.ftruncate(fd, 0)
+    os.close(fd)
 
 
 def test_a_worker_that_cannot_start_costs_nothing_while_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
