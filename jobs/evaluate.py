@@ -30,12 +30,12 @@ from pipeline.training_pairs import PairDataConfig, split_pairs
 from schemas.packed_folder import PackedFolder
 from schemas.settings import parse_settings
 from tokenizer.augment import AugmentConfig
-from trainer.contrastive_run import held_out_of
 from trainer.evaluation.language_model import language_losses
 from trainer.evaluation.report import Tables, write_report
 from trainer.evaluation.text_scores import answer_tables, caption_tables
 from trainer.evaluation.tokenizer_tables import TokenizerEvaluation, tokenizer_tables
 from trainer.load_model import check_codebook, load_model
+from trainer.stage_data import held_out_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,10 +23,10 @@ from tokenizer.contrastive_stage import ENCODER_PARTS, ContrastiveModel, gather
 from tokenizer.from_scratch import init_from_scratch
 from tokenizer.seed import SeedModel
 from trainer.batch_cache import BatchCache
-from trainer.contrastive_run import Batches, HeldOut, judged, views_of
 from trainer.evaluation.codes import code_figures
 from trainer.processes import on_first_rank
 from trainer.stage_config import StageRunConfig
+from trainer.stage_data import Batches, HeldOut, judged, views_of
 from trainer.stage_loop import StageLoop, StepResult
 
 logger = logging.getLogger(__name__)

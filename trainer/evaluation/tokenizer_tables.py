@@ -10,12 +10,13 @@ from tokenizer.augment import AugmentConfig
 from tokenizer.checkpoint import load_model
 from tokenizer.detokenizer import load_detokenizer
 from tokenizer.thumbnail import thumbnails
-from trainer.contrastive_run import HeldOut, load_contrastive
+from trainer.contrastive_run import load_contrastive
 from trainer.evaluation.codes import code_figures
 from trainer.evaluation.pictures import ClipSimilarity, paired_similarity
 from trainer.evaluation.report import Tables
 from trainer.evaluation.tokenizer_retrieval import tokenizer_retrieval
 from trainer.pixels_run import psnr
+from trainer.stage_data import HeldOut
 
 
 @dataclass(frozen=True, kw_only=True)
