@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from schemas.packed_shard import IGNORED_LABEL
 from schemas.vocabulary import VocabularyLayout
 from trainer.llama import LlamaConfig
-from trainer.loss import IGNORED_LABEL
 from trainer.packed_data import StepData
 
 logger = logging.getLogger(__name__)
