@@ -68,6 +68,7 @@ class CompareConfig:
     language: TrainConfig = field(default_factory=TrainConfig)
     """The language model; ``data.packed`` and ``output`` are set for each variant."""
     text_tokenizer: Path = Path("samples/text_tokenizer")
+    """Folder or file of the language model's text tokenizer."""
     seq_length: int = 256
     """Ids of a packed row."""
     epochs: float = 4

@@ -60,7 +60,9 @@ class EvaluateCaptions:
     """CIDEr-D and BLEU; a JSON object a line with ``caption`` and ``references``."""
 
     file: Path
+    """Rows made elsewhere."""
     output: Path
+    """Results, without suffix."""
 
     def tables(self) -> Tables:
         return caption_tables(read_json_lines(self.file))
@@ -71,7 +73,9 @@ class EvaluateAnswers:
     """VQA accuracy; a JSON object a line with ``answer`` and ``annotators``."""
 
     file: Path
+    """Rows made elsewhere."""
     output: Path
+    """Results, without suffix."""
 
     def tables(self) -> Tables:
         return answer_tables(read_json_lines(self.file))
@@ -85,8 +89,11 @@ class EvaluateLanguage:
     model: Path
     """Exported folder, or checkpoint."""
     packed: Path
+    """Folder of packed shards."""
     output: Path
+    """Results, without suffix."""
     num_rows: int = 256
+    """Packed rows at most, the first of the folder."""
 
     def tables(self) -> Tables:
         model, layout = load_model(self.model)

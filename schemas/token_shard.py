@@ -68,6 +68,11 @@ class TokenShardWriter:
         self._writer = pq.ParquetWriter(path, SCHEMA, **_PARQUET_OPTIONS)
 
     def write(self, document: Document) -> None:
+        """Add a document.
+
+        Raises:
+            ValueError: if only some of its segments have a role, or only some of its images a time.
+        """
         row = _to_row(document)
         for name, column in self._columns.items():
             column.append(row[name])

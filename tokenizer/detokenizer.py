@@ -34,8 +34,11 @@ class DrawConfig:
 
     seed: int = 0
     steps: int = 20
+    """Of the denoiser."""
     guidance: float = 10.0
+    """Scale of classifier-free guidance."""
     noise_level: int = 0
+    """How much noise is put on the embedding before it is drawn."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.noise_level < 0 or self.guidance < 0:
@@ -86,7 +89,7 @@ def load_detokenizer(
     Args:
         source: tokenizer (preset, directory, hub id).
         diffusion: local path or hub id of an unCLIP pipeline; None for the pixel decoder beside the
-        tokenizer.
+            tokenizer.
         device: where both run.
 
     Raises:

@@ -150,7 +150,9 @@ class MetricsConfig:
     """What is reported when."""
 
     every_steps: int = 10
+    """Steps between records."""
     uses_tensorboard: bool = False
+    """Also write TensorBoard's files."""
     profile_step: int = 0
     """Step (from 1) of which a profiler trace is written; 0 for none."""
 

@@ -37,6 +37,7 @@ class StagesConfig:
     """One tokenizer, all stages."""
 
     stage: Literal["qformer", "codebook", "pixels"] = "qformer"
+    """Which stage to run; each needs the ones before it."""
     output: Path = Path("out/tokenizer")
     """Each stage has its folder here; the finished tokenizer is ``codebook``."""
     device: str = "auto"

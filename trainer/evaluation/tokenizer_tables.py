@@ -34,7 +34,9 @@ class TokenizerEvaluation:
     clip: str | None = None
     """CLIP model for the similarity of drawn pictures to originals and captions (the paper's measure)."""
     seed: int = 0
+    """Of the random views whose codes are compared."""
     device: str = "cpu"
+    """Where the tokenizer runs: cpu, cuda, cuda:N."""
 
 
 def tokenizer_tables(evaluation: TokenizerEvaluation, pairs: HeldOut, augment: AugmentConfig) -> Tables:
