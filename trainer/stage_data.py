@@ -60,6 +60,11 @@ def judged(held_out: HeldOut | None, figures: Callable[[HeldOut], Mapping[str, f
     return on_first_rank(judge) or {}
 
 
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """A CPU generator that is a pure function of (seed, step): the same on every rank and after a resume."""
+    return torch.Generator().manual_seed(hash((seed, step)) % 2**63)
+
+
 class Views(NamedTuple):
     """One batch of training."""
 
@@ -79,8 +84,7 @@ def views_of(
         batch = batches.batch(step)
         may_be_mirrored = torch.tensor([may_mirror(caption) for caption in batch.captions])
         pictures = torch.as_tensor(batch.images, device=device)
-        rng = torch.Generator().manual_seed(hash((seed, step)) % 2**63)
-        draws = draw_views(len(pictures) * dist.get_world_size(), rng)
+        draws = draw_views(len(pictures) * dist.get_world_size(), step_generator(seed, step))
         ours = draws.tensor_split(dist.get_world_size(), dim=1)[dist.get_rank()]
         images, whole = (
             change(pictures, may_be_mirrored, augmentation, ours) for change in (augment, mirror)
