@@ -25,7 +25,8 @@ from tokenizer.hub import locate
 from tokenizer.pixel_decoder import load_pixel_decoder
 from tokenizer.seed import SeedTokenizer
 
-Codes = npt.NDArray[np.integer[Any]]
+CodesBN = npt.NDArray[np.integer[Any]]
+"""(B, N) codes of B pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class Detokenizer:
         self._draw = draw
 
     def draw(
-        self, codes: Codes, negative_codes: Codes | None = None, config: DrawConfig | None = None
+        self, codes: CodesBN, negative_codes: CodesBN | None = None, config: DrawConfig | None = None
     ) -> npt.NDArray[np.uint8]:
         """Pictures of codes.
 
@@ -128,7 +129,7 @@ def _unclip(
     return draw
 
 
-def read_codes(path: Path) -> Codes:
+def read_codes(path: Path) -> CodesBN:
     """(B, N) codes of a JSON or JSON-lines file: lists of codes, or objects with an entry ``codes``, one or
     many.
 
