@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,8 +100,6 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Most memory that tensors took on the device; on the CPU, most that the process took."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
