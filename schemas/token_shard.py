@@ -101,10 +101,6 @@ class TokenShardWriter:
         self._writer.add_key_value_metadata({FOOTER_KEY: footer.to_json()})
         self._writer.close()
 
-    def abandon(self) -> None:
-        """Close the file without a footer: no reader takes it for a token shard."""
-        self._writer.close()
-
     def __enter__(self) -> Self:
         return self
 
@@ -112,7 +108,7 @@ class TokenShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._writer.is_open:
-            self.abandon()
+            self._writer.close()  # without a footer: no reader takes it for a token shard
 
     def _flush(self) -> None:
         if self._columns["key"]:
