@@ -32,11 +32,11 @@ from tokenizer.checkpoint import official_tensors, save_model
 from tokenizer.config import SeedTokenizerConfig
 from tokenizer.packed_linear import PackedLinear, can_pack
 from tokenizer.seed import PRECISIONS, SeedModel, SeedTokenizer
-from tokenizer.untrained import SAMPLE_CONFIG
+from tokenizer.untrained import SMALL_CONFIG
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {
-    "sample": SAMPLE_CONFIG,
+    "sample": SMALL_CONFIG,  # not the sample tokenizer, which is larger; earlier results have the name
     "tiny": SeedTokenizerConfig(
         vit_width=64, vit_depth=3, vit_heads=4, vit_mlp_hidden=279,
         bert_hidden=48, bert_layers=4, bert_heads=4, bert_intermediate=192, decode_depth=1,

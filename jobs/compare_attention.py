@@ -34,7 +34,7 @@ from tokenizer.checkpoint import load_model as load_tokenizer_model
 from tokenizer.code_usage import usage_figures
 from tokenizer.seed import codes_fingerprint
 from trainer.answering import AnsweringModel
-from trainer.contrastive_run import HeldOut, held_out_of, load_contrastive, pair_features
+from trainer.contrastive_run import load_contrastive, pair_features
 from trainer.evaluation.codes import encode_all
 from trainer.evaluation.drawn_codes import drawn_figures
 from trainer.evaluation.language_model import image_structure, language_losses
@@ -45,6 +45,7 @@ from trainer.generate import SamplingConfig
 from trainer.non_finite import NonFiniteError
 from trainer.prompt import Content
 from trainer.run_config import TrainConfig
+from trainer.stage_data import HeldOut, held_out_of
 from trainer.train import train
 from trainer.train_tokenizer import run_stage
 
@@ -67,6 +68,7 @@ class CompareConfig:
     language: TrainConfig = field(default_factory=TrainConfig)
     """The language model; ``data.packed`` and ``output`` are set for each variant."""
     text_tokenizer: Path = Path("samples/text_tokenizer")
+    """Folder or file of the language model's text tokenizer."""
     seq_length: int = 256
     """Ids of a packed row."""
     epochs: float = 4

@@ -30,12 +30,12 @@ from pipeline.training_pairs import PairDataConfig, split_pairs
 from schemas.packed_folder import PackedFolder
 from schemas.settings import parse_settings
 from tokenizer.augment import AugmentConfig
-from trainer.contrastive_run import held_out_of
 from trainer.evaluation.language_model import language_losses
 from trainer.evaluation.report import Tables, write_report
 from trainer.evaluation.text_scores import answer_tables, caption_tables
 from trainer.evaluation.tokenizer_tables import TokenizerEvaluation, tokenizer_tables
 from trainer.load_model import check_codebook, load_model
+from trainer.stage_data import held_out_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,9 @@ class EvaluateCaptions:
     """CIDEr-D and BLEU; a JSON object a line with ``caption`` and ``references``."""
 
     file: Path
+    """Rows made elsewhere."""
     output: Path
+    """Results, without suffix."""
 
     def tables(self) -> Tables:
         return caption_tables(read_json_lines(self.file))
@@ -71,7 +73,9 @@ class EvaluateAnswers:
     """VQA accuracy; a JSON object a line with ``answer`` and ``annotators``."""
 
     file: Path
+    """Rows made elsewhere."""
     output: Path
+    """Results, without suffix."""
 
     def tables(self) -> Tables:
         return answer_tables(read_json_lines(self.file))
@@ -85,8 +89,11 @@ class EvaluateLanguage:
     model: Path
     """Exported folder, or checkpoint."""
     packed: Path
+    """Folder of packed shards."""
     output: Path
+    """Results, without suffix."""
     num_rows: int = 256
+    """Packed rows at most, the first of the folder."""
 
     def tables(self) -> Tables:
         model, layout = load_model(self.model)

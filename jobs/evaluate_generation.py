@@ -49,6 +49,7 @@ class OnTokenShards:
     tokens: str
     """Folder of token shards that the model was not trained on."""
     output: Path
+    """Results, without suffix."""
     text_tokenizer: str = ""
     """The one that the model's data were packed with; empty: it lies beside the model."""
     where: str = ""
@@ -56,8 +57,11 @@ class OnTokenShards:
     limit: int = 0
     """Documents at most; 0 for all."""
     batch_size: int = 16
+    """Prompts answered at once."""
     device: str = "auto"
+    """auto takes a GPU where there is one; or cpu, cuda, cuda:N."""
     precision: str = "fp32"
+    """Of the language model: fp32 or bf16."""
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0, max_new_ids=48))
 
     @property
@@ -118,6 +122,7 @@ class EvaluateQuestions(OnTokenShards):
     answers_field: str = ""
     """Field of the documents' metadata with all annotators' answers (``--chats.metadata-fields``)."""
     prompt: str = VQA_PROMPT
+    """What the model is asked; {image} stands for the images, {question} for the question."""
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0, max_new_ids=16))
 
     def tables(self) -> Tables:

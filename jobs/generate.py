@@ -54,6 +54,7 @@ class GenerateConfig:
     text_tokenizer: str = ""
     """Folder or file of the one that the data were packed with; empty: it lies beside the model."""
     prompt: str = ""
+    """Text to continue; each ``<image>`` in it stands for the next of ``images``."""
     images: tuple[str, ...] = ()
     """Pictures or ``.npy`` files of codes, for the ``<image>`` of the prompt."""
     input: str = ""
@@ -69,7 +70,9 @@ class GenerateConfig:
     diffusion: str = ""
     """unCLIP pipeline that draws the gallery; empty: the small pixel decoder beside the image tokenizer."""
     batch_size: int = 16
+    """Prompts answered at once."""
     device: str = "auto"
+    """auto takes a GPU where there is one; or cpu, cuda, cuda:N."""
     precision: str = "fp32"
     """fp32 or bf16."""
     force_image: bool = False

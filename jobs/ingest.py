@@ -39,6 +39,7 @@ class IngestJobConfig(DownloadConfig):
     documents: bool = False
     """The input is OBELICS as published; the output has documents with their pictures in documents/."""
     documents_per_shard: int = 1000
+    """With --documents: documents in one tar."""
 
 
 def main(arguments: Sequence[str]) -> int:

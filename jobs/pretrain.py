@@ -32,9 +32,11 @@ class RayConfig:
     """Workers that Ray Train starts; used with ``launcher`` ray."""
 
     num_workers: int = 1
+    """Processes of the run."""
     uses_gpu: bool = True
     """One GPU a worker; false trains on CPUs."""
     cpus_per_worker: int = 1
+    """CPUs that Ray reserves for each worker."""
     max_failures: int = 10
     """Failures of workers after which the run is given up; each goes on from the newest checkpoint."""
 

@@ -27,8 +27,8 @@ from jobs.config_file import parse_config
 from pipeline.pair_stream import PairStream
 from pipeline.training_pairs import PairBatches, PairDataConfig, read_held_out, split_pairs
 from schemas.atomic_write import write_atomically
-from trainer.contrastive_run import held_out_of
 from trainer.processes import choose_device, process_group
+from trainer.stage_data import held_out_of
 from trainer.train_tokenizer import StagesConfig, run_stage
 
 logger = logging.getLogger("train_tokenizer")

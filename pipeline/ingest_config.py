@@ -18,11 +18,13 @@ class DownloadConfig:
     """How to download; every field is a flag of ``jobs/ingest.py``."""
 
     url_column: str = "url"
+    """Column of the pictures' addresses."""
     caption_column: str | None = None
     """Column that becomes key.txt; none for pictures alone."""
     kept_columns: tuple[str, ...] = ()
     """Further columns that go into key.json."""
     images_per_shard: int = 10_000
+    """Rows of the list that one tar is made of."""
     num_processes: int = 2
     """0 downloads in the calling process, one shard after the other."""
     num_threads: int = 32
@@ -30,6 +32,7 @@ class DownloadConfig:
     timeout: float = 10.0
     """Longest wait for the next bytes of an answer, in seconds."""
     num_retries: int = 1
+    """Further attempts at a picture that did not come."""
     user_agent_token: str = "seed-shards"
     """Named in the User-Agent; opt-outs that address it are honoured."""
     honour_opt_out: bool = True

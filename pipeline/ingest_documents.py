@@ -9,7 +9,6 @@ Three steps, each done once and not again when the same command is repeated:
    ``N.missing``, and ``image_errors`` says why: whether that costs the document is for tokenization to say.
 """
 
-import io
 import json
 import logging
 import re
@@ -27,6 +26,7 @@ import pyarrow.parquet as pq
 from pipeline.ingest import IngestReport, check_is_installed, ingest, stop_if
 from pipeline.ingest_config import IngestConfig
 from pipeline.inputs import SourceShard, check_unique
+from pipeline.original_images import add_member
 from pipeline.output_claim import claim_output
 from pipeline.sources.interleaved import ERRORS_FIELD
 from pipeline.sources.obelics_parquet import read_rows
@@ -182,9 +182,9 @@ def _write_documents(
         for number, row in enumerate(rows, first_row):
             suffixes, members, errors = _members(row, images)
             value = row | {"images": suffixes} | ({ERRORS_FIELD: errors} if errors else {})
-            _add(tar, f"{number:09d}.json", _json(value))
+            add_member(tar, f"{number:09d}.json", _json(value))
             for name, data in members.items():
-                _add(tar, f"{number:09d}.{name}", data)
+                add_member(tar, f"{number:09d}.{name}", data)
             missing.update(errors.values())
             num_placed += len(members)
     return num_placed
@@ -216,9 +216,3 @@ def _members(
             suffixes.append(f"{position}.{found[1]}")
             members[f"{position}.{found[1]}"] = found[0]
     return suffixes, members, errors
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))

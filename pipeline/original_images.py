@@ -80,11 +80,11 @@ class OriginalsWriter:
 
     def _add_sample(self, tar: tarfile.TarFile, key: str, data: bytes) -> None:
         meta = self._rows[key]
-        _add_member(tar, f"{key}.{suffix_of(data)}", data)
-        _add_member(tar, f"{key}.json", json.dumps(meta, indent=1, default=str).encode())
+        add_member(tar, f"{key}.{suffix_of(data)}", data)
+        add_member(tar, f"{key}.json", json.dumps(meta, indent=1, default=str).encode())
         if self._has_captions:
             caption = meta.get("caption")
-            _add_member(tar, f"{key}.txt", str("" if caption is None else caption).encode())
+            add_member(tar, f"{key}.txt", str("" if caption is None else caption).encode())
 
 
 def suffix_of(data: bytes) -> str:
@@ -94,7 +94,8 @@ def suffix_of(data: bytes) -> str:
     return _SUFFIXES.get(name, name.lower())
 
 
-def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Write a file into a tar, with no time and no owner: the same bytes in every run."""
     member = tarfile.TarInfo(name)
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))

@@ -23,6 +23,7 @@ from pipeline.source_pictures import PictureFolders, find_pictures
 from pipeline.token_dataset import LOGS_FOLDER, TokenDataset
 from schemas.atomic_write import write_atomically
 from schemas.document import Document
+from schemas.fingerprint import Fingerprint
 from schemas.quarantine import QuarantineRecord, Unit, parse_records
 from schemas.token_shard import ShardCounts, TokenShardFooter, read_documents
 from schemas.vocabulary import CODEBOOK_SIZE, CODES_PER_IMAGE
@@ -100,21 +101,13 @@ class Report:
 
     url: str
     kind: str
-    fingerprint: str
-    components: dict[str, Any]
+    fingerprint: Fingerprint
     settings: dict[str, Any]
     shards: list[ShardLine]
     counts: ShardCounts
     usage: CodesByPlace
     examples: Examples
     gallery: list[ShownDocument]
-
-    @property
-    def codebook_size(self) -> int:
-        """Codes that the tokenizer has; the full codebook where it does not say."""
-        architecture = self.components.get("architecture")
-        size = architecture.get("n_embed") if isinstance(architecture, dict) else None
-        return size if isinstance(size, int) and 0 < size < CODEBOOK_SIZE else CODEBOOK_SIZE
 
     @property
     def num_bytes(self) -> int:
@@ -151,8 +144,7 @@ def make_report(
     return Report(
         url=dataset.folder.url,
         kind=dataset.manifest.kind,
-        fingerprint=dataset.manifest.fingerprint.hex,
-        components=dict(dataset.manifest.fingerprint.components),
+        fingerprint=dataset.manifest.fingerprint,
         settings=dict(dataset.manifest.settings),
         shards=shards,
         counts=counts,

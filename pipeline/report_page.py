@@ -42,7 +42,7 @@ def render_page(report: "Report") -> str:
             "<h2>Quarantine</h2>",
             _quarantine(report),
             "<h2>Code usage</h2>",
-            _code_usage(report.usage, report.codebook_size),
+            _code_usage(report.usage, report.fingerprint.num_codes),
         ],
     )
 
@@ -50,8 +50,9 @@ def render_page(report: "Report") -> str:
 def _head(report: "Report") -> str:
     counts, source_bytes = report.counts, report.source_bytes
     images = counts.images_written
-    settings = json.dumps({"tokenizer": report.components, "settings": report.settings}, indent=1)
-    code = f"<code>{escape(report.fingerprint)}</code>"
+    tokenizer = dict(report.fingerprint.components)
+    settings = json.dumps({"tokenizer": tokenizer, "settings": report.settings}, indent=1)
+    code = f"<code>{escape(report.fingerprint.hex)}</code>"
     return (
         heading(report.url, Html(f"Token shards, kind {escape(report.kind)}, tokenizer {code}"))
         + tiles(

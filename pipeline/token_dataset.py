@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from pipeline.shard_task import TOKEN_SHARD_SUFFIX, ShardFailure, ShardTask, ledger_name, ledger_owner
 from pipeline.storage import Folder
+from schemas.differences import differences
 from schemas.fingerprint import Fingerprint
 from schemas.token_shard import FORMAT_VERSION, TokenShardError, TokenShardFooter, read_footer
 
@@ -87,9 +88,7 @@ class DatasetManifest:
         """One line for each difference, this one's value first."""
         lines = [] if self.kind == other.kind else [f"kind: {self.kind} here, {other.kind} there"]
         lines += [f"tokenizer {line}" for line in self.fingerprint.differences(other.fingerprint)]
-        # Fingerprint compares any two nested mappings.
-        ours, theirs = ({"settings": dict(manifest.settings)} for manifest in (self, other))
-        return lines + Fingerprint(ours).differences(Fingerprint(theirs))
+        return lines + differences({"settings": self.settings}, {"settings": other.settings})
 
 
 @dataclass(frozen=True)

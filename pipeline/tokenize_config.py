@@ -21,7 +21,7 @@ class TokenizeConfig:
     """Folder for the token shards: a local path or a URL (s3://bucket/folder)."""
 
     tokenizer: str = "sample"
-    """seed-2 is the released model; a path or hub id; sample: small, of emoji; null: only hashes."""
+    """seed-2 (the released model), sample (a small one), a path or hub id; null only hashes pixels."""
     precision: str = "fp32"
     """fp32, bf16 or fp16, of the image encoder and the Q-Former."""
     compiled: bool = False
@@ -35,7 +35,7 @@ class TokenizeConfig:
     min_side: int = PreprocessConfig.min_side
     """Pictures with a shorter side are quarantined."""
     max_aspect_ratio: float = PreprocessConfig.max_aspect_ratio
-    """Pictures longer than this many times their width are quarantined; 0: none."""
+    """Pictures whose longer side is more than so many times the shorter are quarantined; 0: none."""
     on_bad_image: OnBadImage = "drop-document"
     """What one bad image costs: its document, or only itself."""
 
@@ -49,22 +49,22 @@ class TokenizeConfig:
     cpus_per_actor: float | None = None
     """CPUs that a worker claims; left out: 1 beside a GPU, else 4, or what the nodes that are there have."""
     decode_workers: int | None = None
-    """Decoding processes of a worker; left out: the cores there are for each worker."""
+    """Decoding processes of a worker; left out: as many as it has cores."""
     shards_in_flight: int = 2
     """Source shards that a worker has in hand at a time."""
     decode_timeout: float = 30.0
-    """Seconds that decoding of one image or clip may take; refused when it exceeds them twice."""
+    """Seconds that decoding one image or clip may take; it is refused when two attempts took longer."""
 
     max_attempts: int = 3
     """Attempts after which a source shard is set aside."""
     stall_timeout: float = 600.0
     """Seconds without progress after which a worker is replaced."""
     limit: int | None = None
-    """At most so many source shards, the first of the input."""
+    """Take no more than so many source shards: the first of the input."""
     overwrite: bool = False
-    """Do everything again, also what is there."""
+    """Do everything again, also the shards that are done."""
     retry_failed: bool = False
-    """Do the shards that were set aside again, beside those that are missing."""
+    """Also try the shards again that were set aside, not only those that are missing."""
     strict: bool = False
     """Exit non-zero when a source shard was damaged and only a part of it could be read."""
     dry_run: bool = False

@@ -25,7 +25,7 @@ from pipeline.storage import open_folder
 from pipeline.token_dataset import LOGS_FOLDER, REPORT_NAME, TokenDataset, changed_source
 from pipeline.tokenize_config import TokenizeConfig
 from pipeline.validate_shards import DatasetSummary, summarize
-from pipeline.worker_tools import WorkerSetup, open_tools
+from pipeline.worker_tools import NULL_TOKENIZER, WorkerSetup, open_tools
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +181,8 @@ def open_pool(
 
 
 def local_device(config: TokenizeConfig) -> str:
-    if config.tokenizer == "null":
+    """The GPU where there is one, ``cpu`` elsewhere and for the null tokenizer, which needs no torch."""
+    if config.tokenizer == NULL_TOKENIZER:
         return "cpu"
     import torch
 

@@ -36,6 +36,7 @@ class PairDataConfig:
     group_pattern: str = ""
     """What this removes from a key gives the group: variants of one picture, on one side of the split."""
     held_out_fraction: float = 0.02
+    """Share of the groups that are never trained on, chosen by their names alone."""
     shuffle_pairs: int = 0
     """0: all pairs are held in memory. Otherwise they are streamed through a shuffle buffer of so many."""
     pairs_per_epoch: int = 0

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from schemas.differences import differences
 from schemas.vocabulary import CODEBOOK_SIZE
-
-MAX_DIFFERENCES_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -62,32 +61,4 @@ class Fingerprint:
 
     def differences(self, other: "Fingerprint") -> list[str]:
         """One line per component that differs, this one's value first; of nested ones no more than three."""
-        lines = []
-        for component in sorted(self.components.keys() | other.components.keys()):
-            ours, theirs = (
-                {component: f.components[component]} if component in f.components else {}
-                for f in (self, other)
-            )
-            different = _different_lines(_flatten(ours), _flatten(theirs))
-            hidden = len(different) - MAX_DIFFERENCES_SHOWN
-            lines += different[:MAX_DIFFERENCES_SHOWN]
-            lines += [f"{component}: {hidden} more differences"] if hidden > 0 else []
-        return lines
-
-
-def _different_lines(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{name}: {ours.get(name, '(absent)')} here, {theirs.get(name, '(absent)')} there"
-        for name in sorted(ours.keys() | theirs.keys())
-        if ours.get(name) != theirs.get(name)
-    ]
-
-
-def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, item in value.items():
-        if isinstance(item, Mapping):
-            flat |= _flatten(item, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = item
-    return flat
+        return differences(self.components, other.components)

@@ -24,7 +24,7 @@ FOOTER_KEY = b"seed_shards.packed_shard"
 FILE_PATTERN = "packed-*.parquet"
 ROWS_PER_GROUP = 64
 IGNORED_LABEL = -100
-"""Label of a position that is not learned, as PyTorch's cross-entropy ignores it."""
+"""Label of a position that is not learned; the convention of PyTorch, Hugging Face and Megatron."""
 TRAINING_COLUMNS = ("ids", "cu_seqlens", "loss_runs", "sources")
 """What a training step reads; the other columns trace documents back."""
 

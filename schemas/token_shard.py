@@ -68,6 +68,11 @@ class TokenShardWriter:
         self._writer = pq.ParquetWriter(path, SCHEMA, **_PARQUET_OPTIONS)
 
     def write(self, document: Document) -> None:
+        """Add a document.
+
+        Raises:
+            ValueError: if only some of its segments have a role, or only some of its images a time.
+        """
         row = _to_row(document)
         for name, column in self._columns.items():
             column.append(row[name])
@@ -96,10 +101,6 @@ class TokenShardWriter:
         self._writer.add_key_value_metadata({FOOTER_KEY: footer.to_json()})
         self._writer.close()
 
-    def abandon(self) -> None:
-        """Close the file without a footer: no reader takes it for a token shard."""
-        self._writer.close()
-
     def __enter__(self) -> Self:
         return self
 
@@ -107,7 +108,7 @@ class TokenShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._writer.is_open:
-            self.abandon()
+            self._writer.close()  # without a footer: no reader takes it for a token shard
 
     def _flush(self) -> None:
         if self._columns["key"]:

@@ -71,14 +71,19 @@ class VocabularyLayout:
         """
         if codes.shape != (CODES_PER_IMAGE,):
             raise ValueError(f"an image has {CODES_PER_IMAGE} codes, got shape {codes.shape}")
-        span = np.empty(IMAGE_SPAN_LENGTH, np.uint32)
-        span[0] = self.img_start_id
-        span[1:-1] = codes  # negative ones become large
-        if span[1:-1].max() >= CODEBOOK_SIZE:
+        if codes.min() < 0 or codes.max() >= CODEBOOK_SIZE:
             raise ValueError(f"codes are 0..{CODEBOOK_SIZE - 1}, got {codes.min()}..{codes.max()}")
-        span[1:-1] += np.uint32(self.image_code_offset)
-        span[-1] = self.img_end_id
+        span: NDArray[np.uint32] = self.image_spans(codes[None])[0]
         return span
+
+    def image_spans(self, codes: NDArray[np.uint16]) -> NDArray[np.uint32]:
+        """Ids of many images, whose codes were checked when they were read: (I, 34) uint32 from (I, 32)."""
+        spans = np.empty((len(codes), IMAGE_SPAN_LENGTH), np.uint32)
+        spans[:, 0] = self.img_start_id
+        spans[:, 1:-1] = codes
+        spans[:, 1:-1] += np.uint32(self.image_code_offset)
+        spans[:, -1] = self.img_end_id
+        return spans
 
     def is_image_id(self, ids: NDArray[np.integer]) -> NDArray[np.bool_]:
         """True where an id is a code, ``<img>`` or ``</img>``."""

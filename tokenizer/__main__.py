@@ -18,7 +18,7 @@ from tokenizer.hub import PRESETS
 from tokenizer.official_names import official_layout
 from tokenizer.preprocess import ImageError, PreprocessConfig, load_image
 from tokenizer.seed import ENCODER_VERSION, PRECISIONS, SeedModel, SeedTokenizer
-from tokenizer.untrained import SAMPLE_CONFIG, untrained_model
+from tokenizer.untrained import SMALL_CONFIG, untrained_model
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,7 +100,7 @@ def _convert(options: argparse.Namespace) -> int:
 
 def _draw(options: argparse.Namespace) -> int:
     """Write an untrained tokenizer."""
-    config = SAMPLE_CONFIG if options.config is None else SeedTokenizerConfig.from_json(options.config)
+    config = SMALL_CONFIG if options.config is None else SeedTokenizerConfig.from_json(options.config)
     with torch.inference_mode():
         save_model(untrained_model(config, options.seed), options.directory)
     return 0
@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
 
     draw = commands.add_parser("draw", help="write an untrained tokenizer (random weights)")
     draw.add_argument("directory", type=Path)
-    draw.add_argument("--config", type=Path, help="config.json of its sizes; without, those of the sample")
+    draw.add_argument("--config", type=Path, help="config.json of its sizes; without, a small one")
     draw.add_argument("--seed", type=int, default=0)
     draw.set_defaults(run=_draw)
     return parser

@@ -29,7 +29,9 @@ class SelfAttention(nn.Module):
         """
         qkv_BT = self.qkv(x_BTD.to(self.qkv.weight.dtype))
         q_BHTK, k_BHTK, v_BHTK = qkv_BT.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        out: Tensor = self.proj(attend(q_BHTK, k_BHTK, v_BHTK, is_causal, mask_BT, active(self.dropout)))
+        out: Tensor = self.proj(
+            attend(q_BHTK, k_BHTK, v_BHTK, is_causal, mask_BT, drop_probability(self.dropout))
+        )
         return out
 
 
@@ -84,7 +86,7 @@ def attend(
     return out_BHTK.transpose(1, 2).flatten(2)
 
 
-def active(dropout: nn.Dropout) -> float:
+def drop_probability(dropout: nn.Dropout) -> float:
     """Probability that a dropout layer drops now: zero in eval mode."""
     return dropout.p if dropout.training else 0.0
 

@@ -22,9 +22,11 @@ class AugmentConfig:
     min_area: float = 0.5
     """Least fraction of the area that a crop keeps; 1 turns cropping off."""
     max_log_aspect: float = math.log(4 / 3)
+    """Logarithm of the largest ratio of a crop's sides."""
     mirror: float = 0.5
     """Probability of a mirror image."""
     max_turn_degrees: float = 0.0
+    """Pictures are turned by up to so much, either way."""
     max_gain: float = 0.0
     """Contrast and brightness vary by up to this fraction."""
 

@@ -10,7 +10,7 @@ width.
 import torch
 from torch import Tensor, nn
 
-from tokenizer.attention import Mlp, SelfAttention, active, attend
+from tokenizer.attention import Mlp, SelfAttention, attend, drop_probability
 
 
 class CrossAttention(nn.Module):
@@ -27,7 +27,7 @@ class CrossAttention(nn.Module):
         """(B, N, D) of any float dtype -> (B, N, D) in the dtype of the weights."""
         q_BND = self.query(x_BND.to(self.query.weight.dtype))
         q_BHNK = q_BND.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        out: Tensor = self.proj(attend(q_BHNK, k_BHTK, v_BHTK, dropout=active(self.dropout)))
+        out: Tensor = self.proj(attend(q_BHNK, k_BHTK, v_BHTK, dropout=drop_probability(self.dropout)))
         return out
 
 

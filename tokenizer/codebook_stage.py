@@ -35,9 +35,11 @@ class CodebookConfig:
     beta: float = 0.25
     """Weight of the commitment term (of the codebook term with ``legacy_vq``)."""
     legacy_vq: bool = False
+    """``beta`` weighs the codebook term instead, as in the published code."""
     dropout: float = 0.1
     """In the Reverse_Qformer, which is trained; with ``encoder_dropout`` also in the frozen Q-Former."""
     encoder_dropout: bool = False
+    """The frozen Q-Former drops at random too, as in the published code."""
 
     def __post_init__(self) -> None:
         for name in ("vq_weight", "reconstruction_weight", "generation_weight", "beta"):

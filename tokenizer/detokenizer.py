@@ -25,7 +25,8 @@ from tokenizer.hub import locate
 from tokenizer.pixel_decoder import load_pixel_decoder
 from tokenizer.seed import SeedTokenizer
 
-Codes = npt.NDArray[np.integer[Any]]
+CodesBN = npt.NDArray[np.integer[Any]]
+"""(B, N) codes of B pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,11 @@ class DrawConfig:
 
     seed: int = 0
     steps: int = 20
+    """Of the denoiser."""
     guidance: float = 10.0
+    """Scale of classifier-free guidance."""
     noise_level: int = 0
+    """How much noise is put on the embedding before it is drawn."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.noise_level < 0 or self.guidance < 0:
@@ -56,7 +60,7 @@ class Detokenizer:
         self._draw = draw
 
     def draw(
-        self, codes: Codes, negative_codes: Codes | None = None, config: DrawConfig | None = None
+        self, codes: CodesBN, negative_codes: CodesBN | None = None, config: DrawConfig | None = None
     ) -> npt.NDArray[np.uint8]:
         """Pictures of codes.
 
@@ -86,7 +90,7 @@ def load_detokenizer(
     Args:
         source: tokenizer (preset, directory, hub id).
         diffusion: local path or hub id of an unCLIP pipeline; None for the pixel decoder beside the
-        tokenizer.
+            tokenizer.
         device: where both run.
 
     Raises:
@@ -125,7 +129,7 @@ def _unclip(
     return draw
 
 
-def read_codes(path: Path) -> Codes:
+def read_codes(path: Path) -> CodesBN:
     """(B, N) codes of a JSON or JSON-lines file: lists of codes, or objects with an entry ``codes``, one or
     many.
 

@@ -38,11 +38,11 @@ def load_initial_weights(model: ContrastiveModel, files: Iterable[Path]) -> list
     the text's.
 
     Returns:
-        our parameter names that no file had; they keep their values.
+        Our parameter names that no file had; they keep their values.
 
     Raises:
         ValueError: a tensor that stage 1 does not know or of another shape; or no trained ViT for a frozen
-        one.
+            one.
     """
     official: dict[str, Tensor] = {}
     for path in files:

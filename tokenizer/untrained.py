@@ -1,6 +1,6 @@
-"""A tokenizer with drawn weights: a start for training from scratch, and a stand-in where none is trained
-yet.
+"""A whole tokenizer with drawn weights: a stand-in where none is trained yet.
 
+Training draws its first weights differently (`from_scratch`).
 Its codes say which pictures are alike to a random network, nothing more. They do differ from picture to
 picture: the codebook consists of vectors that the network itself makes of drawn pictures.
 """
@@ -16,7 +16,7 @@ from tokenizer.config import SeedTokenizerConfig
 from tokenizer.seed import SeedModel
 
 DESCRIPTION = "UNTRAINED: drawn weights, for tests and demonstrations; its codes carry no meaning"
-SAMPLE_CONFIG = SeedTokenizerConfig(
+SMALL_CONFIG = SeedTokenizerConfig(
     vit_width=48,
     vit_depth=1,
     vit_heads=3,
@@ -30,7 +30,7 @@ SAMPLE_CONFIG = SeedTokenizerConfig(
     image_features_dim=64,
     description=DESCRIPTION,
 )
-"""The embedded sample: small, but with the release's 257 image tokens and 8192 codes of 32 numbers."""
+"""Smaller than the sample tokenizer, but with the release's 257 image tokens and 8192 codes of 32 numbers."""
 _PICTURES_PER_BATCH = 32
 CROSS_ATTENTION_GAIN = 4.0
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from trainer.stage_data import step_generator
+
 
 class BatchCache:
     """Features and targets of a fixed number of batches; as a function of the step it gives random mixtures
@@ -20,7 +22,6 @@ class BatchCache:
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """A random batch; a pure function of the step."""
-        rng = torch.Generator().manual_seed(hash((self._seed, step)) % 2**63)
-        rows = torch.randperm(len(self._targets), generator=rng)[: self._batch_size]
-        rows = rows.to(self._targets.device)
+        order = torch.randperm(len(self._targets), generator=step_generator(self._seed, step))
+        rows = order[: self._batch_size].to(self._targets.device)
         return self._features[rows].float(), self._targets[rows]

@@ -23,10 +23,10 @@ from tokenizer.contrastive_stage import ENCODER_PARTS, ContrastiveModel, gather
 from tokenizer.from_scratch import init_from_scratch
 from tokenizer.seed import SeedModel
 from trainer.batch_cache import BatchCache
-from trainer.contrastive_run import Batches, HeldOut, judged, views_of
 from trainer.evaluation.codes import code_figures
 from trainer.processes import on_first_rank
 from trainer.stage_config import StageRunConfig
+from trainer.stage_data import Batches, HeldOut, judged, step_generator, views_of
 from trainer.stage_loop import StageLoop, StepResult
 
 logger = logging.getLogger(__name__)
@@ -189,7 +189,7 @@ class CodebookRun:
             counts_E = module.window.counts_E.clone()
             module.window.reset()
             if step < self.care.reseed_until * self.run.steps:
-                rng = torch.Generator().manual_seed(hash((self.run.seed, step)) % 2**63)
+                rng = step_generator(self.run.seed, step)
                 moved = reseed_dead(self.model.codebook, counts_E, module.recent_z_RC, rng)
                 loop.forget(self.model.codebook.weight, moved)
                 logger.info("step=%d reseeded=%d", step + 1, len(moved))

@@ -7,19 +7,17 @@ and the caption tokenizer.
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from schemas.atomic_write import write_atomically
-from tokenizer.augment import AugmentConfig, augment, draw_views, may_mirror, mirror
+from tokenizer.augment import AugmentConfig
 from tokenizer.caption_tokenizer import CaptionTokenizer, load_caption_tokenizer
 from tokenizer.config import SeedTokenizerConfig
 from tokenizer.contrastive_stage import (
@@ -35,6 +33,7 @@ from tokenizer.weights_file import write_tensors
 from trainer.evaluation.retrieval import retrieval, retrieval_by_query
 from trainer.processes import on_first_rank
 from trainer.stage_config import StageRunConfig
+from trainer.stage_data import Batches, HeldOut, judged, views_of
 from trainer.stage_loop import StageLoop, StepResult
 
 logger = logging.getLogger(__name__)
@@ -45,49 +44,6 @@ EVALUATION_BATCH = 64
 FIT_STEPS, FIT_PICTURES = 24, 8192
 """Principal components are fitted on so many batches of all ranks together, or until there are so many
 pictures (12 kB of thumbnail each)."""
-
-
-class Batches(Protocol):
-    """Where batches come from; a batch is a pure function of the step."""
-
-    @property
-    def steps_per_epoch(self) -> int: ...
-
-    def batch(self, step: int) -> Any:
-        """Object with ``images`` (B, R, U, 3) uint8 and ``captions`` (B strings)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class HeldOut:
-    """Pairs that training never sees."""
-
-    images: npt.NDArray[np.uint8]
-    captions: Sequence[str]
-
-
-class Pair(Protocol):
-    """One picture with its caption."""
-
-    @property
-    def image(self) -> npt.NDArray[np.uint8]: ...
-    @property
-    def caption(self) -> str: ...
-
-
-def held_out_of(pairs: Sequence[Pair]) -> HeldOut:
-    """The arrays of held-out pairs."""
-    return HeldOut(np.stack([pair.image for pair in pairs]), [pair.caption for pair in pairs])
-
-
-def judged(held_out: HeldOut | None, figures: Callable[[HeldOut], Mapping[str, float]]) -> dict[str, float]:
-    """Figures on the held-out pairs, which only the first process needs; empty on the others, which wait."""
-
-    def judge() -> dict[str, float]:
-        if held_out is None:
-            raise ValueError("held-out pairs: the first process has none")
-        return dict(figures(held_out))
-
-    return on_first_rank(judge) or {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -219,36 +175,6 @@ def fit_components(components: ThumbnailComponents, batches: Batches) -> None:
     components.fit(torch.cat(parts))
     for buffer in components.buffers():  # GPUs of two kinds may differ in the last bits, and in signs
         dist.broadcast(buffer, src=0)
-
-
-class Views(NamedTuple):
-    """One batch of training."""
-
-    images: Tensor
-    """(B, R, U, 3) uint8: random views."""
-    pictures: Tensor
-    """The same whole, mirrored where the view is."""
-    captions: Sequence[str]
-
-
-def views_of(
-    batches: Batches, augmentation: AugmentConfig, seed: int, device: torch.device
-) -> Callable[[int], Views]:
-    """Function of the step, with pictures on ``device``; ranks draw as one process with all their batches."""
-
-    def make(step: int) -> Views:
-        batch = batches.batch(step)
-        may_be_mirrored = torch.tensor([may_mirror(caption) for caption in batch.captions])
-        pictures = torch.as_tensor(batch.images, device=device)
-        rng = torch.Generator().manual_seed(hash((seed, step)) % 2**63)
-        draws = draw_views(len(pictures) * dist.get_world_size(), rng)
-        ours = draws.tensor_split(dist.get_world_size(), dim=1)[dist.get_rank()]
-        images, whole = (
-            change(pictures, may_be_mirrored, augmentation, ours) for change in (augment, mirror)
-        )
-        return Views(images, whole, batch.captions)
-
-    return make
 
 
 @torch.inference_mode()

@@ -99,7 +99,7 @@ def render_curves(name: str, records: Records, settings: str = "") -> str:
 def _figures(records: Records) -> list[tuple[str, str]]:
     """What one wants to know first."""
     figures = [(f"{max(int(record['step']) for record in records):,}", "steps")]
-    for name, title in ({"loss": "loss"} | {f"{VALIDATION}loss": "validation loss"}).items():
+    for name, title in (("loss", "loss"), (f"{VALIDATION}loss", "validation loss")):
         if values := _values(records, name):
             figures.append((f"{values[-1]:.2f}", f"{title}, {values[0]:.2f} at first"))
     if speeds := _values(records, "ids_per_s"):

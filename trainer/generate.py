@@ -24,6 +24,7 @@ class SamplingConfig:
     """How ids are drawn."""
 
     max_new_ids: int = 256
+    """Ids of an answer at most; an image takes 34."""
     temperature: float = 1.0
     """0 takes the most probable id."""
     top_p: float = 1.0
@@ -31,6 +32,7 @@ class SamplingConfig:
     forces_image: bool = False
     """Begin the answer with ``<img>``."""
     seed: int = 0
+    """A row draws by (seed, its place among all rows)."""
     num_codes: int = CODEBOOK_SIZE
     """Entries of the image tokenizer's codebook, where it is a small one: codes beyond are never drawn."""
 

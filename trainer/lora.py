@@ -32,7 +32,9 @@ class LoraConfig:
     rank: int = 16
     """0 trains all weights instead."""
     alpha: float = 32.0
+    """The low-rank product is scaled by alpha / rank."""
     dropout: float = 0.05
+    """Of what goes into the low-rank product."""
 
     def __post_init__(self) -> None:
         if self.rank < 0 or not 0 <= self.dropout < 1:

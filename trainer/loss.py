@@ -19,8 +19,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Shard
 from torch.distributed.tensor.parallel import loss_parallel
 
-IGNORED_LABEL = -100
-"""Label of an id that is not learned; the convention of PyTorch, Hugging Face and Megatron."""
+from schemas.packed_shard import IGNORED_LABEL
+
 _CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
 """fp32 logits that exist at once. Each chunk also reads and writes the head's gradient once, so that a GPU,
 with more arithmetic for each byte it moves, needs longer chunks: 104 and 1,664 ids of 40,320 logits."""

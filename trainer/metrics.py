@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from schemas.packed_shard import IGNORED_LABEL
 from schemas.vocabulary import VocabularyLayout
 from trainer.llama import LlamaConfig
-from trainer.loss import IGNORED_LABEL
 from trainer.packed_data import StepData
 
 logger = logging.getLogger(__name__)
@@ -99,8 +100,6 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Most memory that tensors took on the device; on the CPU, most that the process took."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -150,7 +149,9 @@ class MetricsConfig:
     """What is reported when."""
 
     every_steps: int = 10
+    """Steps between records."""
     uses_tensorboard: bool = False
+    """Also write TensorBoard's files."""
     profile_step: int = 0
     """Step (from 1) of which a profiler trace is written; 0 for none."""
 

@@ -24,12 +24,14 @@ class OptimizerConfig:
     final_fraction: float = 0.05
     """Floor of the cosine over the peak."""
     warmup_steps: int = 900
+    """Steps of linear warm-up; the cosine follows."""
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-5
     weight_decay: float = 0.05
     """On matrices; norms have none."""
     max_grad_norm: float = 1.0
+    """Gradients of a larger total norm are scaled down to it."""
     muon_learning_rate: float = 2e-3
     """Peak for Muon's matrices, scaled to match the update size of AdamW."""
 

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from schemas.packed_folder import PackedFolder
 from schemas.packed_order import stored_index
-from schemas.packed_shard import PackedSequence
-from trainer.loss import IGNORED_LABEL
+from schemas.packed_shard import IGNORED_LABEL, PackedSequence
 
 _PREFETCHED_STEPS = 2
 _DOCUMENTS_MULTIPLE = 16

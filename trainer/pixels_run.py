@@ -18,10 +18,10 @@ from tokenizer.pixel_decoder import SIDE, PixelDecoder, save_pixel_decoder
 from tokenizer.seed import SeedModel
 from tokenizer.thumbnail import thumbnails
 from trainer.batch_cache import BatchCache
-from trainer.contrastive_run import Batches, HeldOut, judged, views_of
 from trainer.evaluation.codes import encode_all
 from trainer.processes import on_first_rank
 from trainer.stage_config import StageRunConfig
+from trainer.stage_data import Batches, HeldOut, judged, views_of
 from trainer.stage_loop import StageLoop, StepResult
 
 

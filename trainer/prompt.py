@@ -24,7 +24,7 @@ def encode_prompt(
     parts = [np.array([tokenizer.bos_id])]
     for content in contents:
         if isinstance(content, str):
-            parts.append(tokenizer.encode_batch([content])[0])
+            parts.append(tokenizer.encode(content))
         else:
             check_codes(content)
             parts.append(layout.image_span(content))

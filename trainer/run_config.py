@@ -29,6 +29,7 @@ class DataConfig:
     validation: str = ""
     """Folder of held-out packed shards; empty for none."""
     validation_sequences: int = 64
+    """Rows of a validation, the first of the folder."""
     validation_every: int = 500
     """Steps between validations."""
 

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
+from schemas.differences import flatten
 from trainer.checkpoint import read_description
 from trainer.stage_config import StageRunConfig
 
@@ -52,7 +53,7 @@ def check_same_stage(checkpoint: Path, own: Mapping[str, Any]) -> None:
     if "settings" not in description:  # of an older release
         return
     saved, ours = description["settings"], own["settings"]
-    before, now = dict(_flat(saved)), dict(_flat(ours))
+    before, now = flatten(saved), flatten(ours)
     for name in before.keys() & now.keys() - {f"run.{name}" for name in _MAY_CHANGE}:
         if before[name] != now[name]:
             raise _refusal(checkpoint, name, before[name], now[name])
@@ -62,14 +63,6 @@ def check_same_stage(checkpoint: Path, own: Mapping[str, Any]) -> None:
     done = range(description["progress"]["step"])
     if any(old.lr_at(step, per_epoch) != new.lr_at(step, per_epoch) for step in done):
         raise _refusal(checkpoint, "run.steps", old.steps, f"{new.steps}, which changes past learning rates")
-
-
-def _flat(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in entries.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _refusal(checkpoint: Path, name: str, before: Any, now: Any) -> ValueError:

@@ -12,11 +12,15 @@ class StageRunConfig:
     """How long and how fast. Defaults are the release's stage 1, where they exist."""
 
     steps: int = 10_000
+    """Optimiser steps of the whole run, those before a resume included."""
     batch_size: int = 64
     """Pairs per rank."""
     lr: float = 3e-5
+    """Learning rate at the peak."""
     min_lr: float = 3e-6
+    """At the end."""
     warmup_lr: float = 3e-7
+    """At the beginning; it rises to the peak over ``warmup_steps``."""
     warmup_steps: int = 2000
     schedule: Literal["cosine", "released"] = "cosine"
     """``cosine``: per step, to ``min_lr`` at the end. ``released``: constant through the first epoch after
@@ -32,8 +36,11 @@ class StageRunConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the networks, trained and frozen; losses and features that feed them stay fp32."""
     log_every: int = 20
+    """Steps between lines of metrics."""
     evaluate_every: int = 0
+    """Steps between evaluations on held-out pairs; 0: only at the end."""
     checkpoint_every: int = 500
+    """Steps between checkpoints."""
     seed: int = 42
 
     def __post_init__(self) -> None:

@@ -20,17 +20,11 @@ from tokenizer.generation_target import ClipTarget, SubstituteTarget
 from tokenizer.initial_weights import load_initial_weights
 from tokenizer.pixel_decoder import PixelDecoder
 from trainer.codebook_run import CodebookCareConfig, CodebookRun, tokenizer_of
-from trainer.contrastive_run import (
-    Batches,
-    HeldOut,
-    ThumbnailConfig,
-    fit_components,
-    load_contrastive,
-    run_contrastive,
-)
+from trainer.contrastive_run import ThumbnailConfig, fit_components, load_contrastive, run_contrastive
 from trainer.pixels_run import run_pixels
 from trainer.processes import choose_device, process_group
 from trainer.stage_config import StageRunConfig
+from trainer.stage_data import Batches, HeldOut
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +37,7 @@ class StagesConfig:
     """One tokenizer, all stages."""
 
     stage: Literal["qformer", "codebook", "pixels"] = "qformer"
+    """Which stage to run; each needs the ones before it."""
     output: Path = Path("out/tokenizer")
     """Each stage has its folder here; the finished tokenizer is ``codebook``."""
     device: str = "auto"

@@ -72,7 +72,7 @@ class Build:
         windows = self._plan(rendered, estimates)
         self._pack(windows, rendered, codebooks)
         reports = list(self._source_reports(rendered, windows))
-        report = write_report(self.mixture, self.output, self.identity, reports, self._overlaps(duplicates))
+        report = write_report(self.mixture, self.output, reports, self._overlaps(duplicates))
         shutil.rmtree(self.work)
         return report
 

@@ -11,6 +11,7 @@ from pipeline.packing.mixture_file import Mixture
 from pipeline.packing.rendered import ItemsFile
 from schemas.atomic_write import write_atomically
 from schemas.packed_folder import PackedFolder
+from schemas.packed_shard import SourceCounts
 
 REPORT_NAME = "report.json"
 REFUSED = "refused:"
@@ -61,54 +62,25 @@ def read_counts(rendered: Sequence[Path]) -> Counter[str]:
 def write_report(
     mixture: Mixture,
     output: Path,
-    identity: str,
     sources: Sequence[SourceReport],
     overlaps: Sequence[Mapping[str, Any]] | None,
 ) -> dict[str, Any]:
     """Check the balance and write ``report.json``; its presence says that the build is complete.
 
     Args:
+        mixture: what was built.
+        output: the folder of its packed shards, all of which are there.
+        sources: of each source of the mixture, in order.
         overlaps: exact duplicates between sources, or within one; None where they were not looked for.
 
     Raises:
         ImbalanceError: naming the source whose documents or ids do not add up.
     """
     folder = PackedFolder(output)
-    rows = []
-    for report, packed in zip(sources, folder.source_counts, strict=True):
-        refused = {
-            name.removeprefix(REFUSED): count
-            for name, count in sorted(report.counts.items())
-            if name.startswith(REFUSED)
-        }
-        row = {
-            "name": report.name,
-            "share": report.share,
-            "documents_in": report.counts.get("documents_in", 0),
-            "documents_packed": packed.num_documents,
-            "documents_refused": refused,
-            "documents_left_over": report.num_left_over,
-            "documents_split": report.counts.get("documents_split", 0),
-            "ids": packed.num_ids,
-            "ids_left_over": report.num_ids_left_over,
-            "ids_learned": packed.num_learned,
-            "images": packed.num_images,
-        }
-        accounted = packed.num_documents + sum(refused.values()) + report.num_left_over
-        if row["documents_in"] != accounted:
-            raise ImbalanceError(
-                f"source {report.name}: {row['documents_in']} documents in, {accounted} accounted for"
-            )
-        num_rendered = report.counts.get("ids", 0)
-        if num_rendered != packed.num_ids + report.num_ids_left_over:
-            raise ImbalanceError(
-                f"source {report.name}: {num_rendered} ids rendered, {packed.num_ids} packed and"
-                f" {report.num_ids_left_over} left over"
-            )
-        rows.append(row)
+    rows = [_source_row(*pair) for pair in zip(sources, folder.source_counts, strict=True)]
     padding = sum(footer.num_padding for footer in folder.footers)
     content = {
-        "mixture": identity,
+        "mixture": mixture.identity(),
         "components": mixture.components,
         "sequences": len(folder),
         "seq_length": folder.seq_length,
@@ -120,3 +92,35 @@ def write_report(
     }
     write_atomically(output / REPORT_NAME, json.dumps(content, indent=1).encode())
     return content
+
+
+def _source_row(report: SourceReport, packed: SourceCounts) -> dict[str, Any]:
+    """What became of one source. Raises ImbalanceError."""
+    refused = {
+        name.removeprefix(REFUSED): count
+        for name, count in sorted(report.counts.items())
+        if name.startswith(REFUSED)
+    }
+    num_documents = report.counts.get("documents_in", 0)
+    accounted = packed.num_documents + sum(refused.values()) + report.num_left_over
+    if num_documents != accounted:
+        raise ImbalanceError(f"source {report.name}: {num_documents} documents in, {accounted} accounted for")
+    num_rendered = report.counts.get("ids", 0)
+    if num_rendered != packed.num_ids + report.num_ids_left_over:
+        raise ImbalanceError(
+            f"source {report.name}: {num_rendered} ids rendered, {packed.num_ids} packed and"
+            f" {report.num_ids_left_over} left over"
+        )
+    return {
+        "name": report.name,
+        "share": report.share,
+        "documents_in": num_documents,
+        "documents_packed": packed.num_documents,
+        "documents_refused": refused,
+        "documents_left_over": report.num_left_over,
+        "documents_split": report.counts.get("documents_split", 0),
+        "ids": packed.num_ids,
+        "ids_left_over": report.num_ids_left_over,
+        "ids_learned": packed.num_learned,
+        "images": packed.num_images,
+    }

@@ -114,23 +114,13 @@ def lay_out(
     is_text = np.repeat(kinds == TEXT, lengths)
     ids[is_text] = text_ids
     image_starts = starts[kinds == IMAGE]
-    ids[image_starts[:, None] + np.arange(IMAGE_SPAN_LENGTH)] = image_spans(images, layout)
+    ids[image_starts[:, None] + np.arange(IMAGE_SPAN_LENGTH)] = layout.image_spans(images)
     ids[starts[kinds == BOS]] = tokenizer.bos_id
     ids[starts[kinds == EOS]] = tokenizer.eos_id
     mask = np.repeat(learned, lengths)
     mask[image_starts] = starts_learned
     offsets = np.append(starts[kinds == BOS], ends[-1:] if len(ends) else [0])
     return RenderedBatch(ids, mask, offsets)
-
-
-def image_spans(codes: NDArray[np.uint16], layout: VocabularyLayout) -> NDArray[np.uint32]:
-    """(num_images, 34) ids from (num_images, 32) codes."""
-    spans = np.empty((len(codes), IMAGE_SPAN_LENGTH), np.uint32)
-    spans[:, 0] = layout.img_start_id
-    spans[:, 1:-1] = codes
-    spans[:, 1:-1] += np.uint32(layout.image_code_offset)
-    spans[:, -1] = layout.img_end_id
-    return spans
 
 
 def split_points(ids: NDArray[np.uint32], seq_length: int, layout: VocabularyLayout) -> list[int]:

@@ -24,11 +24,12 @@ from pipeline.sources.captions import OnBadEncoding
 from pipeline.sources.chat_pictures import ChatPictures, FindImage
 from pipeline.sources.conversations import read_conversation
 from pipeline.sources.document_text import clean_text
-from pipeline.sources.metadata import dump_fields, parse_metadata
+from pipeline.sources.each_sample import parse_json_member, read_each
+from pipeline.sources.metadata import dump_fields
 from pipeline.sources.records import RawDocument, RawImage, RawSegment, SourceItems
 from pipeline.sources.tar_reader import TarSample
 from schemas.document import Role, TextSegment
-from schemas.quarantine import QuarantineRecord, Reason, RefusedError, Unit
+from schemas.quarantine import QuarantineRecord, Reason, RefusedError
 
 _EDIT_NAMES = (
     ("source_image", "original_image", "source_img", "input_image"),
@@ -74,26 +75,18 @@ def read_chats(
         find_elsewhere: finds images that are no members of the sample, for JSON lines.
     """
     config = config or ChatsConfig()
-    for sample in samples:
-        if isinstance(sample, QuarantineRecord):
-            yield sample
-            continue
-        try:
-            pictures = ChatPictures(sample, find_elsewhere)
-            document = _read_chat(sample, config, pictures)
-            yield from pictures.unshown(source)
-            yield document
-        except RefusedError as refusal:
-            yield QuarantineRecord(
-                source, sample.key, Unit.SAMPLE, refusal.reason, refusal.detail, sample.num_bytes
-            )
+
+    def read(sample: TarSample) -> SourceItems:
+        pictures = ChatPictures(sample, find_elsewhere)
+        document = _read_chat(sample, config, pictures)
+        yield from pictures.unshown(source)
+        yield document
+
+    return read_each(samples, source, read)
 
 
 def _read_chat(sample: TarSample, config: ChatsConfig, pictures: ChatPictures) -> RawDocument:
-    data = sample.members.get("json")
-    if data is None:
-        raise RefusedError(Reason.METADATA_MISSING, f"no .json; members: .{', .'.join(sample.members)}"[:200])
-    value = parse_metadata(data, config.max_document_bytes)
+    value = parse_json_member(sample, config.max_document_bytes)
     segments: list[RawSegment] = []
     for role, content in _turns(value, pictures):
         if isinstance(content, RawImage):

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pipeline.sources.captions import OnBadEncoding
 from pipeline.sources.document_text import OnEndMarker, clean_text, split_at_end_marker
+from pipeline.sources.each_sample import parse_json_member, read_each
 from pipeline.sources.metadata import dump_fields, parse_metadata
 from pipeline.sources.mmc4 import is_mmc4, read_mmc4_nodes
 from pipeline.sources.records import RawDocument, RawImage, RawSegment, SourceItems
@@ -73,25 +74,13 @@ def read_interleaved(
             keeps none is refused in either case.
     """
     config = config or InterleavedConfig()
-    for sample in samples:
-        if isinstance(sample, QuarantineRecord):
-            yield sample
-            continue
-        try:
-            yield from _read_sample(sample, source, config, on_bad_image)
-        except RefusedError as refusal:
-            yield QuarantineRecord(
-                source, sample.key, Unit.SAMPLE, refusal.reason, refusal.detail, sample.num_bytes
-            )
+    return read_each(samples, source, lambda sample: _read_sample(sample, source, config, on_bad_image))
 
 
 def _read_sample(
     sample: TarSample, source: str, config: InterleavedConfig, on_bad_image: OnBadImage
 ) -> SourceItems:
-    data = sample.members.get("json")
-    if data is None:
-        raise RefusedError(Reason.METADATA_MISSING, f"no .json; members: .{', .'.join(sample.members)}"[:200])
-    value = parse_metadata(data, config.max_document_bytes)
+    value = parse_json_member(sample, config.max_document_bytes)
     used: set[str] = {"json"}
     if is_mmc4(value):
         nodes, metadata = read_mmc4_nodes(value)

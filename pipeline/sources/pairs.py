@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.sources.captions import OnBadEncoding, decode_caption
+from pipeline.sources.each_sample import read_each
 from pipeline.sources.metadata import dump_fields, parse_metadata
 from pipeline.sources.records import RawDocument, RawImage, RawVideo, SourceItems
 from pipeline.sources.tar_reader import TarSample
@@ -88,22 +89,16 @@ def read_captioned(
         config: the settings.
         find_media: the image or clip of a sample, which may look at its .json; raises RefusedError.
     """
-    for sample in samples:
-        if isinstance(sample, QuarantineRecord):
-            yield sample
-            continue
+
+    def read(sample: TarSample) -> SourceItems:
         value, text, fault = _read_metadata(sample, config)
         if fault is not None:
             name, size = f"{sample.key}.json", len(sample.members["json"])
             yield QuarantineRecord(source, name, Unit.MEMBER, fault.reason, fault.detail, size)
-        try:
-            segments = find_media(sample, value), TextSegment(_find_caption(sample, value, config))
-        except RefusedError as refusal:
-            yield QuarantineRecord(
-                source, sample.key, Unit.SAMPLE, refusal.reason, refusal.detail, sample.num_bytes
-            )
-        else:
-            yield RawDocument(sample.key, segments, text, sample.num_bytes)
+        segments = find_media(sample, value), TextSegment(_find_caption(sample, value, config))
+        yield RawDocument(sample.key, segments, text, sample.num_bytes)
+
+    return read_each(samples, source, read)
 
 
 def _read_metadata(

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from schemas.packed_shard import IGNORED_LABEL
 from tests.trainer.runs import run_in_processes
-from trainer.loss import IGNORED_LABEL, chunk_length, cross_entropy_by_id
+from trainer.loss import chunk_length, cross_entropy_by_id
 
 
 @pytest.mark.parametrize(

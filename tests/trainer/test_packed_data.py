@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from schemas.packed_folder import PackedFolder
 from schemas.packed_order import stored_index
+from schemas.packed_shard import IGNORED_LABEL
 from tests.schemas.packed_rows import SEQ_LENGTH
 from tests.trainer.runs import packed_folder
-from trainer.loss import IGNORED_LABEL
 from trainer.packed_data import BatchShape, PackedLoader, collate, describe_rows, read_step
 
 CPU = torch.device("cpu")

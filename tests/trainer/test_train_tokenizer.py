@@ -34,15 +34,9 @@ from tokenizer.from_scratch import init_from_scratch
 from tokenizer.preprocess import PreprocessConfig
 from tokenizer.seed import SeedModel
 from trainer.codebook_run import CodebookCareConfig
-from trainer.contrastive_run import (
-    WEIGHTS_NAME,
-    HeldOut,
-    ThumbnailConfig,
-    held_out_of,
-    load_contrastive,
-    save_contrastive,
-)
+from trainer.contrastive_run import WEIGHTS_NAME, ThumbnailConfig, load_contrastive, save_contrastive
 from trainer.stage_config import StageRunConfig
+from trainer.stage_data import HeldOut, held_out_of
 from trainer.train_tokenizer import StagesConfig, run_stage
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples" / "pairs"

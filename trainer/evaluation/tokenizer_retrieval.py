@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from tokenizer.caption_tokenizer import CaptionTokenizer
 from tokenizer.contrastive_stage import ContrastiveModel
 from tokenizer.seed import SeedModel
-from trainer.contrastive_run import HeldOut, pair_features
+from trainer.contrastive_run import pair_features
 from trainer.evaluation.codes import encode_all
 from trainer.evaluation.retrieval import retrieval, retrieval_by_query, rise_by_query
+from trainer.stage_data import HeldOut
 
 BATCH = 64
 

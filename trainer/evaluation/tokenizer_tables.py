@@ -10,12 +10,13 @@ from tokenizer.augment import AugmentConfig
 from tokenizer.checkpoint import load_model
 from tokenizer.detokenizer import load_detokenizer
 from tokenizer.thumbnail import thumbnails
-from trainer.contrastive_run import HeldOut, load_contrastive
+from trainer.contrastive_run import load_contrastive
 from trainer.evaluation.codes import code_figures
 from trainer.evaluation.pictures import ClipSimilarity, paired_similarity
 from trainer.evaluation.report import Tables
 from trainer.evaluation.tokenizer_retrieval import tokenizer_retrieval
 from trainer.pixels_run import psnr
+from trainer.stage_data import HeldOut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,9 @@ class TokenizerEvaluation:
     clip: str | None = None
     """CLIP model for the similarity of drawn pictures to originals and captions (the paper's measure)."""
     seed: int = 0
+    """Of the random views whose codes are compared."""
     device: str = "cpu"
+    """Where the tokenizer runs: cpu, cuda, cuda:N."""
 
 
 def tokenizer_tables(evaluation: TokenizerEvaluation, pairs: HeldOut, augment: AugmentConfig) -> Tables:
