@@ -33,6 +33,7 @@ train-demo: setup
 	$(BIN)/python jobs/pretrain.py --config recipes/pretrain_tiny.yaml --data.packed $(OUT)/packed --output $(OUT)/pretrain_tiny
 	$(BIN)/python jobs/generate.py --model $(OUT)/pretrain_tiny/model --image-tokenizer sample --color clean \
 		--input samples/emoji/prompts.jsonl --output $(OUT)/answers.jsonl --gallery $(OUT)/gallery $(GREEDY)
+	@echo "done; to look at: $(OUT)/pairs.html $(OUT)/packed/report.html $(OUT)/pretrain_tiny/curves.html $(OUT)/gallery/sheet.png"
 
 # After a change of the tokenizer in tokenizer/sample; EMOJI are WebDataset shards of all 3,545 emoji.
 EMOJI ?= ../shared/data/emoji/*.tar

@@ -207,10 +207,11 @@ class DecodePool:
     def _run_workers(self, index: int, in_hand: deque[PendingTask]) -> bool:
         """One worker after the other, until the pool closes; False if nothing is to be hoped for before."""
         while not self._is_hopeless:
+            failure = "a decode worker died before it began a task"
             try:
                 worker = self._start_worker()
             except (WorkerGone, OSError) as error:
-                logger.error("%s (start %d in vain)", error, self._useless_starts[index] + 1)
+                failure = str(error)
             else:
                 if not self._note_start(index):
                     worker.close()
@@ -227,6 +228,8 @@ class DecodePool:
             self._hand_back(in_hand)
             if self._note_useless_start(index) and self._closing.wait(pause_s(self._useless_starts[index])):
                 return True
+            # Said behind the pause: what ends this whole process may end its workers first.
+            logger.error("%s (start %d in vain)", failure, self._useless_starts[index])
         return False
 
     def _note_start(self, index: int) -> bool:

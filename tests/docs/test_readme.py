@@ -1,6 +1,6 @@
 """The README does what it says: its commands run as they stand, in order, on a few real pictures.
 
-Left out are only the lines that make the environment (`source`, `ray start`: the fixtures have done that),
+Left out are the lines that make the environment (`source`, `export`, `ray start`: fixtures have done that),
 and training stops after a few steps.
 """
 
@@ -22,7 +22,7 @@ from tests.local_cluster import cluster_environment, local_cluster, run_until_up
 README = ROOT / "README.md"
 PACKAGES = ("schemas", "tokenizer", "pipeline", "trainer", "jobs")
 NUM_PICTURES = 6
-SET_UP = ("source ", "ray start ")
+SET_UP = ("source ", "export ", "ray start ")
 FEW_STEPS = " --num-steps 2 --data.global-batch 1 --data.micro-batch 1 --device cpu"
 STEP_COMMAND = "jobs/pretrain.py"
 COMMANDS = {
