@@ -76,12 +76,22 @@ def locate(source: str | Path, *, local_files_only: bool = False) -> TokenizerFi
         return _directory_files(path)
     if path.is_file():
         return TokenizerFiles(path, None)
-    if (
-        isinstance(source, str)
-        and not text.startswith((".", "/", "~"))
-        and (match := _HUB_ID.fullmatch(text))
-    ):
-        return _hub_files(match["repo"], match["revision"], match["file"], local_files_only)
+    match = _hub_id(source)
+    return _hub_files(match["repo"], match["revision"], match["file"], local_files_only)
+
+
+def check_source(source: str) -> None:
+    """Raise FileNotFoundError if a source names nothing, as ``locate`` does, but ask the hub for nothing."""
+    if source not in PRESETS and not Path(source).expanduser().exists():
+        _hub_id(source)
+
+
+def _hub_id(source: str | Path) -> re.Match[str]:
+    """The parts of an id of the hub. Raises FileNotFoundError for a name that is none."""
+    text = str(source)
+    match = None if text.startswith((".", "/", "~")) else _HUB_ID.fullmatch(text)
+    if match is not None and isinstance(source, str):
+        return match
     close = difflib.get_close_matches(text, PRESETS, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise FileNotFoundError(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,6 +109,48 @@ def test_a_tokenizer_with_another_codebook_is_refused(
             assert main(flags(folder, *more)) == 2
             assert message in capsys.readouterr().err
     assert not (tmp_path / "gallery").exists()
+
+
+@pytest.mark.parametrize(
+    ("footer", "remedy"),
+    [
+        ({}, "give --image-tokenizer sample\n"),
+        (
+            {"codebooks": {"coyo": "ef" * 16}, "num_codes": 512},
+            "give --image-tokenizer FOLDER, the tokenizer of",
+        ),
+    ],
+)
+def test_the_release_is_not_fetched_for_a_model_of_other_codes(
+    footer: dict[str, Any],
+    remedy: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(repo: str, *_: object) -> Path:
+        raise AssertionError(f"{repo} was asked for")
+
+    monkeypatch.setattr("tokenizer.hub._download", refuse)
+    run = trained_export(tmp_path, **footer)
+    Image.new("RGB", (60, 80)).save(tmp_path / "a.png")
+    for folder in (run / "model", run / "checkpoints" / "step-00000002"):
+        for more in (
+            ["--prompt", "<image> is", "--images", str(tmp_path / "a.png")],
+            ["--prompt", "A dog", "--gallery", str(tmp_path / "gallery")],
+        ):
+            assert main(["--model", str(folder), "--text-tokenizer", str(TEXT_TOKENIZER), *more]) == 2
+            said = capsys.readouterr().err
+            assert f"{folder} was trained on image codes that --image-tokenizer seed-2 did not make" in said
+            assert remedy in said
+
+
+def test_an_image_tokenizer_that_is_not_there_is_an_error_even_where_it_is_not_needed(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--image-tokenizer", "no/such/path", "--prompt", "A dog"]
+    assert main([*flags(model / "model"), *given]) == 2
+    assert "tokenizer 'no/such/path' not found" in capsys.readouterr().err
 
 
 def test_one_prompt_with_a_checkpoint(model: Path, tmp_path: Path) -> None:
