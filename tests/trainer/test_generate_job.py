@@ -16,7 +16,7 @@ from tests.trainer.runs import TEXT_TOKENIZER, trained_export
 from tokenizer.checkpoint import load_tokenizer
 from tokenizer.detokenizer import load_detokenizer
 from tokenizer.text_tokenizer import TextTokenizer
-from trainer.contact_sheet import contact_sheet
+from trainer.contact_sheet import Cell, contact_sheet
 from trainer.huggingface import MixtureMarks
 from trainer.load_model import load_marks
 
@@ -260,10 +260,21 @@ def test_a_gallery_of_drawings_and_captions(model: Path, tmp_path: Path) -> None
         assert np.array_equal(drawn, detokenizer.draw(codes[None])[0])
     with Image.open(tmp_path / "gallery" / "sheet.png") as sheet:
         pixels = np.asarray(sheet)
-    side, gap = 96, 10
+    side, gap = 192, 20
     shown = np.asarray(Image.open(tmp_path / "gallery" / "000.png").resize((side, side)))
     drawn_cell = pixels[gap : gap + side, 2 * gap + side : 2 * gap + 2 * side]
     assert np.abs(drawn_cell.astype(int) - shown.astype(int)).max() <= 1
+    captioned = np.hsplit(pixels[gap // 2 : gap // 2 + side + gap], 2)[1]
+    assert (captioned[:, 2 * gap + side : 2 * gap + 2 * side] == 255).all(), "no frame around no drawing"
+
+
+def test_words_on_a_contact_sheet_stand_apart() -> None:
+    """The gap between two words is wider than those between letters, of which none is empty for long."""
+    sheet = np.asarray(contact_sheet([Cell(None, None, "fox face", "")]))
+    is_inked = (sheet < 200).any(axis=(0, 2))
+    inked = np.flatnonzero(is_inked)
+    gaps = sorted(np.diff(inked))
+    assert gaps[-1] >= 5 > gaps[-2], "one gap, between the words"
 
 
 def test_a_contact_sheet_needs_prompts() -> None:
