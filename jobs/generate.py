@@ -33,7 +33,7 @@ from schemas.vocabulary import CODEBOOK_SIZE
 from tokenizer.checkpoint import load_tokenizer
 from tokenizer.color import ColorRule
 from tokenizer.detokenizer import Detokenizer, load_detokenizer
-from tokenizer.hub import check_source
+from tokenizer.hub import check_source, show_hub_requests
 from tokenizer.preprocess import ImageError, PreprocessConfig, load_image
 from tokenizer.seed import SeedTokenizer
 from trainer.answering import PRECISIONS, AnsweringModel
@@ -108,6 +108,7 @@ class Prompt:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the job; returns the exit status."""
+    show_hub_requests()
     try:
         config = parse_config(GenerateConfig, arguments, __doc__ or "")
         if not config.model:

@@ -14,7 +14,7 @@ import torch
 from tokenizer.checkpoint import load_model, load_tokenizer, save_model
 from tokenizer.config import SeedTokenizerConfig
 from tokenizer.detokenizer import add_decode_command
-from tokenizer.hub import PRESETS
+from tokenizer.hub import PRESETS, show_hub_requests
 from tokenizer.official_names import official_layout
 from tokenizer.preprocess import ImageError, PreprocessConfig, load_image
 from tokenizer.seed import ENCODER_VERSION, PRECISIONS, SeedModel, SeedTokenizer
@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wrong.
     """
     options = _parser().parse_args(arguments)
+    show_hub_requests()
     try:
         status: int = options.run(options)
         sys.stdout.flush()

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.vocabulary import VocabularyLayout
+from tokenizer.hub import asking_the_hub
 from tokenizer.json_backend import JsonBackend
 from tokenizer.sentencepiece_backend import SentencePieceBackend
 from tokenizer.text_backend import TextBackend, TextTokenizerError
@@ -150,7 +151,8 @@ def load_text_tokenizer(
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(name, allow_patterns=[JSON_NAME, SENTENCEPIECE_NAME, *CONFIG_NAMES])
+        with asking_the_hub(f"the text tokenizer {name}"):
+            folder = snapshot_download(name, allow_patterns=[JSON_NAME, SENTENCEPIECE_NAME, *CONFIG_NAMES])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise TextTokenizerError(
             f"{name}: neither a path here nor a tokenizer on the hub: {error}"
