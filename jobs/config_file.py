@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from jobs.command_line import unreadable
 from pipeline.strict_yaml import read_yaml
 from schemas.settings import suggestion
 
@@ -60,8 +61,10 @@ def _take_option(arguments: list[str], option: str) -> tuple[list[str], str | No
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
         values = read_yaml(Path(path))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--config {path}: cannot be read: {error}") from error
+    except OSError as error:
+        raise unreadable("--config", path, error) from error
+    except ValueError as error:
+        raise ValueError(f"--config {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"--config {path}: must be a mapping of settings, got {type(values).__name__}")
     return values

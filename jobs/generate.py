@@ -27,6 +27,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `ray job submit` imports from elsewhere
 
+from jobs.command_line import unreadable
 from jobs.config_file import parse_config
 from schemas.document import Codes
 from schemas.vocabulary import CODEBOOK_SIZE
@@ -142,7 +143,10 @@ def read_prompts(config: GenerateConfig) -> list[Prompt]:
         parts = _fill(config.prompt, [{"image": path} for path in config.images])
         contents = [_content(part, reader) for part in parts]
         return [Prompt(contents, forces_image, next(iter(config.images), ""))]
-    lines = Path(config.input).read_text(encoding="utf-8").splitlines()
+    try:
+        lines = Path(config.input).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise unreadable("--input", config.input, error) from error
     prompts = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -253,6 +253,23 @@ class TestRefusals:
         line = refused("--config", str(tmp_path / "run.yaml"), "--output", "x")
         assert "inputs: unknown setting; did you mean 'input'?" in line
 
+    def test_a_config_file_that_is_not_there(self, tmp_path: Path) -> None:
+        (tmp_path / "pairs_8b.yaml").touch()
+        line = refused("--config", str(tmp_path / "pair_8b.yaml"))
+        assert line.endswith(
+            f"pair_8b.yaml: cannot be read: No such file or directory; did you mean "
+            f"{tmp_path / 'pairs_8b.yaml'}?"
+        )
+
+    def test_a_config_file_that_is_no_yaml(self, tmp_path: Path) -> None:
+        (tmp_path / "run.yaml").write_text("input: [a.tar\noutput: 3\n")
+        line = refused("--config", str(tmp_path / "run.yaml"))
+        assert line.endswith(
+            "run.yaml line 2 column 7: not YAML: expected ',' or ']', but got ':' while parsing"
+            " a flow sequence"
+        )
+        assert line.count("run.yaml") == 1
+
 
 def test_a_disk_that_is_really_full(shards: Path, tmp_path: Path) -> None:
     """On a file system of 64 KiB, in a namespace of its own: nothing is half-written."""

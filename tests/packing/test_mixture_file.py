@@ -120,6 +120,15 @@ def test_a_key_that_stands_twice(corpus: Path) -> None:
         load_mixture(path)
 
 
+def test_a_file_that_is_no_yaml_is_named_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text("# Read me\n\na: 1\n--- b\nBoth need Linux: 3.11 or: newer\n")
+    with pytest.raises(MixtureError) as raised:
+        load_mixture(path)
+    assert str(raised.value).startswith(f"{path} line ")
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("expression", "fields", "expected"),
     [

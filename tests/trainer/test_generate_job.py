@@ -20,6 +20,8 @@ from trainer.contact_sheet import Cell, contact_sheet
 from trainer.huggingface import MixtureMarks
 from trainer.load_model import load_marks
 
+SAMPLES = TEXT_TOKENIZER.parent
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -168,7 +170,8 @@ def test_one_prompt_with_a_checkpoint(model: Path, tmp_path: Path) -> None:
     [
         (["--prompt", "<image> is"], "the prompt has 1 <image>, --images 0"),
         ([], "give either --prompt or --input"),
-        (["--input", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--input", "nowhere.jsonl"], "--input nowhere.jsonl: cannot be read: No such file or directory\n"),
+        (["--input", f"{SAMPLES}/emoji/prompt.jsonl"], f"did you mean {SAMPLES}/emoji/prompts.jsonl?\n"),
     ],
 )
 def test_wrong_input_is_named(
