@@ -154,8 +154,10 @@ def load_text_tokenizer(
         with asking_the_hub(f"the text tokenizer {name}"):
             folder = snapshot_download(name, allow_patterns=[JSON_NAME, SENTENCEPIECE_NAME, *CONFIG_NAMES])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        is_unreached = isinstance(error, LocalEntryNotFoundError)
+        reason = "not reached, nor in its cache" if is_unreached else str(error).strip().splitlines()[-1]
         raise TextTokenizerError(
-            f"{name}: neither a path here nor a tokenizer on the hub: {error}"
+            f"{name}: neither a path here nor a tokenizer on the Hugging Face hub ({reason})"
         ) from error
     tokenizer = TextTokenizer(folder, bos_token=bos_token, eos_token=eos_token)
     tokenizer.name = name
