@@ -93,7 +93,10 @@ def _as_flags(values: dict[str, Any], kind: type, where: str, prefix: str = "") 
 
 
 def _without_box(text: str) -> str:
-    """The message that tyro draws a frame around, as one line: its parts, but not the one about --help."""
+    """The message that tyro draws a frame around, as one line: its parts, without that about
+    --help and without the name of a class of ours.
+    """
     lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
     parts = [" ".join(part.split()) for part in re.split("─{3,}", "\n".join(lines))]
-    return "; ".join(part for part in parts if part and not part.startswith("For full")) or text.strip()
+    said = "; ".join(part for part in parts if part and not part.startswith("For full")) or text.strip()
+    return re.sub(r"^Error parsing \w+: ", "", said)

@@ -248,6 +248,15 @@ class TestRefusals:
         (tmp_path / "out").write_text("a file")
         assert str(tmp_path / "out") in refused("--input", str(shards), "--output", str(tmp_path / "out"))
 
+    def test_an_output_where_no_folder_can_be(self, shards: Path) -> None:
+        """Not for want of permission, which has a message of its own."""
+        line = refused("--input", str(shards), "--output", "/proc/tokens")
+        assert line.startswith("error: --output /proc/tokens: cannot be written: No such file or directory")
+
+    def test_a_value_that_its_flag_refuses(self, tmp_path: Path) -> None:
+        line = refused("--input", "a.tar", "--output", str(tmp_path / "out"), "--batch-size", "0")
+        assert line == "error: --batch-size must be at least 1, got 0"
+
     def test_an_unknown_key_in_the_config_file(self, tmp_path: Path) -> None:
         (tmp_path / "run.yaml").write_text("inputs: [a.tar]\n")
         line = refused("--config", str(tmp_path / "run.yaml"), "--output", "x")
