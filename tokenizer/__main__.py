@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from schemas.one_line_parser import OneLineParser
 from tokenizer.checkpoint import load_model, load_tokenizer, save_model
 from tokenizer.config import SeedTokenizerConfig
 from tokenizer.detokenizer import add_decode_command
@@ -108,7 +109,7 @@ def _draw(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tokenizer", description=__doc__)
+    parser: argparse.ArgumentParser = OneLineParser(prog="python -m tokenizer", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     sources = f"preset ({', '.join(PRESETS)}), directory, weights file or Hugging Face id"
     defaults = PreprocessConfig()
