@@ -26,11 +26,14 @@ class OneLineParser(argparse.ArgumentParser):
             return f"; see {self.prog} --help"
         if found["flag"]:
             return suggestion(found["flag"], set(_flags(self)))
-        choices = [action.choices for action in self._actions if action.choices and not action.option_strings]
         named = re.match(r"argument (?:-\w/)?(--[\w-]+)", message)
-        if named is not None:
-            choices = [action.choices for action in self._actions if named[1] in action.option_strings]
-        return suggestion(found["choice"], [str(choice) for group in choices for choice in group or ()])
+        choices = [
+            str(choice)
+            for action in self._actions
+            if (named[1] in action.option_strings if named else not action.option_strings)
+            for choice in action.choices or ()
+        ]
+        return suggestion(found["choice"], choices)
 
 
 def _flags(parser: argparse.ArgumentParser) -> Iterator[str]:
