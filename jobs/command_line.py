@@ -1,9 +1,11 @@
 """What the jobs share: log lines, signals, one-line errors."""
 
+import difflib
 import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
@@ -65,3 +67,12 @@ def _complain(error: Exception, status: int) -> int:
     logging.getLogger(__name__).debug("where it came from", exc_info=error)
     print(f"error: {error}", file=sys.stderr)
     return status
+
+
+def unreadable(flag: str, path: str, error: OSError) -> ValueError:
+    """The error of a file that a flag names: why it cannot be read, and the nearest name beside it."""
+    folder = Path(path).parent
+    beside = [item.name for item in folder.iterdir()] if folder.is_dir() else []
+    close = difflib.get_close_matches(Path(path).name, beside, n=1) if not Path(path).exists() else []
+    hint = f"; did you mean {folder / close[0]}?" if close else ""
+    return ValueError(f"{flag} {path}: cannot be read: {error.strerror or error}{hint}")

@@ -1,9 +1,6 @@
 """Run configurations: a tree of frozen dataclasses from one YAML file; flags override every field."""
 
-import contextlib
 import dataclasses
-import io
-import re
 import sys
 import types
 import typing
@@ -13,6 +10,8 @@ from typing import Any, TypeVar
 
 import tyro
 
+from jobs.command_line import unreadable
+from pipeline.one_line_errors import in_one_line
 from pipeline.strict_yaml import read_yaml
 from schemas.settings import suggestion
 
@@ -34,16 +33,9 @@ def parse_config(kind: type[Config], arguments: Sequence[str] | None = None, des
     arguments, path = _take_option(list(sys.argv[1:] if arguments is None else arguments), "--config")
     # The file's values come first, as flags, so that those of the command line win.
     flags = [] if path is None else _as_flags(_read_yaml(path), kind, f"--config {path}")
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            text = f"{description}\n\n--config FILE.yaml gives any of these settings; flags win over it."
-            return tyro.cli(kind, args=[*flags, *arguments], description=text, prog=Path(sys.argv[0]).name)
-    except SystemExit as end:
-        if end.code in (0, None):
-            raise
-        where = "" if path is None else f"with --config {path}: "
-        raise ValueError(where + _without_box(complaint.getvalue())) from None
+    text = f"{description}\n\n--config FILE.yaml gives any of these settings; flags win over it."
+    with in_one_line("" if path is None else f"with --config {path}: "):
+        return tyro.cli(kind, args=[*flags, *arguments], description=text, prog=Path(sys.argv[0]).name)
 
 
 def _take_option(arguments: list[str], option: str) -> tuple[list[str], str | None]:
@@ -60,8 +52,10 @@ def _take_option(arguments: list[str], option: str) -> tuple[list[str], str | No
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
         values = read_yaml(Path(path))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--config {path}: cannot be read: {error}") from error
+    except OSError as error:
+        raise unreadable("--config", path, error) from error
+    except ValueError as error:
+        raise ValueError(f"--config {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"--config {path}: must be a mapping of settings, got {type(values).__name__}")
     return values
@@ -87,10 +81,3 @@ def _as_flags(values: dict[str, Any], kind: type, where: str, prefix: str = "") 
         elif value is not None or isinstance(hints[name], types.UnionType):
             flags += [flag, str(value)]
     return flags
-
-
-def _without_box(text: str) -> str:
-    """The message that tyro draws a frame around, as one line: its parts, but not the one about --help."""
-    lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
-    parts = [" ".join(part.split()) for part in re.split("─{3,}", "\n".join(lines))]
-    return "; ".join(part for part in parts if part and not part.startswith("For full")) or text.strip()

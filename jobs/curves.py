@@ -14,13 +14,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.command_line import run_job
+from schemas.one_line_parser import OneLineParser
 from trainer.curves_page import write_curves
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the job; returns the exit status."""
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = OneLineParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders that hold a metrics.jsonl")
     for folder in parser.parse_args(arguments).runs:
         print(write_curves(folder))

@@ -25,6 +25,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.evaluate_generation import EvaluateCaptioning, EvaluateDrawing, EvaluateQuestions
+from pipeline.one_line_errors import in_one_line
 from pipeline.strict_yaml import read_yaml
 from pipeline.training_pairs import PairDataConfig, split_pairs
 from schemas.packed_folder import PackedFolder
@@ -121,8 +122,9 @@ Command = (
 def main(arguments: list[str] | None = None) -> int:
     """Evaluate, write, and print the Markdown; the exit status is 2 for wrong settings or data."""
     logging.basicConfig(level=logging.WARNING)
-    command = tyro.cli(Command, args=arguments, description=__doc__)
     try:
+        with in_one_line():
+            command = tyro.cli(Command, args=arguments, description=__doc__)
         write_report(command.tables(), vars(command), command.output)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -27,21 +27,24 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `ray job submit` imports from elsewhere
 
+from jobs.command_line import unreadable
 from jobs.config_file import parse_config
 from schemas.document import Codes
 from schemas.vocabulary import CODEBOOK_SIZE
 from tokenizer.checkpoint import load_tokenizer
 from tokenizer.color import ColorRule
 from tokenizer.detokenizer import Detokenizer, load_detokenizer
+from tokenizer.hub import check_source, show_hub_requests
 from tokenizer.preprocess import ImageError, PreprocessConfig, load_image
 from tokenizer.seed import SeedTokenizer
 from trainer.answering import PRECISIONS, AnsweringModel
 from trainer.contact_sheet import Cell, contact_sheet
 from trainer.generate import SamplingConfig
-from trainer.load_model import check_codebook
+from trainer.load_model import check_codebook, load_marks
 from trainer.prompt import Content
 
 PLACEHOLDER = "<image>"
+RELEASE = "seed-2"
 PROMPT_FIELDS = ("prompt", "images", "forces_image", "picture", "note")
 
 
@@ -61,7 +64,7 @@ class GenerateConfig:
     """JSON lines of prompts, instead of ``prompt``."""
     output: str = "-"
     """File of JSON lines, ``-`` for the terminal."""
-    image_tokenizer: str = "seed-2"
+    image_tokenizer: str = RELEASE
     """Turns pictures into codes, and codes into pictures; loaded only when there are any."""
     color: ColorRule = "reference"
     """Colour rule for pictures, that of the tokenized data: reference, or clean (the sample tokenizer)."""
@@ -106,12 +109,15 @@ class Prompt:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the job; returns the exit status."""
+    show_hub_requests()
     try:
         config = parse_config(GenerateConfig, arguments, __doc__ or "")
         if not config.model:
             raise ValueError("--model is missing")
+        check_source(config.image_tokenizer)
         detokenizer = None
         if config.gallery:
+            check_worth_fetching(config)
             detokenizer = load_detokenizer(config.image_tokenizer, config.diffusion or None)
             check_made_for(config, detokenizer.tokenizer)
             num_codes = detokenizer.tokenizer.config.n_embed
@@ -137,7 +143,10 @@ def read_prompts(config: GenerateConfig) -> list[Prompt]:
         parts = _fill(config.prompt, [{"image": path} for path in config.images])
         contents = [_content(part, reader) for part in parts]
         return [Prompt(contents, forces_image, next(iter(config.images), ""))]
-    lines = Path(config.input).read_text(encoding="utf-8").splitlines()
+    try:
+        lines = Path(config.input).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise unreadable("--input", config.input, error) from error
     prompts = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -202,6 +211,7 @@ class ImageReader:
             codes: Codes = np.load(path, allow_pickle=False)
             return codes
         if self._tokenizer is None:
+            check_worth_fetching(self._config)
             self._tokenizer = load_tokenizer(self._config.image_tokenizer, batch_size=1)
             check_made_for(self._config, self._tokenizer)
         try:
@@ -210,6 +220,23 @@ class ImageReader:
             raise ValueError(f"{path}: {error}") from error
         encoded: Codes = self._tokenizer.encode(pixels[None])[0]
         return encoded
+
+
+def check_worth_fetching(config: GenerateConfig) -> None:
+    """Raise ValueError if seed-2, the default and gigabytes to fetch, cannot have made the model's codes."""
+    folder = Path(config.model)
+    is_model = (folder / "config.json").is_file() or (folder / "progress.json").is_file()
+    marks = load_marks(folder) if is_model else None  # whoever reads the model says what else it is
+    if config.image_tokenizer != RELEASE or marks is None or not marks.codebook:
+        return
+    found = f"{config.model} was trained on image codes that --image-tokenizer {RELEASE} did not make"
+    if marks.codebook == load_tokenizer("sample").codebook_hex:
+        raise ValueError(f"{found}: give --image-tokenizer sample")
+    if marks.num_codes != CODEBOOK_SIZE:
+        raise ValueError(
+            f"{found}: give --image-tokenizer FOLDER, the tokenizer of its training data, which has "
+            f"{marks.num_codes:,} codes"
+        )
 
 
 def check_made_for(config: GenerateConfig, tokenizer: SeedTokenizer) -> None:

@@ -86,7 +86,8 @@ def summarize(output: Path, result: TrainResult, num_steps: int) -> None:
     print(f"{'finished' if result.is_finished else 'stopped'} after {result.step:,} steps{course}")
     if len(records) > 1:
         print(f"  curves       {write_curves(output)}")
-    print(f"  checkpoints  {output / 'checkpoints'}")
+    if (output / "checkpoints").exists():
+        print(f"  checkpoints  {output / 'checkpoints'}")
     if result.is_finished and (output / "model").exists():
         print(f"  model        {output / 'model'}")
     if not result.is_finished:

@@ -28,6 +28,7 @@ from pipeline.token_dataset import TokenDataset
 from pipeline.validate_shards import DatasetSummary, find_faults, summarize
 from schemas import __version__
 from schemas.document import Document, TextSegment
+from schemas.one_line_parser import OneLineParser
 from schemas.token_shard import read_documents
 
 MAX_LISTED = 20
@@ -52,7 +53,9 @@ def main(arguments: Sequence[str] | None = None, output: TextIO | None = None) -
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line; one subcommand for each entry of ``COMMANDS``."""
-    parser = argparse.ArgumentParser("seed-shards", description="Look at folders of token shards.")
+    parser: argparse.ArgumentParser = OneLineParser(
+        "seed-shards", description="Look at folders of token shards."
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     helps = {

@@ -10,13 +10,26 @@ def read_yaml(path: Path) -> Any:
     """What a YAML file holds.
 
     Raises:
-        ValueError: naming the file, if it is no YAML or a key stands twice in a mapping.
+        ValueError: one line that begins with the file, if it is no YAML or a key stands twice.
         OSError: if it cannot be read.
     """
     try:
         return yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML: {error}") from error
+        raise ValueError(f"{path}{_place(error)}: not YAML: {_problem(error)}") from error
+
+
+def _place(error: Exception) -> str:
+    """Where in the file, as far as the error knows."""
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    return "" if mark is None else f" line {mark.line + 1} column {mark.column + 1}"
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong, without the excerpt that takes yaml's own message several lines."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split())
+    return f"{error.problem} {error.context}" if error.context else str(error.problem)
 
 
 class _StrictLoader(yaml.SafeLoader):

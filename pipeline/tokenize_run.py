@@ -108,10 +108,20 @@ def run_tokenization(
         raise FatalShardError(fatal_message(error, config.output)) from error
 
 
+def _claim_output(output: str, plan: RunPlan) -> TokenDataset:
+    try:
+        return TokenDataset.claim(open_folder(output), plan.manifest)
+    except OSError as error:
+        if is_fatal(error):
+            raise
+        reason = error.strerror or error
+        raise ValueError(f"--output {output}: cannot be written: {reason}; choose another folder") from error
+
+
 def _run(
     config: TokenizeConfig, job: TokenizeJob, plan: RunPlan, should_stop: Callable[[], bool]
 ) -> RunOutcome:
-    dataset = TokenDataset.claim(open_folder(config.output), plan.manifest)
+    dataset = _claim_output(config.output, plan)
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     folder = dataset.folder
     folder.write(f"{LOGS_FOLDER}/{run_id}.config.json", _resolved(config, job, plan))

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from schemas.one_line_parser import OneLineParser
 from tokenizer.checkpoint import load_model, load_tokenizer, save_model
 from tokenizer.config import SeedTokenizerConfig
 from tokenizer.detokenizer import add_decode_command
-from tokenizer.hub import PRESETS
+from tokenizer.hub import PRESETS, show_hub_requests
 from tokenizer.official_names import official_layout
 from tokenizer.preprocess import ImageError, PreprocessConfig, load_image
 from tokenizer.seed import ENCODER_VERSION, PRECISIONS, SeedModel, SeedTokenizer
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wrong.
     """
     options = _parser().parse_args(arguments)
+    show_hub_requests()
     try:
         status: int = options.run(options)
         sys.stdout.flush()
@@ -107,7 +109,7 @@ def _draw(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tokenizer", description=__doc__)
+    parser: argparse.ArgumentParser = OneLineParser(prog="python -m tokenizer", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     sources = f"preset ({', '.join(PRESETS)}), directory, weights file or Hugging Face id"
     defaults = PreprocessConfig()

@@ -77,9 +77,9 @@ def load_model(
     ``drop_unexpected`` leaves out tensors that the model lacks.
     """
     files = locate(source, local_files_only=local_files_only)
-    official = read_tensors(files.weights)
     if config is None and files.config is not None:
         config = SeedTokenizerConfig.from_json(files.config)
+    official = read_tensors(files.weights)
     if config is None:
         shapes = {name: tuple(tensor.shape) for name, tensor in official.items()}
         config = config_from_shapes(shapes, str(files.weights))

@@ -179,6 +179,12 @@ class SeedTokenizerConfig:
             raise ValueError(f"{path}: not JSON: {error}") from error
         if not isinstance(entries, dict):
             raise ValueError(f"{path}: expected a JSON object, got {type(entries).__name__}")
+        if "model_type" in entries:
+            kind = "language model" if "CausalLM" in str(entries.get("architectures")) else "model"
+            raise ValueError(
+                f"{path.parent}: is a {kind} ({entries['model_type']}), no image tokenizer; give a"
+                " preset, or the folder of a tokenizer"
+            )
         return cls.from_dict(entries, source=str(path))
 
 

@@ -2,11 +2,16 @@
 
 import difflib
 import importlib.resources
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizer.config import SeedTokenizerConfig
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -76,12 +81,22 @@ def locate(source: str | Path, *, local_files_only: bool = False) -> TokenizerFi
         return _directory_files(path)
     if path.is_file():
         return TokenizerFiles(path, None)
-    if (
-        isinstance(source, str)
-        and not text.startswith((".", "/", "~"))
-        and (match := _HUB_ID.fullmatch(text))
-    ):
-        return _hub_files(match["repo"], match["revision"], match["file"], local_files_only)
+    match = _hub_id(source)
+    return _hub_files(match["repo"], match["revision"], match["file"], local_files_only)
+
+
+def check_source(source: str) -> None:
+    """Raise FileNotFoundError if a source names nothing, as ``locate`` does, but ask the hub for nothing."""
+    if source not in PRESETS and not Path(source).expanduser().exists():
+        _hub_id(source)
+
+
+def _hub_id(source: str | Path) -> re.Match[str]:
+    """The parts of an id of the hub. Raises FileNotFoundError for a name that is none."""
+    text = str(source)
+    match = None if text.startswith((".", "/", "~")) else _HUB_ID.fullmatch(text)
+    if match is not None and isinstance(source, str):
+        return match
     close = difflib.get_close_matches(text, PRESETS, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise FileNotFoundError(
@@ -132,7 +147,8 @@ def _download(repo: str, revision: str | None, file: str, local_files_only: bool
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(repo, file, revision=revision, local_files_only=local_files_only))
+        with asking_the_hub(f"{file} of {repo}", is_offline=local_files_only):
+            return Path(hf_hub_download(repo, file, revision=revision, local_files_only=local_files_only))
     except LocalEntryNotFoundError as error:
         raise NotDownloadedError(
             f"{repo}: {file} is not in the local Hugging Face cache and the hub was not reached (offline "
@@ -144,3 +160,25 @@ def _download(repo: str, revision: str | None, file: str, local_files_only: bool
             f"{repo}: the hub did not give {file}: {str(error).strip().splitlines()[-1]}. Check the id, the "
             "revision and, for a gated repository, your login"
         ) from error
+
+
+@contextmanager
+def asking_the_hub(what: str, *, is_offline: bool = False) -> Iterator[None]:
+    """Say what the hub is asked for, and keep its client from telling of each of its retries, twice."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if not (is_offline or HF_HUB_OFFLINE):
+        logger.info("asking the Hugging Face hub for %s", what)
+    client = logging.getLogger("huggingface_hub")
+    level = client.level
+    client.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        client.setLevel(level)
+
+
+def show_hub_requests() -> None:
+    """For programs that show no other log: half a minute without a network is not to pass in silence."""
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)

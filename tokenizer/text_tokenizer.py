@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.vocabulary import VocabularyLayout
+from tokenizer.hub import asking_the_hub
 from tokenizer.json_backend import JsonBackend
 from tokenizer.sentencepiece_backend import SentencePieceBackend
 from tokenizer.text_backend import TextBackend, TextTokenizerError
@@ -150,10 +151,13 @@ def load_text_tokenizer(
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(name, allow_patterns=[JSON_NAME, SENTENCEPIECE_NAME, *CONFIG_NAMES])
+        with asking_the_hub(f"the text tokenizer {name}"):
+            folder = snapshot_download(name, allow_patterns=[JSON_NAME, SENTENCEPIECE_NAME, *CONFIG_NAMES])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        is_unreached = isinstance(error, LocalEntryNotFoundError)
+        reason = "not reached, nor in its cache" if is_unreached else str(error).strip().splitlines()[-1]
         raise TextTokenizerError(
-            f"{name}: neither a path here nor a tokenizer on the hub: {error}"
+            f"{name}: neither a path here nor a tokenizer on the Hugging Face hub ({reason})"
         ) from error
     tokenizer = TextTokenizer(folder, bos_token=bos_token, eos_token=eos_token)
     tokenizer.name = name

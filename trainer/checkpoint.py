@@ -125,10 +125,10 @@ class CheckpointStore:
     """The checkpoints of one run. Every rank makes one and calls the same methods at the same steps."""
 
     def __init__(self, folder: Path, config: CheckpointConfig, description: dict[str, Any]) -> None:
-        """Open or make the store; leftovers of killed writes are removed.
+        """Open the store; leftovers of killed writes are removed.
 
         Args:
-            folder: on storage that all ranks see.
+            folder: on storage that all ranks see; made by the first save, when the run is known to be one.
             config: of the run.
             description: written into every ``progress.json`` (model, vocabulary, adapters), for export.
         """
@@ -141,7 +141,6 @@ class CheckpointStore:
         # Kept, not read from the folder: ranks would see another's rename at different times.
         self._newest_step = -1
         if dist.get_rank() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
             for leftover in (*folder.glob(".step-*.partial"), *folder.glob(".step-*.deleted")):
                 shutil.rmtree(leftover)
         dist.barrier(group=self._group)
@@ -154,7 +153,7 @@ class CheckpointStore:
             return
         self._newest_step = progress.step
         if dist.get_rank() == 0:
-            partial.mkdir()
+            partial.mkdir(parents=True)
             document = {"format": 1, "progress": asdict(progress), **self._description}
             (partial / "progress.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         dist.barrier(group=self._group)

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-SIDE = 96
+SIDE = 192
 """Pixels of a picture on the sheet."""
-GAP, LINE = 10, 14
-TEXT_WIDTH = 210
+GAP, LINE = 20, 28
+FONT_SIZE = 22
+"""At half of it, Pillow's font leaves no room between words."""
+TEXT_WIDTH = 420
 COLUMNS = 2
 INK, FAINT, FRAME = "#1f2328", "#656d76", "#d0d7de"
 
@@ -42,12 +44,12 @@ def contact_sheet(cells: Sequence[Cell]) -> Image.Image:
 
 
 def _draw_cell(sheet: Image.Image, cell: Cell, left: int, top: int) -> None:
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_SIZE)
     for name, picture, x in (("source", cell.source, left), ("drawn", cell.drawn, left + SIDE + GAP)):
-        pen.rectangle((x, top, x + SIDE - 1, top + SIDE - 1), outline=FRAME)
         if picture is not None:
             sheet.paste(_fitted(picture), (x, top))
-            pen.text((x, top + SIDE + 1), name, FAINT, font)
+            pen.rectangle((x - 1, top - 1, x + SIDE, top + SIDE), outline=FRAME)
+            pen.text((x, top + SIDE + 2), name, FAINT, font)
     x, y = left + 2 * (SIDE + GAP), top
     for text, colour in ((cell.asked, INK), (cell.said and f"-> {cell.said}", INK), (cell.note, FAINT)):
         for line in _wrapped(text, font):

@@ -23,7 +23,7 @@ from trainer.export import check_same_run, describe_model, export_checkpoint
 from trainer.huggingface import MixtureMarks
 from trainer.huggingface_tokenizer import grown_tokenizer
 from trainer.load_model import check_codebook
-from trainer.metrics import LossTable, MetricsWriter, SpeedMeter
+from trainer.metrics import LossTable, MetricsWriter, SpeedMeter, log_line
 from trainer.model_parts import ModelParts
 from trainer.non_finite import NonFiniteError, describe_non_finite
 from trainer.optimizer import build_optimizers, clip_gradients, rate_fraction, set_learning_rate
@@ -37,6 +37,9 @@ from trainer.stop_signal import StopSignal
 logger = logging.getLogger(__name__)
 _EXPORT_TIMEOUT = timedelta(hours=12)
 """How long other ranks wait while the first writes the export; the usual minutes are too few for 14B."""
+
+_USUAL_PASSES = 4
+"""Passes over the data up to which repeating it is nearly as good as more of it (Muennighoff et al. 2023)."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,8 @@ class Trainer:
             self.config.data.read_workers,
         )
         first_step = self.progress.step
+        if writer is not None:
+            self._log_passes()
         try:
             is_stopped = self._loop(loader, writer)
         finally:
@@ -163,6 +168,12 @@ class Trainer:
         assert is_finished or is_stopped
         return TrainResult(self.progress.step, is_finished, first_step)
 
+    def _log_passes(self) -> None:
+        """Say how often the run goes over its data, where that is so often that it learns them by heart."""
+        passes = self.config.num_steps * self.config.data.global_batch / len(self._folder)
+        if passes > _USUAL_PASSES:
+            logger.info("steps=%d sequences=%d passes=%.1f", self.config.num_steps, len(self._folder), passes)
+
     def _export(self) -> None:
         newest = self._store.newest()
         assert newest is not None
@@ -175,7 +186,7 @@ class Trainer:
 
     def _loop(self, loader: PackedLoader, writer: MetricsWriter | None) -> bool:
         """Steps until the end; True when a signal ended them earlier."""
-        steps = iter(loader)
+        steps, first_step = iter(loader), self.progress.step + 1
         while self.progress.step < self.config.num_steps:
             data = next(steps)
             with self._profiler():
@@ -183,6 +194,8 @@ class Trainer:
             step = self.progress.step
             if writer is not None and step % self.config.metrics.every_steps == 0:
                 writer.write(record | self._speed.flush())
+            elif writer is not None and step == first_step:  # a slow machine shows early that it works
+                logger.info(log_line(record))
             if self._validation is not None and step % self.config.data.validation_every == 0:
                 values = self._validate(self._validation)
                 if writer is not None:

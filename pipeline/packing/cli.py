@@ -9,15 +9,17 @@ seed-pack export packed --output megatron/seed   Megatron-LM's .bin and .idx
 seed-pack --version
 """
 
+import functools
 import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
+from pipeline.one_line_errors import in_one_line
 from pipeline.packing.build import Build
 from pipeline.packing.build_folder import BuildError
 from pipeline.packing.forecast import Forecast, forecast
@@ -32,6 +34,7 @@ from schemas.mixture import MixtureError
 from schemas.packed_check import check_packed_shard
 from schemas.packed_folder import PackedFolder
 from schemas.packed_shard import PackedShardError
+from schemas.settings import suggestion
 from tokenizer.text_backend import TextTokenizerError
 from tokenizer.text_tokenizer import TextTokenizer, load_text_tokenizer
 
@@ -220,6 +223,34 @@ COMMANDS: dict[str, Callable[..., int]] = {
 }
 
 
+def read_command(arguments: Sequence[str]) -> Callable[[], int]:
+    """The call that a command line asks for.
+
+    Raises:
+        UsageError: a command, a flag or a value is wrong; in one line.
+    """
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        raise UsageError(f"{arguments[0]}: unknown command{suggestion(arguments[0], COMMANDS)}")
+    later = {name: _later(command) for name, command in COMMANDS.items()}
+    try:
+        with in_one_line():
+            return tyro.extras.subcommand_cli_from_dict(
+                later, prog="seed-pack", args=list(arguments), description=__doc__
+            )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _later(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
+    """The same signature, so the same command line; gives the call instead of making it."""
+
+    @functools.wraps(command)
+    def bind(*values: Any, **settings: Any) -> Callable[[], int]:
+        return functools.partial(command, *values, **settings)
+
+    return bind
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: exits with 0, 1 if something failed or is unsound, 2 if the input is wrong."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -227,9 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"seed-pack {__version__}")
         sys.exit(0)
     try:
-        status = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="seed-pack", args=arguments, description=__doc__
-        )
+        status = read_command(sys.argv[1:] if arguments is None else arguments)()
     except (
         MixtureError,
         TextTokenizerError,

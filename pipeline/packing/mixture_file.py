@@ -4,7 +4,7 @@ import glob
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from pipeline.strict_yaml import read_yaml
 from schemas.mixture import MixtureConfig, MixtureError, SourceConfig
 from schemas.packed_shard import FORMAT_VERSION
 from schemas.settings import SettingsError, parse_settings
+from tokenizer.text_backend import TextTokenizerError
 from tokenizer.text_tokenizer import TextTokenizer, load_text_tokenizer
 
 CODE_VERSION = 2
@@ -33,6 +34,8 @@ class Mixture:
     """Relative names start here: the folder of the mixture file."""
     files: tuple[tuple[str, ...], ...]
     """Sorted names of each source's files, relative to ``root`` where the mixture file says so."""
+    name: str = "mixture"
+    """The mixture file, for messages."""
 
     def path(self, name: str) -> Path:
         return self.root / name
@@ -42,7 +45,10 @@ class Mixture:
         config = self.config.text_tokenizer
         local = self.root / config.path
         found = str(local) if local.exists() else config.path
-        return _load_tokenizer(found, config.path, config.bos_token, config.eos_token)
+        try:
+            return _load_tokenizer(found, config.path, config.bos_token, config.eos_token)
+        except TextTokenizerError as error:
+            raise TextTokenizerError(f"{self.name}: text_tokenizer: {error}") from error
 
     @cached_property
     def components(self) -> dict[str, Any]:
@@ -84,7 +90,8 @@ def load_mixture(path: Path) -> Mixture:
     except OSError as error:
         raise MixtureError(f"{path}: the mixture file cannot be read: {error.strerror}") from error
     try:
-        return resolve_mixture(parse_settings(MixtureConfig, _spread_templates(content)), path.parent)
+        config = parse_settings(MixtureConfig, _spread_templates(content))
+        return replace(resolve_mixture(config, path.parent), name=str(path))
     except SettingsError as error:
         raise MixtureError(f"{path}: {error}") from error
 

@@ -248,10 +248,36 @@ class TestRefusals:
         (tmp_path / "out").write_text("a file")
         assert str(tmp_path / "out") in refused("--input", str(shards), "--output", str(tmp_path / "out"))
 
+    def test_an_output_where_no_folder_can_be(self, shards: Path) -> None:
+        """Not for want of permission, which has a message of its own."""
+        line = refused("--input", str(shards), "--output", "/proc/tokens")
+        assert line.startswith("error: --output /proc/tokens: cannot be written: No such file or directory")
+
+    def test_a_value_that_its_flag_refuses(self, tmp_path: Path) -> None:
+        line = refused("--input", "a.tar", "--output", str(tmp_path / "out"), "--batch-size", "0")
+        assert line == "error: --batch-size must be at least 1, got 0"
+
     def test_an_unknown_key_in_the_config_file(self, tmp_path: Path) -> None:
         (tmp_path / "run.yaml").write_text("inputs: [a.tar]\n")
         line = refused("--config", str(tmp_path / "run.yaml"), "--output", "x")
         assert "inputs: unknown setting; did you mean 'input'?" in line
+
+    def test_a_config_file_that_is_not_there(self, tmp_path: Path) -> None:
+        (tmp_path / "pairs_8b.yaml").touch()
+        line = refused("--config", str(tmp_path / "pair_8b.yaml"))
+        assert line.endswith(
+            f"pair_8b.yaml: cannot be read: No such file or directory; did you mean "
+            f"{tmp_path / 'pairs_8b.yaml'}?"
+        )
+
+    def test_a_config_file_that_is_no_yaml(self, tmp_path: Path) -> None:
+        (tmp_path / "run.yaml").write_text("input: [a.tar\noutput: 3\n")
+        line = refused("--config", str(tmp_path / "run.yaml"))
+        assert line.endswith(
+            "run.yaml line 2 column 7: not YAML: expected ',' or ']', but got ':' while parsing"
+            " a flow sequence"
+        )
+        assert line.count("run.yaml") == 1
 
 
 def test_a_disk_that_is_really_full(shards: Path, tmp_path: Path) -> None:

@@ -169,3 +169,25 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("plan", "build", "validate", "show", "report", "export"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plna", "mixture.yaml"], "error: plna: unknown command; did you mean 'plan'?"),
+        (
+            ["plan", "mixture.yaml", "--bathc", "3"],
+            "Unrecognized options: --bathc, 3; Perhaps you meant: --batch",
+        ),
+        (["build", "mixture.yaml"], "error: Missing from seed-pack build: --output"),
+        ([], "error: Expected one of {plan, build, "),
+    ],
+)
+def test_a_mistyped_command_line_is_told_in_one_line(
+    arguments: list[str], message: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == EXIT_USAGE
+    (line,) = caplog.messages
+    assert message in line
+    assert "\n" not in line
+    assert capsys.readouterr().out == ""

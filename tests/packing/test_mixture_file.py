@@ -13,6 +13,7 @@ from schemas.document import Document, Role, TextSegment
 from schemas.mixture import MixtureError
 from schemas.settings import parse_settings
 from tests.packing.corpus import ROOT, mixture_text, write_corpus
+from tokenizer.text_backend import TextTokenizerError
 
 ONE = "\n  - {name: pairs, paths: [pairs], weight: 1, template: %s}"
 
@@ -118,6 +119,27 @@ def test_a_key_that_stands_twice(corpus: Path) -> None:
     path.write_text(mixture_text() + "seed: 4\n")
     with pytest.raises(MixtureError, match="'seed' stands twice"):
         load_mixture(path)
+
+
+def test_a_text_tokenizer_that_is_nowhere(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    path = corpus / "mixture.yaml"
+    path.write_text(mixture_text(text_tokenizer="{path: samples/text_tokeniser}"))
+    with pytest.raises(TextTokenizerError) as raised:
+        load_mixture(path).load_tokenizer()
+    assert str(raised.value) == (
+        f"{path}: text_tokenizer: samples/text_tokeniser: neither a path here nor a tokenizer on the"
+        " Hugging Face hub (not reached, nor in its cache)"
+    )
+
+
+def test_a_file_that_is_no_yaml_is_named_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text("# Read me\n\na: 1\n--- b\nBoth need Linux: 3.11 or: newer\n")
+    with pytest.raises(MixtureError) as raised:
+        load_mixture(path)
+    assert str(raised.value).startswith(f"{path} line ")
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,8 @@ def test_batches_are_single_texts_in_a_row() -> None:
 def test_a_name_that_is_neither_here_nor_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(
-        TextTokenizerError, match="nobody/nothing: neither a path here nor a tokenizer on the hub"
+        TextTokenizerError,
+        match="nobody/nothing: neither a path here nor a tokenizer on the Hugging Face hub",
     ):
         load_text_tokenizer("nobody/nothing")
     with pytest.raises(TextTokenizerError, match="neither a tokenizer file nor a folder"):

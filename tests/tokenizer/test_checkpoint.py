@@ -286,6 +286,14 @@ def test_configurations_that_do_not_hold_are_refused(
         SeedTokenizerConfig.from_dict(whole | entries)
 
 
+def test_a_language_model_is_no_tokenizer(tmp_path: Path) -> None:
+    fields = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    save_file({"model.norm.weight": torch.ones(64)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"^\S+: is a language model \(llama\), no image tokenizer.{,80}$"):
+        load_model(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["{", "[1]", ""])
 def test_configurations_that_are_no_json_object_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)

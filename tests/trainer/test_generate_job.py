@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from tests.trainer.runs import TEXT_TOKENIZER, trained_export
 from tokenizer.checkpoint import load_tokenizer
 from tokenizer.detokenizer import load_detokenizer
 from tokenizer.text_tokenizer import TextTokenizer
-from trainer.contact_sheet import contact_sheet
+from trainer.contact_sheet import Cell, contact_sheet
 from trainer.huggingface import MixtureMarks
 from trainer.load_model import load_marks
+
+SAMPLES = TEXT_TOKENIZER.parent
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,48 @@ def test_a_tokenizer_with_another_codebook_is_refused(
     assert not (tmp_path / "gallery").exists()
 
 
+@pytest.mark.parametrize(
+    ("footer", "remedy"),
+    [
+        ({}, "give --image-tokenizer sample\n"),
+        (
+            {"codebooks": {"coyo": "ef" * 16}, "num_codes": 512},
+            "give --image-tokenizer FOLDER, the tokenizer of",
+        ),
+    ],
+)
+def test_the_release_is_not_fetched_for_a_model_of_other_codes(
+    footer: dict[str, Any],
+    remedy: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(repo: str, *_: object) -> Path:
+        raise AssertionError(f"{repo} was asked for")
+
+    monkeypatch.setattr("tokenizer.hub._download", refuse)
+    run = trained_export(tmp_path, **footer)
+    Image.new("RGB", (60, 80)).save(tmp_path / "a.png")
+    for folder in (run / "model", run / "checkpoints" / "step-00000002"):
+        for more in (
+            ["--prompt", "<image> is", "--images", str(tmp_path / "a.png")],
+            ["--prompt", "A dog", "--gallery", str(tmp_path / "gallery")],
+        ):
+            assert main(["--model", str(folder), "--text-tokenizer", str(TEXT_TOKENIZER), *more]) == 2
+            said = capsys.readouterr().err
+            assert f"{folder} was trained on image codes that --image-tokenizer seed-2 did not make" in said
+            assert remedy in said
+
+
+def test_an_image_tokenizer_that_is_not_there_is_an_error_even_where_it_is_not_needed(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--image-tokenizer", "no/such/path", "--prompt", "A dog"]
+    assert main([*flags(model / "model"), *given]) == 2
+    assert "tokenizer 'no/such/path' not found" in capsys.readouterr().err
+
+
 def test_one_prompt_with_a_checkpoint(model: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "codes.npy", np.arange(32, dtype=np.uint16))
     prompt = ["--prompt", "<image> is", "--images", str(tmp_path / "codes.npy")]
@@ -125,7 +170,8 @@ def test_one_prompt_with_a_checkpoint(model: Path, tmp_path: Path) -> None:
     [
         (["--prompt", "<image> is"], "the prompt has 1 <image>, --images 0"),
         ([], "give either --prompt or --input"),
-        (["--input", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--input", "nowhere.jsonl"], "--input nowhere.jsonl: cannot be read: No such file or directory\n"),
+        (["--input", f"{SAMPLES}/emoji/prompt.jsonl"], f"did you mean {SAMPLES}/emoji/prompts.jsonl?\n"),
     ],
 )
 def test_wrong_input_is_named(
@@ -217,10 +263,21 @@ def test_a_gallery_of_drawings_and_captions(model: Path, tmp_path: Path) -> None
         assert np.array_equal(drawn, detokenizer.draw(codes[None])[0])
     with Image.open(tmp_path / "gallery" / "sheet.png") as sheet:
         pixels = np.asarray(sheet)
-    side, gap = 96, 10
+    side, gap = 192, 20
     shown = np.asarray(Image.open(tmp_path / "gallery" / "000.png").resize((side, side)))
     drawn_cell = pixels[gap : gap + side, 2 * gap + side : 2 * gap + 2 * side]
     assert np.abs(drawn_cell.astype(int) - shown.astype(int)).max() <= 1
+    captioned = np.hsplit(pixels[gap // 2 : gap // 2 + side + gap], 2)[1]
+    assert (captioned[:, 2 * gap + side : 2 * gap + 2 * side] == 255).all(), "no frame around no drawing"
+
+
+def test_words_on_a_contact_sheet_stand_apart() -> None:
+    """The gap between two words is wider than those between letters, of which none is empty for long."""
+    sheet = np.asarray(contact_sheet([Cell(None, None, "fox face", "")]))
+    is_inked = (sheet < 200).any(axis=(0, 2))
+    inked = np.flatnonzero(is_inked)
+    gaps = sorted(np.diff(inked))
+    assert gaps[-1] >= 5 > gaps[-2], "one gap, between the words"
 
 
 def test_a_contact_sheet_needs_prompts() -> None:
