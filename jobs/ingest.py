@@ -26,6 +26,8 @@ from pipeline.inputs import expand_inputs
 from pipeline.sources.file_patterns import literal_files
 
 NUM_REASONS_SHOWN = 20
+LOCAL_URL_REASON = "unknown url type: file"
+"""urllib's words for an address that begins with ``file://``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,10 +64,28 @@ def main(arguments: Sequence[str]) -> int:
     print(f"{report.num_images} of {report.num_rows} pictures in {report.num_shards} shards")
     for reason, number in report.failures.most_common(NUM_REASONS_SHOWN):
         print(f"  {number} without: {reason}")
-    if imbalance := report.imbalance():
-        print(f"error: {imbalance}", file=sys.stderr)
+    problem = report.imbalance() or _why_nothing_came(report)
+    if problem is not None:
+        print(f"error: {problem}", file=sys.stderr)
         return EXIT_FAILED
     return 0
+
+
+def _why_nothing_came(report: IngestReport) -> str | None:
+    """The line of a run without a picture: the cause is the list or the network, not a few dead links."""
+    if report.num_images:
+        return None
+    if any(LOCAL_URL_REASON in reason for reason in report.failures):
+        return (
+            "not one picture came: file:// addresses are not fetched; local pictures need no download,"
+            " pack them with `tar cf 00000.tar --sort=name -C FOLDER .`"
+        )
+    if not report.num_rows:
+        return "not one picture came: --input holds no address of one"
+    return (
+        f"not one picture of {report.num_rows} came, for the reasons above; once they are removed, run it"
+        " again with another --output, for this one keeps its failures"
+    )
 
 
 def _run(config: IngestJobConfig, stop: StopSignal) -> IngestReport:
