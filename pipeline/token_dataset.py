@@ -85,9 +85,8 @@ class DatasetManifest:
         return manifest
 
     def differences(self, other: "DatasetManifest") -> list[str]:
-        """One line for each difference, this one's value first."""
-        lines = [] if self.kind == other.kind else [f"kind: {self.kind} here, {other.kind} there"]
-        lines += [f"tokenizer {line}" for line in self.fingerprint.differences(other.fingerprint)]
+        """One line for each difference but that of the kind, this one's value first."""
+        lines = [f"tokenizer {line}" for line in self.fingerprint.differences(other.fingerprint)]
         return lines + differences({"settings": self.settings}, {"settings": other.settings})
 
 
@@ -222,6 +221,11 @@ def is_bookkeeping(name: str) -> bool:
 
 def check_same(folder: Folder, wanted: DatasetManifest, existing: DatasetManifest) -> None:
     """Raise OutputMismatchError with what differs and what to do."""
+    if wanted.kind != existing.kind:
+        raise OutputMismatchError(
+            f"output {folder.url}: the folder holds {existing.kind}, this job writes {wanted.kind}: choose"
+            " another --output"
+        )
     if differences := wanted.differences(existing):
         raise OutputMismatchError(
             f"output {folder.url}: its token shards were made differently ({'; '.join(differences)}); "

@@ -24,6 +24,7 @@ from pipeline.shard_worker import fatal_message, is_fatal
 from pipeline.storage import open_folder
 from pipeline.token_dataset import LOGS_FOLDER, REPORT_NAME, TokenDataset, changed_source
 from pipeline.tokenize_config import TokenizeConfig
+from pipeline.unused_input import why_unused
 from pipeline.validate_shards import DatasetSummary, summarize
 from pipeline.worker_tools import NULL_TOKENIZER, WorkerSetup, open_tools
 
@@ -37,6 +38,7 @@ class RunOutcome:
     progress: RunProgress
     plan: RunPlan
     was_stopped: bool
+    folder: TokenDataset
     dataset: DatasetSummary | None
     """The whole folder, shards of earlier runs included; None if the run was stopped."""
 
@@ -55,11 +57,8 @@ class RunOutcome:
             lines += [f"unreadable token shard: {error}" for error in self.dataset.unreadable]
             lines += self.changed()
             if self.plan.tasks and not self.dataset.counts.documents_written:
-                lines.append(
-                    "not one sample could be used: is this the job for such input, with all it needs? "
-                    "NAME.quarantine-*.jsonl beside each token shard says what is wrong; after a change "
-                    "of the settings, run with --overwrite"
-                )
+                names = (task.name for task in self.plan.tasks)
+                lines.append(f"not one sample could be used: {why_unused(self.folder, names)}")
         if strict and (damaged := self.damaged()):
             lines.append(f"{len(damaged)} source shards are damaged (--strict): {', '.join(damaged[:5])}")
         return lines
@@ -128,7 +127,8 @@ def _run(
             schedule = ShardSchedule(plan.to_do, max_attempts=config.max_attempts)
             driver = ShardDriver(schedule, pool, listeners, stall_timeout_s=config.stall_timeout)
             is_complete = driver.run(should_stop)
-    outcome = RunOutcome(progress, plan, not is_complete, summarize(dataset) if is_complete else None)
+    summary = summarize(dataset) if is_complete else None
+    outcome = RunOutcome(progress, plan, not is_complete, dataset, summary)
     folder.write(REPORT_NAME, json.dumps({"run": run_id, **outcome.report()}, indent=1).encode() + b"\n")
     return outcome
 

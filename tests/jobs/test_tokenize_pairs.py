@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -152,9 +153,25 @@ def test_a_run_that_could_use_nothing_says_so(tmp_path: Path) -> None:
     write_tar(tmp_path / "in" / "x.tar", [("a.png", png(1)), ("b.png", png(2))])
     result = run_job("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
     assert result.returncode == 1
-    assert "error: not one sample could be used" in result.stderr
+    (ledger,) = (tmp_path / "out").glob("x.quarantine-*.jsonl")
+    expected = f"error: not one sample could be used: {ledger.name} begins with caption_missing"
+    assert expected in result.stderr
     again = run_job("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
     assert again.returncode == 1, "a folder without documents does not become right by itself"
+
+
+def test_clips_given_to_the_pairs_job_are_shown_the_job_for_them(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in" / "x.tar", [("a.mp4", b"clip"), ("a.txt", b"one")])
+    result = run_job("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "(members: .mp4, .txt): clips are read by jobs/tokenize_videos.py, with another" in line
+    flags = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    command = [sys.executable, str(ROOT / "jobs/tokenize_videos.py"), *flags, "--tokenizer", "null"]
+    again = subprocess.run(command, env=job_environment(), capture_output=True, text=True, timeout=120)
+    assert again.returncode == 2
+    line = f"error: output {tmp_path / 'out'}: the folder holds pairs, this job writes videos: choose another"
+    assert f"{line} --output\n" in again.stderr
 
 
 class TestRefusals:
