@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jobs.command_line import EXIT_FAILED, StopSignal, run_job
 from jobs.config_file import parse_config
+from pipeline.counted import counted
 from pipeline.ingest import IngestError, IngestReport, IngestStoppedError, ingest
 from pipeline.ingest_config import DownloadConfig, IngestConfig
 from pipeline.ingest_documents import ingest_documents
@@ -61,7 +62,8 @@ def main(arguments: Sequence[str]) -> int:
     except IngestStoppedError as error:
         print(f"error: {error}", file=sys.stderr)
         return stop.exit_status
-    print(f"{report.num_images} of {report.num_rows} pictures in {report.num_shards} shards")
+    pictures, shards = counted(report.num_rows, "picture"), counted(report.num_shards, "shard")
+    print(f"{report.num_images:,} of {pictures} in {shards}")
     for reason, number in report.failures.most_common(NUM_REASONS_SHOWN):
         print(f"  {number} without: {reason}")
     problem = report.imbalance() or _why_nothing_came(report)
@@ -96,8 +98,8 @@ def _run(config: IngestJobConfig, stop: StopSignal) -> IngestReport:
     shards = expand_inputs(literal_files(config.input, (".parquet",)))
     joined = ingest_documents(shards, download, config.documents_per_shard, stop.is_set)
     print(
-        f"{joined.num_documents} documents in {config.output}/documents: {joined.num_placed} places with"
-        f" their picture, {joined.missing.total()} without"
+        f"{counted(joined.num_documents, 'document')} in {config.output}/documents:"
+        f" {counted(joined.num_placed, 'place')} with their picture, {joined.missing.total()} without"
     )
     return joined.images
 

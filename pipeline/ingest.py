@@ -33,6 +33,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from pipeline.counted import counted
 from pipeline.download_workers import download_workers
 from pipeline.ingest_config import IngestConfig
 from pipeline.opt_out import OptOut
@@ -112,7 +113,8 @@ def ingest(config: IngestConfig, must_stop: Callable[[], bool] = lambda: False) 
         shutil.rmtree(staging, ignore_errors=True)
     if failed:
         raise IngestError(
-            f"{len(failed)} shards failed ({'; '.join(failed[:3])}); run the same command again to retry them"
+            f"{counted(len(failed), 'shard')} failed ({'; '.join(failed[:3])});"
+            " run the same command again to retry"
         )
     return read_report(config.output)
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from pipeline.counted import counted
 from pipeline.inputs import expand_inputs
 from pipeline.report import write_report
 from pipeline.shard_task import TOKEN_SHARD_SUFFIX
@@ -164,7 +165,7 @@ def print_faults(dataset: TokenDataset, options: argparse.Namespace, output: Tex
     for name in dataset.left_over_ledgers():
         print(f"note: {name}: no token shard names this ledger; `seed-shards clean` removes it", file=output)
     num_shards = len(dataset.done())
-    print(f"{num_shards} token shards checked, {num_faults} faults", file=output)
+    print(f"{counted(num_shards, 'token shard')} checked, {counted(num_faults, 'fault')}", file=output)
     if num_faults:
         print("to make a token shard anew: delete NAME.parquet and run the job again", file=output)
     return int(num_faults > 0)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from pipeline.counted import counted
 from pipeline.encode_shard import ShardSettings
 from pipeline.local_workers import LocalWorkers
 from pipeline.progress import ProgressDisplay, RunProgress
@@ -60,7 +61,8 @@ class RunOutcome:
                 names = (task.name for task in self.plan.tasks)
                 lines.append(f"not one sample could be used: {why_unused(self.folder, names)}")
         if strict and (damaged := self.damaged()):
-            lines.append(f"{len(damaged)} source shards are damaged (--strict): {', '.join(damaged[:5])}")
+            number = counted(len(damaged), "damaged source shard")
+            lines.append(f"{number} (--strict): {', '.join(damaged[:5])}")
         return lines
 
     def damaged(self) -> list[str]:

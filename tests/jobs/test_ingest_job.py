@@ -53,7 +53,7 @@ def test_pairs_from_urls_to_tokens(tmp_path: Path, capsys: pytest.CaptureFixture
         assert not server.requests
         assert ingest.main([*flags, "--output", str(tmp_path / "shards"), *allowed]) == 0
     printed = capsys.readouterr().out
-    assert "12 of 13 pictures in 1 shards" in printed
+    assert "12 of 13 pictures in 1 shard\n" in printed
     assert "1 without: HTTP Error 404" in printed
     job = ["--tokenizer", "null", "--num-actors", "0", "--decode-workers", "0"]
     assert (

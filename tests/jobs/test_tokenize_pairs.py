@@ -132,7 +132,7 @@ def test_a_damaged_source_is_a_warning_and_with_strict_a_failure(tmp_path: Path)
     for flags, status in (([], 0), (["--strict", "--overwrite"], 1)):
         result = run_job("--input", str(shards), "--output", str(tmp_path / "out"), *flags)
         assert result.returncode == status
-        assert "1 source shards are damaged" in result.stdout
+        assert "1 source shard is damaged and was read in part: 00001" in result.stdout
 
 
 def test_samples_without_picture_or_caption_are_quarantined_and_their_neighbours_come_out(
@@ -143,8 +143,9 @@ def test_samples_without_picture_or_caption_are_quarantined_and_their_neighbours
     write_tar(tmp_path / "in" / "x.tar", members)
     result = run_job("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
     assert result.returncode == 0
-    assert "quarantined 1 samples: image_missing" in result.stdout
-    assert "quarantined 1 samples: caption_missing" in result.stdout
+    assert "quarantined 1 sample: image_missing" in result.stdout
+    assert "quarantined 1 sample: caption_missing" in result.stdout
+    assert f"{tmp_path / 'out'}/NAME.quarantine-*.jsonl, beside" in result.stdout
     assert "not one sample" not in result.stderr
     assert [document.key for document in read_documents(tmp_path / "out" / "x.parquet")] == ["a", "d"]
 

@@ -237,10 +237,10 @@ def test_a_folder_that_is_none(command: str, tmp_path: Path, capsys: pytest.Capt
 def test_a_shard_whose_name_begins_with_an_underscore_is_one_like_any_other(tmp_path: Path) -> None:
     source = write_shards(tmp_path / "in", 1, 14) / "00000.tar"
     source.rename(source.with_name("_a.tar"))
-    for expected in ("1 token shards written", "nothing to do: 1 token shards"):
+    for expected in ("1 token shard written", "nothing to do: 1 token shard was there before"):
         result = run_job("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
         assert (result.returncode, expected in result.stdout) == (0, True), result.stdout + result.stderr
-    assert seed_shards("validate", str(tmp_path / "out")) == (0, "1 token shards checked, 0 faults\n")
+    assert seed_shards("validate", str(tmp_path / "out")) == (0, "1 token shard checked, 0 faults\n")
 
 
 @pytest.mark.parametrize("name", ["_logs/a", "_failed/part/a", ".tmp-a"])
