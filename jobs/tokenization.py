@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 
 from jobs.command_line import EXIT_FAILED, StopSignal
 from pipeline.counted import counted, were
@@ -65,16 +66,30 @@ def _print_summary(outcome: RunOutcome) -> None:
         _print_counts(progress)
     for reason, number in progress.quarantined.most_common():
         print(f"  quarantined {counted(number, 'sample')}: {reason}")
-    damaged = outcome.damaged()
-    if damaged:
-        names = ", ".join(damaged[:5]) + (" ..." if len(damaged) > 5 else "")
-        are = "is" if len(damaged) == 1 else "are"
-        print(
-            f"warning: {counted(len(damaged), 'source shard')} {are} damaged and {were(len(damaged))} read in"
-            f" part: {names}"
-        )
+    damaged = _warn_of_damage(outcome)
     if progress.quarantined or damaged:
         print(f"  {plan.output}/NAME.quarantine-*.jsonl, beside each token shard, says which, where and why")
+
+
+def _warn_of_damage(outcome: RunOutcome) -> bool:
+    """Say which source shards are damaged; returns whether any is."""
+    damaged, unread = outcome.damaged(), outcome.unread()
+    in_part = [name for name in damaged if name not in unread]
+    if unread:
+        number = counted(len(unread), "damaged source shard")
+        print(f"warning: nothing could be read of {number}: {_listed(unread, outcome.damage_of)}")
+    if in_part:
+        are = "is" if len(in_part) == 1 else "are"
+        print(
+            f"warning: {counted(len(in_part), 'source shard')} {are} damaged and {were(len(in_part))} read in"
+            f" part: {_listed(in_part, str)}"
+        )
+    return bool(damaged)
+
+
+def _listed(names: list[str], spell: Callable[[str], str]) -> str:
+    """The first few, and whether there are more."""
+    return ", ".join(map(spell, names[:5])) + (" ..." if len(names) > 5 else "")
 
 
 def _print_counts(progress: RunProgress) -> None:

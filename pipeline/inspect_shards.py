@@ -151,7 +151,9 @@ def print_status(dataset: TokenDataset, options: argparse.Namespace, output: Tex
     if not options.json:
         _list("missing", missing, output)
         _list("failed", [f"{name}: {error}" for name, error in failed.items()], output)
-        _list("read in part, its source is damaged:", summary.incomplete, output)
+        in_part = [name for name in summary.incomplete if name not in set(summary.unread)]
+        _list("read in part, its source is damaged:", in_part, output)
+        _list("nothing could be read, its source is damaged:", summary.unread, output)
     is_bad = bool(missing or failed or counts.imbalance())
     return max(int(is_bad), _complain_unreadable(summary, output))
 

@@ -25,9 +25,10 @@ from pipeline.shard_worker import fatal_message, is_fatal
 from pipeline.storage import open_folder
 from pipeline.token_dataset import LOGS_FOLDER, REPORT_NAME, TokenDataset, changed_source
 from pipeline.tokenize_config import TokenizeConfig
-from pipeline.unused_input import why_unused
+from pipeline.unused_input import first_refusal, why_unused
 from pipeline.validate_shards import DatasetSummary, summarize
 from pipeline.worker_tools import NULL_TOKENIZER, WorkerSetup, open_tools
+from schemas.quarantine import Unit
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,16 @@ class RunOutcome:
         """Names of this input's shards whose source was damaged, in this run or before."""
         names = {task.name for task in self.plan.tasks}
         return [name for name in self.dataset.incomplete if name in names] if self.dataset else []
+
+    def unread(self) -> list[str]:
+        """Those of the damaged ones of which no sample came."""
+        names = set(self.dataset.unread) if self.dataset else set()
+        return [name for name in self.damaged() if name in names]
+
+    def damage_of(self, name: str) -> str:
+        """The name of a damaged shard with what its ledger says of the damage."""
+        _, record = first_refusal(self.folder, name, Unit.SHARD)
+        return f"{name} ({record.detail})" if record is not None and record.detail else name
 
     def changed(self) -> list[str]:
         """One line for each source shard that has another size than when it was tokenized."""

@@ -135,6 +135,19 @@ def test_a_damaged_source_is_a_warning_and_with_strict_a_failure(tmp_path: Path)
         assert "1 source shard is damaged and was read in part: 00001" in result.stdout
 
 
+def test_of_some_damaged_sources_nothing_could_be_read(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "in", 3, 10)
+    (shards / "00001.tar").write_bytes(b"this is no tar" * 100)
+    whole = (shards / "00002.tar").read_bytes()
+    (shards / "00002.tar").write_bytes(whole[:600])  # cut inside the first sample
+    result = run_job("--input", str(shards), "--output", str(tmp_path / "out"))
+    assert result.returncode == 0
+    assert "warning: nothing could be read of 2 damaged source shards: 00001 (byte 0: dam" in result.stdout
+    assert "read in part" not in result.stdout
+    assert "00001.tar is damaged (tar_corrupt): nothing of it could be read" in result.stderr
+    assert "only a part" not in result.stderr
+
+
 def test_samples_without_picture_or_caption_are_quarantined_and_their_neighbours_come_out(
     tmp_path: Path,
 ) -> None:
