@@ -53,7 +53,10 @@ def plan(mixture: tyro.conf.Positional[Path], /, *, batch: int = 256) -> int:
     """
     if batch < 1:
         raise UsageError(f"--batch must be at least 1, got {batch}")
-    print(format_forecast(forecast(load_mixture(mixture)), batch))
+    result = forecast(load_mixture(mixture))
+    print(format_forecast(result, batch))
+    if empty := [source.name for source in result.sources if not source.kept_fraction]:
+        raise UsageError(f"nothing of the sample is left of {', '.join(empty)}, see above: change {mixture}")
     return 0
 
 

@@ -46,12 +46,15 @@ def test_plan_agrees_with_the_build(corpus: Path, capsys: pytest.CaptureFixture[
         assert source.ids == pytest.approx(built["ids"], rel=0.05)
 
 
-def test_plan_says_why_nothing_is_left(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_says_why_nothing_is_left(
+    corpus: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     source = """
   - {name: pairs, paths: [pairs], epochs: 1, template: pair,
      filters: {where: "similarty > 0.5 and language == 'en'"}}"""
     (corpus / "typo.yaml").write_text(mixture_text(output="", sources=source))
-    assert run("plan", corpus / "typo.yaml") == 0
+    assert run("plan", corpus / "typo.yaml") == EXIT_USAGE  # as a build of it would
+    assert "nothing of the sample is left of pairs, see above: change" in caplog.text
     printed = capsys.readouterr().out
     assert "no document of the sample has similarty, which filters.where names" in printed
     assert "nothing of the sample is left: check template, filters" in printed
