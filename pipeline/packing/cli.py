@@ -24,6 +24,7 @@ from pipeline.packing.forecast import Forecast, forecast
 from pipeline.packing.html_report import write_html_report
 from pipeline.packing.megatron_export import export_megatron
 from pipeline.packing.mixture_file import load_mixture
+from pipeline.packing.render_task import FILTER_PREFIX
 from pipeline.packing.run_tasks import Executor, TaskFailedError
 from pipeline.packing.show import in_bold, in_stars, spell_row, trace_row
 from pipeline.shard_driver import PoolError
@@ -79,10 +80,9 @@ def build(
         f" {report['padding_fraction']:.3%} padding"
     )
     for source in report["sources"]:
-        refused = sum(source["documents_refused"].values())
         print(
             f"  {source['name']}: {source['documents_packed']:,} documents, {source['ids']:,} ids,"
-            f" {refused:,} refused{': ' if refused else ''}{spell_counts(source['documents_refused'])}"
+            f" {spell_refusals(source['documents_refused'])}"
         )
     return 0
 
@@ -183,6 +183,15 @@ def export(
     return 0
 
 
+def spell_refusals(counts: Mapping[str, int]) -> str:
+    """What the mixture itself left out is no fault and stands apart: it was asked for."""
+    filtered = {name: count for name, count in counts.items() if name.startswith(FILTER_PREFIX)}
+    refused = {name: count for name, count in counts.items() if name not in filtered}
+    parts = [f"{sum(filtered.values()):,} left out by filters: {spell_counts(filtered)}"] if filtered else []
+    parts.append(f"{sum(refused.values()):,} refused{': ' if refused else ''}{spell_counts(refused)}")
+    return "; ".join(parts)
+
+
 def spell_counts(counts: Mapping[str, int]) -> str:
     """``filter_where 12, template_no_text 1``."""
     return ", ".join(f"{reason} {count:,}" for reason, count in counts.items())
@@ -197,7 +206,11 @@ def format_forecast(result: Forecast, batch: int) -> str:
             f"{source.name:<20}{source.documents:>12,}{source.kept_fraction:>8.1%}{source.ids_per_document:>10.1f}"
             f"{source.images_per_document:>8.2f}{source.epochs:>9.3f}{source.ids:>16,.0f}{source.share:>8.1%}"
         )
-        lines += [f"    of the sample refused: {reason} {count}" for reason, count in source.refused]
+        lines += [
+            f"    of the sample {'left out by' if reason.startswith(FILTER_PREFIX) else 'refused:'}"
+            f" {reason} {count:,}"
+            for reason, count in source.refused
+        ]
         if source.absent_fields:
             lines.append(
                 f"    no document of the sample has {', '.join(source.absent_fields)}, which filters.where"

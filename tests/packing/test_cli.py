@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.packing.cli import EXIT_FAILED, EXIT_USAGE, main
+from pipeline.packing.cli import EXIT_FAILED, EXIT_USAGE, main, spell_refusals
 from pipeline.packing.forecast import forecast
 from pipeline.packing.html_report import write_html_report
 from pipeline.packing.mixture_file import load_mixture
@@ -61,6 +61,22 @@ def test_plan_says_why_nothing_is_left(
     assert "language" not in printed
     (corpus / "typo.yaml").write_text(mixture_text(output="", sources=source.replace("> 0.5", ">> 0.5")))
     assert run("plan", corpus / "typo.yaml") == EXIT_USAGE
+
+
+def test_what_filters_leave_out_is_not_called_refused(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert spell_refusals({"filter_where": 1200, "template_no_text": 1, "filter_text_too_long": 3}) == (
+        "1,203 left out by filters: filter_where 1,200, filter_text_too_long 3; 1 refused: template_no_text 1"
+    )
+    source = """
+  - {name: pairs, paths: [pairs], epochs: 1, template: pair, filters: {max_text_characters: 40}}"""
+    (corpus / "short.yaml").write_text(mixture_text(output="", sources=source))
+    assert run("build", corpus / "short.yaml", "--output", tmp_path / "packed") == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"[\d,]+ left out by filters: filter_text_too_long [\d,]+; 0 refused\n", printed)
+    assert run("plan", corpus / "short.yaml") == 0
+    assert "of the sample left out by filter_text_too_long" in capsys.readouterr().out
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
