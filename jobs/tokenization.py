@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from jobs.command_line import EXIT_FAILED, StopSignal
 from pipeline.counted import counted, were
-from pipeline.progress import RunProgress
 from pipeline.ray_cluster import travels_with_its_folder
 from pipeline.run_plan import TokenizeJob, make_plan
 from pipeline.shard_driver import FatalShardError, PoolError
 from pipeline.tokenize_config import TokenizeConfig
 from pipeline.tokenize_run import RunOutcome, run_tokenization
+from pipeline.validate_shards import PER_IMAGE
 
 TOKENIZE_ERRORS = (FatalShardError, PoolError)
 MAX_PROBLEMS_SHOWN = 20
@@ -63,7 +63,7 @@ def _print_summary(outcome: RunOutcome) -> None:
     else:
         written = counted(progress.num_done, "token shard")
         print(f"{written} written to {plan.output} ({plan.num_done:,} {before})")
-        _print_counts(progress)
+        _print_counts(outcome)
     for reason, number in progress.quarantined.most_common():
         print(f"  quarantined {counted(number, 'sample')}: {reason}")
     damaged = _warn_of_damage(outcome)
@@ -92,11 +92,11 @@ def _listed(names: list[str], spell: Callable[[str], str]) -> str:
     return ", ".join(map(spell, names[:5])) + (" ..." if len(names) > 5 else "")
 
 
-def _print_counts(progress: RunProgress) -> None:
-    counts = progress.counts
-    per_image = progress.output_bytes / max(1, counts.images_written)
-    size = f"{per_image:,.1f} bytes an image (with texts and ledgers), "
+def _print_counts(outcome: RunOutcome) -> None:
+    counts = outcome.progress.counts
     print(
         f"  {counted(counts.documents_written, 'document')}, {counted(counts.images_written, 'image')}, "
-        f"{size * (counts.images_written > 0)}{progress.elapsed_s:,.1f} s"
+        f"{outcome.progress.elapsed_s:,.1f} s"
     )
+    if outcome.dataset is not None and outcome.dataset.counts.images_written:
+        print(f"  {outcome.dataset.bytes_per_image:,.1f} bytes an image in the folder, {PER_IMAGE}")

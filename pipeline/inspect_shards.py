@@ -26,7 +26,7 @@ from pipeline.report import write_report
 from pipeline.shard_task import TOKEN_SHARD_SUFFIX
 from pipeline.storage import STALE_AFTER_S, open_folder
 from pipeline.token_dataset import TokenDataset
-from pipeline.validate_shards import DatasetSummary, find_faults, summarize
+from pipeline.validate_shards import PER_IMAGE, DatasetSummary, find_faults, summarize
 from schemas import __version__
 from schemas.document import Document, TextSegment
 from schemas.token_shard import read_documents
@@ -108,7 +108,7 @@ def _count(text: str) -> int:
 def print_info(dataset: TokenDataset, options: argparse.Namespace, output: TextIO) -> int:
     """What the folder holds."""
     summary = summarize(dataset)
-    fields = {
+    fields: dict[str, object] = {
         "kind": dataset.manifest.kind,
         "format_version": dataset.manifest.format_version,
         "fingerprint": dataset.manifest.fingerprint.hex,
@@ -121,6 +121,8 @@ def print_info(dataset: TokenDataset, options: argparse.Namespace, output: TextI
         "bytes_per_image": round(summary.bytes_per_image, 1),
         "samples_quarantined": summary.counts.num_quarantined,
     }
+    if not options.json:
+        fields["bytes_per_image"] = f"{summary.bytes_per_image:,.1f} {PER_IMAGE}"
     _print_fields(fields, options.json, output)
     return _complain_unreadable(summary, output)
 

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 FOOTERS_AT_A_TIME = 64
 """An object store answers each in tens of milliseconds."""
 PROGRESS_EVERY_S = 15.0
+PER_IMAGE = "with texts, without ledgers"
+"""What bytes an image mean wherever they are told: those of the token shards, over their images."""
 
 
 @dataclass

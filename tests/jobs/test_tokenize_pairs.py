@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.inspect_shards import main as seed_shards
 from pipeline.token_dataset import OutputMismatchError
 from schemas.token_shard import read_documents, read_footer
 from tests.pipeline.ray_runs import run
@@ -186,6 +187,21 @@ def test_clips_given_to_the_pairs_job_are_shown_the_job_for_them(tmp_path: Path)
     assert again.returncode == 2
     line = f"error: output {tmp_path / 'out'}: the folder holds pairs, this job writes videos: choose another"
     assert f"{line} --output\n" in again.stderr
+
+
+def test_job_info_and_report_tell_the_same_bytes_an_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = write_shards(tmp_path / "in", 1, 10, bad_every=3)
+    result = run_job("--input", str(shards), "--output", str(tmp_path / "out"))
+    size = (tmp_path / "out" / "00000.parquet").stat().st_size / 7
+    assert f"  {size:,.1f} bytes an image in the folder, with texts, without ledgers" in result.stdout
+    assert seed_shards(["info", str(tmp_path / "out")]) == 0
+    assert f" {size:,.1f} with texts, without ledgers\n" in capsys.readouterr().out
+    page = tmp_path / "report.html"
+    assert seed_shards(["report", str(tmp_path / "out"), "--page", str(page)]) == 0
+    assert f"{size:,.1f} B" in page.read_text()
+    assert "an image, with texts, without ledgers" in page.read_text()
 
 
 class TestRefusals:
