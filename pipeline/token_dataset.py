@@ -20,12 +20,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from pipeline.shard_task import TOKEN_SHARD_SUFFIX, ShardFailure, ShardTask, ledger_name, ledger_owner
-from pipeline.storage import Folder
+from pipeline.storage import Folder, LocalFolder
 from schemas.differences import differences
 from schemas.fingerprint import Fingerprint
 from schemas.token_shard import FORMAT_VERSION, TokenShardError, TokenShardFooter, read_footer
 
 MANIFEST_NAME = "_dataset.json"
+FIRST_PACKED_SHARD = "packed-00000.parquet"
+"""What `seed-pack build` writes into every packed set."""
 FAILED_FOLDER = "_failed"
 LOGS_FOLDER = "_logs"
 REPORT_NAME = "_report.json"
@@ -122,9 +124,7 @@ class TokenDataset:
         try:
             data = folder.read(MANIFEST_NAME)
         except FileNotFoundError:
-            raise OutputMismatchError(
-                f"{folder.url}: no folder of token shards ({MANIFEST_NAME} is missing)"
-            ) from None
+            raise OutputMismatchError(f"{folder.url}: {_why_none(folder)}") from None
         return cls(folder, DatasetManifest.from_json(data, where))
 
     def files(self) -> dict[str, int]:
@@ -211,6 +211,15 @@ def changed_source(num_bytes_then: int, task: ShardTask) -> str:
         f"{task.source} had {num_bytes_then} bytes when {task.name}{TOKEN_SHARD_SUFFIX} was made of it, and "
         f"has {task.source_bytes} now: remove that token shard, to have it made again, or --overwrite all"
     )
+
+
+def _why_none(folder: Folder) -> str:
+    """Why a folder without a manifest is no folder of token shards."""
+    if isinstance(folder, LocalFolder) and not folder.path.exists():
+        return "no such folder"
+    if folder.exists(FIRST_PACKED_SHARD):
+        return f"a packed set, no folder of token shards; look at it with `seed-pack show {folder.url}`"
+    return f"no folder of token shards ({MANIFEST_NAME} is missing)"
 
 
 def is_bookkeeping(name: str) -> bool:

@@ -28,6 +28,7 @@ from pipeline.packing.render_task import FILTER_PREFIX
 from pipeline.packing.run_tasks import Executor, TaskFailedError
 from pipeline.packing.show import in_bold, in_stars, spell_row, trace_row
 from pipeline.shard_driver import PoolError
+from pipeline.token_dataset import MANIFEST_NAME
 from schemas import __version__
 from schemas.mixture import MixtureError
 from schemas.packed_check import check_packed_shard
@@ -93,7 +94,7 @@ def validate(folder: tyro.conf.Positional[Path], /) -> int:
     Args:
         folder: folder of packed shards.
     """
-    packed = PackedFolder(folder)
+    packed = PackedFolder(_check_is_packed(folder))
     num_bad = 0
     for path in packed.paths:
         try:
@@ -126,7 +127,7 @@ def show(
         tokenizer: text tokenizer, where the one that the footer names is not found from here.
         root: folder of the mixture file, which names of input files are relative to.
     """
-    packed = PackedFolder(folder)
+    packed = PackedFolder(_check_is_packed(folder))
     emphasise = in_bold if sys.stdout.isatty() or os.environ.get("FORCE_COLOR") else in_stars
     for index in range(row, max(min(row + rows, len(packed)), row + 1)):
         sequence, traces = packed[index], trace_row(packed, index, root)
@@ -144,6 +145,17 @@ def show(
         for item, text in zip(traces, texts, strict=True):
             print(f"[{item.source}] {text}")
     return 0
+
+
+def _check_is_packed(folder: Path) -> Path:
+    """The folder, or UsageError where it plainly is no packed set; what looks at token shards is named."""
+    if not folder.exists():
+        raise UsageError(f"{folder}: no such folder; `seed-pack build` makes packed sets")
+    if (folder / MANIFEST_NAME).exists():
+        raise UsageError(
+            f"{folder}: token shards, no packed set; look at them with `seed-shards show {folder}`"
+        )
+    return folder
 
 
 def _tokenizer_of(packed: PackedFolder, path: str | None, root: Path | None) -> TextTokenizer:
@@ -164,7 +176,7 @@ def report(folder: tyro.conf.Positional[Path], /) -> int:
     Args:
         folder: folder of a finished build.
     """
-    print(write_html_report(folder))
+    print(write_html_report(_check_is_packed(folder)))
     return 0
 
 
@@ -178,7 +190,7 @@ def export(
         output: prefix of the files: ``seed`` gives ``seed.bin`` and ``seed.idx``.
         format: megatron: the .bin and .idx of Megatron-LM's IndexedDataset.
     """
-    files = export_megatron(PackedFolder(folder), output)
+    files = export_megatron(PackedFolder(_check_is_packed(folder)), output)
     print(f"{files.bin_path}, {files.idx_path}: {files.num_documents:,} documents, {files.num_ids:,} ids")
     return 0
 

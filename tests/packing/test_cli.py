@@ -184,6 +184,17 @@ def test_wrong_input_exits_with_2(
     assert message in caplog.text
 
 
+@pytest.mark.parametrize("command", ["show", "validate", "report"])
+def test_a_folder_that_is_no_packed_set(
+    command: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run(command, tmp_path / "nowhere") == EXIT_USAGE
+    assert f"{tmp_path / 'nowhere'}: no such folder" in caplog.text
+    (tmp_path / "_dataset.json").write_text("{}")
+    assert run(command, tmp_path) == EXIT_USAGE
+    assert f"{tmp_path}: token shards, no packed set; look at them with `seed-shards show" in caplog.text
+
+
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     printed = capsys.readouterr().out

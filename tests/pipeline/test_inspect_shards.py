@@ -231,7 +231,12 @@ def test_a_ledger_that_no_token_shard_names_is_no_fault_and_clean_removes_it(roo
 @pytest.mark.parametrize("command", ["info", "status", "validate", "show"])
 def test_a_folder_that_is_none(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert seed_shards(command, str(tmp_path / "nowhere"))[0] == 2
-    assert f"{tmp_path / 'nowhere'}: no folder of token shards" in capsys.readouterr().err
+    assert f"{tmp_path / 'nowhere'}: no such folder\n" in capsys.readouterr().err
+    assert seed_shards(command, str(tmp_path))[0] == 2
+    assert f"{tmp_path}: no folder of token shards (_dataset.json is missing)" in capsys.readouterr().err
+    (tmp_path / "packed-00000.parquet").touch()
+    assert seed_shards(command, str(tmp_path))[0] == 2
+    assert f"look at it with `seed-pack show {tmp_path}`" in capsys.readouterr().err
 
 
 def test_a_shard_whose_name_begins_with_an_underscore_is_one_like_any_other(tmp_path: Path) -> None:
