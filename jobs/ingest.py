@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jobs.command_line import EXIT_FAILED, StopSignal, run_job
 from jobs.config_file import parse_config
+from pipeline.counted import counted
 from pipeline.ingest import IngestError, IngestReport, IngestStoppedError, ingest
 from pipeline.ingest_config import DownloadConfig, IngestConfig
 from pipeline.ingest_documents import ingest_documents
@@ -26,6 +27,8 @@ from pipeline.inputs import expand_inputs
 from pipeline.sources.file_patterns import literal_files
 
 NUM_REASONS_SHOWN = 20
+LOCAL_URL_REASON = "unknown url type: file"
+"""urllib's words for an address that begins with ``file://``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,13 +62,32 @@ def main(arguments: Sequence[str]) -> int:
     except IngestStoppedError as error:
         print(f"error: {error}", file=sys.stderr)
         return stop.exit_status
-    print(f"{report.num_images} of {report.num_rows} pictures in {report.num_shards} shards")
+    pictures, shards = counted(report.num_rows, "picture"), counted(report.num_shards, "shard")
+    print(f"{report.num_images:,} of {pictures} in {shards}")
     for reason, number in report.failures.most_common(NUM_REASONS_SHOWN):
         print(f"  {number} without: {reason}")
-    if imbalance := report.imbalance():
-        print(f"error: {imbalance}", file=sys.stderr)
+    problem = report.imbalance() or _why_nothing_came(report)
+    if problem is not None:
+        print(f"error: {problem}", file=sys.stderr)
         return EXIT_FAILED
     return 0
+
+
+def _why_nothing_came(report: IngestReport) -> str | None:
+    """The line of a run without a picture: the cause is the list or the network, not a few dead links."""
+    if report.num_images:
+        return None
+    if any(LOCAL_URL_REASON in reason for reason in report.failures):
+        return (
+            "not one picture came: file:// addresses are not fetched; local pictures need no download,"
+            " pack them with `tar cf 00000.tar --sort=name -C FOLDER .`"
+        )
+    if not report.num_rows:
+        return "not one picture came: --input holds no address of one"
+    return (
+        f"not one picture of {report.num_rows} came, for the reasons above; once they are removed, run it"
+        " again with another --output, for this one keeps its failures"
+    )
 
 
 def _run(config: IngestJobConfig, stop: StopSignal) -> IngestReport:
@@ -76,8 +98,8 @@ def _run(config: IngestJobConfig, stop: StopSignal) -> IngestReport:
     shards = expand_inputs(literal_files(config.input, (".parquet",)))
     joined = ingest_documents(shards, download, config.documents_per_shard, stop.is_set)
     print(
-        f"{joined.num_documents} documents in {config.output}/documents: {joined.num_placed} places with"
-        f" their picture, {joined.missing.total()} without"
+        f"{counted(joined.num_documents, 'document')} in {config.output}/documents:"
+        f" {counted(joined.num_placed, 'place')} with their picture, {joined.missing.total()} without"
     )
     return joined.images
 

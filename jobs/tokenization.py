@@ -2,13 +2,16 @@
 
 import os
 import sys
+from collections.abc import Callable
 
 from jobs.command_line import EXIT_FAILED, StopSignal
+from pipeline.counted import counted, were
 from pipeline.ray_cluster import travels_with_its_folder
 from pipeline.run_plan import TokenizeJob, make_plan
 from pipeline.shard_driver import FatalShardError, PoolError
 from pipeline.tokenize_config import TokenizeConfig
 from pipeline.tokenize_run import RunOutcome, run_tokenization
+from pipeline.validate_shards import PER_IMAGE
 
 TOKENIZE_ERRORS = (FatalShardError, PoolError)
 MAX_PROBLEMS_SHOWN = 20
@@ -46,7 +49,7 @@ def _run(config: TokenizeConfig, job: TokenizeJob, stop: StopSignal) -> int:
         print(f"error: {line}", file=sys.stderr)
     if outcome.failures:
         print(
-            f"error: {len(outcome.failures)} source shards failed; --retry-failed does them again",
+            f"error: {counted(len(outcome.failures), 'source shard')} failed; --retry-failed tries again",
             file=sys.stderr,
         )
     return EXIT_FAILED if problems else 0
@@ -54,23 +57,46 @@ def _run(config: TokenizeConfig, job: TokenizeJob, stop: StopSignal) -> int:
 
 def _print_summary(outcome: RunOutcome) -> None:
     progress, plan = outcome.progress, outcome.plan
-    counts = progress.counts
+    before = f"{were(plan.num_done)} there before"
     if not plan.to_do:
-        print(f"nothing to do: {plan.num_done:,} token shards were there before, in {plan.output}")
+        print(f"nothing to do: {counted(plan.num_done, 'token shard')} {before}, in {plan.output}")
     else:
-        print(
-            f"{progress.num_done:,} token shards written to {plan.output} "
-            f"({plan.num_done:,} were there before)"
-        )
-        per_image = progress.output_bytes / max(1, counts.images_written)
-        size = f"{per_image:,.1f} bytes an image (with texts and ledgers), "
-        print(
-            f"  {counts.documents_written:,} documents, {counts.images_written:,} images, "
-            f"{size * (counts.images_written > 0)}{progress.elapsed_s:,.1f} s"
-        )
+        written = counted(progress.num_done, "token shard")
+        print(f"{written} written to {plan.output} ({plan.num_done:,} {before})")
+        _print_counts(outcome)
     for reason, number in progress.quarantined.most_common():
-        print(f"  quarantined {number} samples: {reason}")
-    if damaged := outcome.damaged():
-        names = ", ".join(damaged[:5]) + (" ..." if len(damaged) > 5 else "")
-        print(f"warning: {len(damaged)} source shards are damaged and were read in part: {names}")
-        print("  NAME.quarantine-*.jsonl beside each token shard says where the damage begins")
+        print(f"  quarantined {counted(number, 'sample')}: {reason}")
+    damaged = _warn_of_damage(outcome)
+    if progress.quarantined or damaged:
+        print(f"  {plan.output}/NAME.quarantine-*.jsonl, beside each token shard, says which, where and why")
+
+
+def _warn_of_damage(outcome: RunOutcome) -> bool:
+    """Say which source shards are damaged; returns whether any is."""
+    damaged, unread = outcome.damaged(), outcome.unread()
+    in_part = [name for name in damaged if name not in unread]
+    if unread:
+        number = counted(len(unread), "damaged source shard")
+        print(f"warning: nothing could be read of {number}: {_listed(unread, outcome.damage_of)}")
+    if in_part:
+        are = "is" if len(in_part) == 1 else "are"
+        print(
+            f"warning: {counted(len(in_part), 'source shard')} {are} damaged and {were(len(in_part))} read in"
+            f" part: {_listed(in_part, str)}"
+        )
+    return bool(damaged)
+
+
+def _listed(names: list[str], spell: Callable[[str], str]) -> str:
+    """The first few, and whether there are more."""
+    return ", ".join(map(spell, names[:5])) + (" ..." if len(names) > 5 else "")
+
+
+def _print_counts(outcome: RunOutcome) -> None:
+    counts = outcome.progress.counts
+    print(
+        f"  {counted(counts.documents_written, 'document')}, {counted(counts.images_written, 'image')}, "
+        f"{outcome.progress.elapsed_s:,.1f} s"
+    )
+    if outcome.dataset is not None and outcome.dataset.counts.images_written:
+        print(f"  {outcome.dataset.bytes_per_image:,.1f} bytes an image in the folder, {PER_IMAGE}")

@@ -125,9 +125,8 @@ def connect(host: str, port: int, timeout_s: object, limits: HttpLimits, end: fl
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     for *_, address in found:
         if not limits.allows(str(address[0])):
-            raise ForbiddenAddressError(
-                f"{host} has the address {address[0]}, which is not public (--http.allowed-networks opens it)"
-            )
+            name = f"{host} has the address {address[0]}, which" if host != address[0] else host
+            raise ForbiddenAddressError(f"{name} is not public (--http.allowed-networks opens it)")
     last_error: OSError = OSError(f"{host} has no address")
     for family, kind, protocol, _, address in found:
         left_s = end - time.monotonic()

@@ -33,13 +33,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from pipeline.counted import counted
 from pipeline.download_workers import download_workers
 from pipeline.ingest_config import IngestConfig
 from pipeline.opt_out import OptOut
 from pipeline.original_images import OriginalBytes, OriginalsWriter
 from pipeline.output_claim import claim_output
 from pipeline.storage import STALE_AFTER_S
-from pipeline.url_lists import check_columns, list_files, split_lists
+from pipeline.url_lists import check_columns, check_urls, list_files, split_lists
 from schemas.atomic_write import TEMPORARY_PREFIX, flush_to_disk
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ def ingest(config: IngestConfig, must_stop: Callable[[], bool] = lambda: False) 
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # a library of img2dataset's asks PyPI otherwise
     files = list_files(config.url_list)
     check_columns(config, files)
+    check_urls(files)
     config.output.mkdir(parents=True, exist_ok=True)
     shards_of(config.output)
     _claim(config, files)
@@ -111,7 +113,8 @@ def ingest(config: IngestConfig, must_stop: Callable[[], bool] = lambda: False) 
         shutil.rmtree(staging, ignore_errors=True)
     if failed:
         raise IngestError(
-            f"{len(failed)} shards failed ({'; '.join(failed[:3])}); run the same command again to retry them"
+            f"{counted(len(failed), 'shard')} failed ({'; '.join(failed[:3])});"
+            " run the same command again to retry"
         )
     return read_report(config.output)
 

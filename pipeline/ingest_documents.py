@@ -81,6 +81,8 @@ def ingest_documents(
     images = config.output / "images"
     pictures = replace(config, url_list=urls, output=images, caption_column=None, kept_columns=())
     report = ingest(pictures, must_stop)
+    if not report.num_rows:
+        return JoinReport(report, 0, 0)
     build_index(images)
     joined = Counter[str]()
     missing = Counter[str]()

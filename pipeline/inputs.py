@@ -206,6 +206,8 @@ def _find_local(path: str, prefix: str | None) -> list[SourceShard]:
 def _scan_local(folder: str, prefix: str, may_be_empty: bool = False) -> list[SourceShard]:
     found = [path for parent in walk_folders(folder) for path in list_folder(parent) if _is_shard_name(path)]
     if not found and not may_be_empty:
+        if not os.listdir(folder):
+            raise ValueError(f"--input {folder}: this folder is empty; put tar shards there, or name another")
         raise ValueError(
             f"--input {folder}: no {', '.join(SHARD_SUFFIXES[:4])} file in this directory; loose pictures and"
             f" their captions become a shard by `tar cf 00000.tar --sort=name -C {folder} .`"

@@ -20,12 +20,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from pipeline.counted import counted
 from pipeline.inputs import expand_inputs
 from pipeline.report import write_report
 from pipeline.shard_task import TOKEN_SHARD_SUFFIX
 from pipeline.storage import STALE_AFTER_S, open_folder
 from pipeline.token_dataset import TokenDataset
-from pipeline.validate_shards import DatasetSummary, find_faults, summarize
+from pipeline.validate_shards import PER_IMAGE, DatasetSummary, find_faults, summarize
 from schemas import __version__
 from schemas.document import Document, TextSegment
 from schemas.one_line_parser import OneLineParser
@@ -110,7 +111,7 @@ def _count(text: str) -> int:
 def print_info(dataset: TokenDataset, options: argparse.Namespace, output: TextIO) -> int:
     """What the folder holds."""
     summary = summarize(dataset)
-    fields = {
+    fields: dict[str, object] = {
         "kind": dataset.manifest.kind,
         "format_version": dataset.manifest.format_version,
         "fingerprint": dataset.manifest.fingerprint.hex,
@@ -123,6 +124,8 @@ def print_info(dataset: TokenDataset, options: argparse.Namespace, output: TextI
         "bytes_per_image": round(summary.bytes_per_image, 1),
         "samples_quarantined": summary.counts.num_quarantined,
     }
+    if not options.json:
+        fields["bytes_per_image"] = f"{summary.bytes_per_image:,.1f} {PER_IMAGE}"
     _print_fields(fields, options.json, output)
     return _complain_unreadable(summary, output)
 
@@ -153,7 +156,9 @@ def print_status(dataset: TokenDataset, options: argparse.Namespace, output: Tex
     if not options.json:
         _list("missing", missing, output)
         _list("failed", [f"{name}: {error}" for name, error in failed.items()], output)
-        _list("read in part, its source is damaged:", summary.incomplete, output)
+        in_part = [name for name in summary.incomplete if name not in set(summary.unread)]
+        _list("read in part, its source is damaged:", in_part, output)
+        _list("nothing could be read, its source is damaged:", summary.unread, output)
     is_bad = bool(missing or failed or counts.imbalance())
     return max(int(is_bad), _complain_unreadable(summary, output))
 
@@ -167,7 +172,7 @@ def print_faults(dataset: TokenDataset, options: argparse.Namespace, output: Tex
     for name in dataset.left_over_ledgers():
         print(f"note: {name}: no token shard names this ledger; `seed-shards clean` removes it", file=output)
     num_shards = len(dataset.done())
-    print(f"{num_shards} token shards checked, {num_faults} faults", file=output)
+    print(f"{counted(num_shards, 'token shard')} checked, {counted(num_faults, 'fault')}", file=output)
     if num_faults:
         print("to make a token shard anew: delete NAME.parquet and run the job again", file=output)
     return int(num_faults > 0)

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from pipeline.shard_driver import RunListener, WorkerStatus
 from pipeline.shard_schedule import LossCause, ShardSchedule
-from pipeline.shard_task import ShardFailure, ShardReport
+from pipeline.shard_task import ShardFailure, ShardReport, is_unread
 from schemas.token_shard import ShardCounts
 
 logger = logging.getLogger(__name__)
@@ -228,10 +228,10 @@ class ProgressDisplay(RunListener):
         )
         if not report.source_complete:
             reasons = ", ".join(report.counts.notes)
+            what = "nothing of it could be read" if is_unread(report.counts) else "only a part was read"
             logger.warning(
-                "shard=%s its source %s is damaged (%s): only a part was read",
-                report.name, report.source, reasons,
-            )  # fmt: skip
+                "shard=%s its source %s is damaged (%s): %s", report.name, report.source, reasons, what
+            )
 
     def shard_retried(self, name: str, error: str) -> None:
         logger.warning("shard=%s will be tried again: %s", name, error)

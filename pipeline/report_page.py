@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.validate_shards import PER_IMAGE
 from schemas.document import Document, ImageSegment, TextSegment
 from schemas.html_page import Html, bytes_text, code_block, folded, heading, page, table, tiles
 from schemas.svg_chart import bar_chart
@@ -64,7 +65,7 @@ def _head(report: "Report") -> str:
                 (bytes_text(report.num_bytes), "in token shards"),
                 (bytes_text(source_bytes), "in source shards"),
                 (_share(report.num_bytes, source_bytes), "of the source bytes"),
-                (f"{report.num_bytes / images:,.1f} B" if images else "-", "an image, texts included"),
+                (f"{report.num_bytes / images:,.1f} B" if images else "-", f"an image, {PER_IMAGE}"),
             ]
         )
         + folded("Tokenizer and settings", code_block(settings))

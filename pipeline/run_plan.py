@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.counted import counted
 from pipeline.encode_shard import ReadDocuments
 from pipeline.inputs import expand_inputs
 from pipeline.shard_task import ShardFailure, ShardTask
@@ -62,7 +63,7 @@ class RunPlan:
             f"output       {self.output}",
             f"kind         {self.manifest.kind}",
             f"fingerprint  {fingerprint}",
-            f"input        {len(self.tasks)} source shards: {self.num_done} done, "
+            f"input        {counted(len(self.tasks), 'source shard')}: {self.num_done} done, "
             f"{len(self.failed_before)} failed before, {len(self.to_do)} to do ({size})",
         ]
 

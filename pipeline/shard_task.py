@@ -21,6 +21,12 @@ def ledger_owner(file_name: str) -> str | None:
     return match[1] if match else None
 
 
+def is_unread(counts: ShardCounts) -> bool:
+    """Whether no sample came whole out of a damaged source shard: what the damage cut is no sample."""
+    cut = (number for reason, number in counts.samples_quarantined.items() if reason.startswith("tar_"))
+    return counts.samples_read == sum(cut)
+
+
 @dataclass(frozen=True, slots=True)
 class ShardTask:
     """One source shard and the name of the token shard to make of it."""

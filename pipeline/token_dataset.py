@@ -20,12 +20,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from pipeline.shard_task import TOKEN_SHARD_SUFFIX, ShardFailure, ShardTask, ledger_name, ledger_owner
-from pipeline.storage import Folder
+from pipeline.storage import Folder, LocalFolder
 from schemas.differences import differences
 from schemas.fingerprint import Fingerprint
 from schemas.token_shard import FORMAT_VERSION, TokenShardError, TokenShardFooter, read_footer
 
 MANIFEST_NAME = "_dataset.json"
+FIRST_PACKED_SHARD = "packed-00000.parquet"
+"""What `seed-pack build` writes into every packed set."""
 FAILED_FOLDER = "_failed"
 LOGS_FOLDER = "_logs"
 REPORT_NAME = "_report.json"
@@ -85,9 +87,8 @@ class DatasetManifest:
         return manifest
 
     def differences(self, other: "DatasetManifest") -> list[str]:
-        """One line for each difference, this one's value first."""
-        lines = [] if self.kind == other.kind else [f"kind: {self.kind} here, {other.kind} there"]
-        lines += [f"tokenizer {line}" for line in self.fingerprint.differences(other.fingerprint)]
+        """One line for each difference but that of the kind, this one's value first."""
+        lines = [f"tokenizer {line}" for line in self.fingerprint.differences(other.fingerprint)]
         return lines + differences({"settings": self.settings}, {"settings": other.settings})
 
 
@@ -123,9 +124,7 @@ class TokenDataset:
         try:
             data = folder.read(MANIFEST_NAME)
         except FileNotFoundError:
-            raise OutputMismatchError(
-                f"{folder.url}: no folder of token shards ({MANIFEST_NAME} is missing)"
-            ) from None
+            raise OutputMismatchError(f"{folder.url}: {_why_none(folder)}") from None
         return cls(folder, DatasetManifest.from_json(data, where))
 
     def files(self) -> dict[str, int]:
@@ -214,6 +213,15 @@ def changed_source(num_bytes_then: int, task: ShardTask) -> str:
     )
 
 
+def _why_none(folder: Folder) -> str:
+    """Why a folder without a manifest is no folder of token shards."""
+    if isinstance(folder, LocalFolder) and not folder.path.exists():
+        return "no such folder"
+    if folder.exists(FIRST_PACKED_SHARD):
+        return f"a packed set, no folder of token shards; look at it with `seed-pack show {folder.url}`"
+    return f"no folder of token shards ({MANIFEST_NAME} is missing)"
+
+
 def is_bookkeeping(name: str) -> bool:
     """Whether a file name in the folder is neither token shard nor ledger by its place."""
     folder, separator, _ = name.partition("/")
@@ -222,6 +230,11 @@ def is_bookkeeping(name: str) -> bool:
 
 def check_same(folder: Folder, wanted: DatasetManifest, existing: DatasetManifest) -> None:
     """Raise OutputMismatchError with what differs and what to do."""
+    if wanted.kind != existing.kind:
+        raise OutputMismatchError(
+            f"output {folder.url}: the folder holds {existing.kind}, this job writes {wanted.kind}: choose"
+            " another --output"
+        )
     if differences := wanted.differences(existing):
         raise OutputMismatchError(
             f"output {folder.url}: its token shards were made differently ({'; '.join(differences)}); "

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from pipeline.counted import counted
 from pipeline.encode_shard import ShardSettings
 from pipeline.local_workers import LocalWorkers
 from pipeline.progress import ProgressDisplay, RunProgress
@@ -24,8 +25,10 @@ from pipeline.shard_worker import fatal_message, is_fatal
 from pipeline.storage import open_folder
 from pipeline.token_dataset import LOGS_FOLDER, REPORT_NAME, TokenDataset, changed_source
 from pipeline.tokenize_config import TokenizeConfig
+from pipeline.unused_input import first_refusal, why_unused
 from pipeline.validate_shards import DatasetSummary, summarize
 from pipeline.worker_tools import NULL_TOKENIZER, WorkerSetup, open_tools
+from schemas.quarantine import Unit
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ class RunOutcome:
     progress: RunProgress
     plan: RunPlan
     was_stopped: bool
+    folder: TokenDataset
     dataset: DatasetSummary | None
     """The whole folder, shards of earlier runs included; None if the run was stopped."""
 
@@ -55,19 +59,27 @@ class RunOutcome:
             lines += [f"unreadable token shard: {error}" for error in self.dataset.unreadable]
             lines += self.changed()
             if self.plan.tasks and not self.dataset.counts.documents_written:
-                lines.append(
-                    "not one sample could be used: is this the job for such input, with all it needs? "
-                    "NAME.quarantine-*.jsonl beside each token shard says what is wrong; after a change "
-                    "of the settings, run with --overwrite"
-                )
+                names = (task.name for task in self.plan.tasks)
+                lines.append(f"not one sample could be used: {why_unused(self.folder, names)}")
         if strict and (damaged := self.damaged()):
-            lines.append(f"{len(damaged)} source shards are damaged (--strict): {', '.join(damaged[:5])}")
+            number = counted(len(damaged), "damaged source shard")
+            lines.append(f"{number} (--strict): {', '.join(damaged[:5])}")
         return lines
 
     def damaged(self) -> list[str]:
         """Names of this input's shards whose source was damaged, in this run or before."""
         names = {task.name for task in self.plan.tasks}
         return [name for name in self.dataset.incomplete if name in names] if self.dataset else []
+
+    def unread(self) -> list[str]:
+        """Those of the damaged ones of which no sample came."""
+        names = set(self.dataset.unread) if self.dataset else set()
+        return [name for name in self.damaged() if name in names]
+
+    def damage_of(self, name: str) -> str:
+        """The name of a damaged shard with what its ledger says of the damage."""
+        _, record = first_refusal(self.folder, name, Unit.SHARD)
+        return f"{name} ({record.detail})" if record is not None and record.detail else name
 
     def changed(self) -> list[str]:
         """One line for each source shard that has another size than when it was tokenized."""
@@ -138,7 +150,8 @@ def _run(
             schedule = ShardSchedule(plan.to_do, max_attempts=config.max_attempts)
             driver = ShardDriver(schedule, pool, listeners, stall_timeout_s=config.stall_timeout)
             is_complete = driver.run(should_stop)
-    outcome = RunOutcome(progress, plan, not is_complete, summarize(dataset) if is_complete else None)
+    summary = summarize(dataset) if is_complete else None
+    outcome = RunOutcome(progress, plan, not is_complete, dataset, summary)
     folder.write(REPORT_NAME, json.dumps({"run": run_id, **outcome.report()}, indent=1).encode() + b"\n")
     return outcome
 

@@ -1,7 +1,11 @@
 """The URL lists that ingestion is given: which files they are, their columns, and their rows by shard."""
 
+import gzip
+import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -10,6 +14,8 @@ import pyarrow.parquet as pq
 from pipeline.ingest_config import IngestConfig
 
 LIST_SUFFIXES = ("parquet", "csv", "csv.gz", "tsv", "tsv.gz", "jsonl", "jsonl.gz", "txt", "txt.gz")
+_URL = re.compile(r"\"?[A-Za-z][A-Za-z0-9+.-]*://")
+"""img2dataset reads texts as CSV: an address may stand in quotes."""
 
 
 def list_files(url_list: Path) -> list[Path]:
@@ -41,6 +47,28 @@ def check_columns(config: IngestConfig, files: list[Path]) -> None:
                 f"--input {path}: no column {', '.join(missing)}, it has {', '.join(names)};"
                 " --url-column, --caption-column and --kept-columns name them"
             )
+
+
+def check_urls(files: list[Path]) -> None:
+    """Raise ValueError for a text that begins with no URL: a folder of pictures has captions of that name."""
+    for path in files:
+        first = _first_line(path) if str(list_format(path)).startswith("txt") else None
+        if first and not _URL.match(first):
+            raise ValueError(
+                f"--input {path}: no list of URLs, it begins with {first[:60]!r}; if that is a caption, its"
+                " picture needs no download: pictures with captions beside them are packed by"
+                f" `tar cf 00000.tar --sort=name -C {path.parent} .`"
+            )
+
+
+def _first_line(path: Path) -> str | None:
+    """Of a text, the first that is not empty."""
+    try:
+        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as lines:
+            texts = (line.decode("utf-8-sig", "replace").strip() for line in lines)
+            return next(filter(None, texts), None)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"--input {path}: the list cannot be read: {error}") from error
 
 
 def column_names(path: Path) -> list[str]:
@@ -76,28 +104,38 @@ def split_lists(
     Raises:
         ValueError: if a list cannot be read.
     """
-    from img2dataset.reader import Reader
-
     (staging / "rows").mkdir()
     source = config.url_list if config.url_list.is_dir() else files[0]
-    try:
-        reader = Reader(
-            str(source),
-            list_format(files[0]),
-            config.url_column,
-            config.caption_column,
-            None,
-            None,
-            list(config.kept_columns) or None,
-            config.images_per_shard,
-            done,
-            str(staging / "rows"),
-        )
-        for shard_id, rows in reader:
-            yield shard_id, rows, reader.column_list
-    except (KeyError, pa.ArrowInvalid) as error:
-        columns = [config.url_column, config.caption_column, *config.kept_columns]
-        raise ValueError(
-            f"--input {config.url_list}: cannot be read with the columns"
-            f" {', '.join(filter(None, columns))}: {error}"
-        ) from error
+    reader = _reader_class(config)(
+        str(source),
+        list_format(files[0]),
+        config.url_column,
+        config.caption_column,
+        None,
+        None,
+        list(config.kept_columns) or None,
+        config.images_per_shard,
+        done,
+        str(staging / "rows"),
+    )
+    for shard_id, rows in reader:
+        yield shard_id, rows, reader.column_list
+
+
+def _reader_class(config: IngestConfig) -> Any:
+    """img2dataset's reader, which tells no file, in a form that names the one that cannot be read."""
+    from img2dataset.reader import Reader
+
+    columns = [config.url_column, config.caption_column, *config.kept_columns]
+
+    class NamingReader(Reader):  # type: ignore[misc]  # img2dataset has no types
+        def _save_to_arrow(self, input_file: str, start_shard_id: int) -> Any:
+            try:
+                return super()._save_to_arrow(input_file, start_shard_id)
+            except (KeyError, pa.ArrowInvalid) as error:
+                shown = ", ".join(filter(None, columns))
+                raise ValueError(
+                    f"--input {input_file}: cannot be read with the columns {shown}: {error}"
+                ) from error
+
+    return NamingReader

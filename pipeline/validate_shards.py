@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline.shard_task import TOKEN_SHARD_SUFFIX, ledger_name
+from pipeline.shard_task import TOKEN_SHARD_SUFFIX, is_unread, ledger_name
 from pipeline.token_dataset import TokenDataset
 from schemas.quarantine import Unit, parse_records
 from schemas.token_shard import (
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 FOOTERS_AT_A_TIME = 64
 """An object store answers each in tens of milliseconds."""
 PROGRESS_EVERY_S = 15.0
+PER_IMAGE = "with texts, without ledgers"
+"""What bytes an image mean wherever they are told: those of the token shards, over their images."""
 
 
 @dataclass
@@ -39,6 +41,8 @@ class DatasetSummary:
     counts: ShardCounts = field(default_factory=ShardCounts)
     incomplete: list[str] = field(default_factory=list)
     """Token shards whose source was damaged."""
+    unread: list[str] = field(default_factory=list)
+    """Those of them of which no sample came."""
     unreadable: list[str] = field(default_factory=list)
     source_bytes: dict[str, int | None] = field(default_factory=dict)
     """Size of each source shard when it was tokenized, by name of the token shard."""
@@ -74,6 +78,8 @@ def summarize(dataset: TokenDataset) -> DatasetSummary:
         summary.counts += footer.counts
         if not footer.source_complete:
             summary.incomplete.append(name)
+            if is_unread(footer.counts):
+                summary.unread.append(name)
     return summary
 
 

@@ -26,9 +26,11 @@ from pipeline.packing.forecast import Forecast, forecast
 from pipeline.packing.html_report import write_html_report
 from pipeline.packing.megatron_export import export_megatron
 from pipeline.packing.mixture_file import load_mixture
+from pipeline.packing.render_task import FILTER_PREFIX
 from pipeline.packing.run_tasks import Executor, TaskFailedError
 from pipeline.packing.show import in_bold, in_stars, spell_row, trace_row
 from pipeline.shard_driver import PoolError
+from pipeline.token_dataset import MANIFEST_NAME
 from schemas import __version__
 from schemas.mixture import MixtureError
 from schemas.packed_check import check_packed_shard
@@ -56,7 +58,10 @@ def plan(mixture: tyro.conf.Positional[Path], /, *, batch: int = 256) -> int:
     """
     if batch < 1:
         raise UsageError(f"--batch must be at least 1, got {batch}")
-    print(format_forecast(forecast(load_mixture(mixture)), batch))
+    result = forecast(load_mixture(mixture))
+    print(format_forecast(result, batch))
+    if empty := [source.name for source in result.sources if not source.kept_fraction]:
+        raise UsageError(f"nothing of the sample is left of {', '.join(empty)}, see above: change {mixture}")
     return 0
 
 
@@ -79,10 +84,9 @@ def build(
         f" {report['padding_fraction']:.3%} padding"
     )
     for source in report["sources"]:
-        refused = sum(source["documents_refused"].values())
         print(
             f"  {source['name']}: {source['documents_packed']:,} documents, {source['ids']:,} ids,"
-            f" {refused:,} refused{': ' if refused else ''}{spell_counts(source['documents_refused'])}"
+            f" {spell_refusals(source['documents_refused'])}"
         )
     return 0
 
@@ -93,7 +97,7 @@ def validate(folder: tyro.conf.Positional[Path], /) -> int:
     Args:
         folder: folder of packed shards.
     """
-    packed = PackedFolder(folder)
+    packed = PackedFolder(_check_is_packed(folder))
     num_bad = 0
     for path in packed.paths:
         try:
@@ -126,7 +130,7 @@ def show(
         tokenizer: text tokenizer, where the one that the footer names is not found from here.
         root: folder of the mixture file, which names of input files are relative to.
     """
-    packed = PackedFolder(folder)
+    packed = PackedFolder(_check_is_packed(folder))
     emphasise = in_bold if sys.stdout.isatty() or os.environ.get("FORCE_COLOR") else in_stars
     for index in range(row, max(min(row + rows, len(packed)), row + 1)):
         sequence, traces = packed[index], trace_row(packed, index, root)
@@ -144,6 +148,17 @@ def show(
         for item, text in zip(traces, texts, strict=True):
             print(f"[{item.source}] {text}")
     return 0
+
+
+def _check_is_packed(folder: Path) -> Path:
+    """The folder, or UsageError where it plainly is no packed set; what looks at token shards is named."""
+    if not folder.exists():
+        raise UsageError(f"{folder}: no such folder; `seed-pack build` makes packed sets")
+    if (folder / MANIFEST_NAME).exists():
+        raise UsageError(
+            f"{folder}: token shards, no packed set; look at them with `seed-shards show {folder}`"
+        )
+    return folder
 
 
 def _tokenizer_of(packed: PackedFolder, path: str | None, root: Path | None) -> TextTokenizer:
@@ -164,7 +179,7 @@ def report(folder: tyro.conf.Positional[Path], /) -> int:
     Args:
         folder: folder of a finished build.
     """
-    print(write_html_report(folder))
+    print(write_html_report(_check_is_packed(folder)))
     return 0
 
 
@@ -178,9 +193,18 @@ def export(
         output: prefix of the files: ``seed`` gives ``seed.bin`` and ``seed.idx``.
         format: megatron: the .bin and .idx of Megatron-LM's IndexedDataset.
     """
-    files = export_megatron(PackedFolder(folder), output)
+    files = export_megatron(PackedFolder(_check_is_packed(folder)), output)
     print(f"{files.bin_path}, {files.idx_path}: {files.num_documents:,} documents, {files.num_ids:,} ids")
     return 0
+
+
+def spell_refusals(counts: Mapping[str, int]) -> str:
+    """What the mixture itself left out is no fault and stands apart: it was asked for."""
+    filtered = {name: count for name, count in counts.items() if name.startswith(FILTER_PREFIX)}
+    refused = {name: count for name, count in counts.items() if name not in filtered}
+    parts = [f"{sum(filtered.values()):,} left out by filters: {spell_counts(filtered)}"] if filtered else []
+    parts.append(f"{sum(refused.values()):,} refused{': ' if refused else ''}{spell_counts(refused)}")
+    return "; ".join(parts)
 
 
 def spell_counts(counts: Mapping[str, int]) -> str:
@@ -197,7 +221,11 @@ def format_forecast(result: Forecast, batch: int) -> str:
             f"{source.name:<20}{source.documents:>12,}{source.kept_fraction:>8.1%}{source.ids_per_document:>10.1f}"
             f"{source.images_per_document:>8.2f}{source.epochs:>9.3f}{source.ids:>16,.0f}{source.share:>8.1%}"
         )
-        lines += [f"    of the sample refused: {reason} {count}" for reason, count in source.refused]
+        lines += [
+            f"    of the sample {'left out by' if reason.startswith(FILTER_PREFIX) else 'refused:'}"
+            f" {reason} {count:,}"
+            for reason, count in source.refused
+        ]
         if source.absent_fields:
             lines.append(
                 f"    no document of the sample has {', '.join(source.absent_fields)}, which filters.where"

@@ -55,7 +55,7 @@ def write_html_report(output: Path) -> Path:
         "</div>",
         "<h2>Exact duplicates</h2>",
         duplicate_table(report),
-        "<h2>Refused</h2>",
+        "<h2>Left out by filters, and refused</h2>",
         refusal_table(report["sources"]),
     ]
     path = output / "report.html"
@@ -70,7 +70,10 @@ def sample_rows(folder: PackedFolder) -> list[int]:
 
 
 def source_table(sources: Sequence[dict[str, Any]]) -> str:
-    head = "<tr><th>source<th>in<th>packed<th>refused<th>left over<th>split<th>images<th>ids<th>learned"
+    head = (
+        "<tr><th>source<th>in<th>packed<th>left out or refused<th>left over<th>split<th>images"
+        "<th>ids<th>learned"
+    )
     rows = "".join(
         f"<tr><td>{html.escape(source['name'])}<td>{source['documents_in']:,}<td>{source['documents_packed']:,}"
         f"<td>{sum(source['documents_refused'].values()):,}<td>{source['documents_left_over']:,}"
@@ -90,7 +93,7 @@ def refusal_table(sources: Sequence[dict[str, Any]]) -> str:
     return (
         f"<table><tr><th>source<th>reason<th>documents{rows}</table>"
         if rows
-        else "<p>Nothing was refused.</p>"
+        else "<p>Nothing was left out or refused.</p>"
     )
 
 

@@ -192,6 +192,10 @@ class _SourceRules:
             return refusal.reason.value
 
 
+FILTER_PREFIX = "filter_"
+"""Of the reasons that `make_filter` gives: the mixture asked for these documents to be left out."""
+
+
 def make_filter(config: FilterConfig) -> Callable[[Document], str | None] | None:
     """A function from a document to the reason to refuse it; None if nothing is filtered."""
     if config == FilterConfig():

@@ -99,7 +99,7 @@ def test_own_data_from_pictures_to_a_drawing_model(
     on_cluster = environment | {"RAY_ADDRESS": cluster[1]}
     printed = run_all(commands("Tokenize your own data in five minutes"), checkout, on_cluster)
     assert re.search(r"^done +1$", printed, re.MULTILINE)
-    assert "1 token shards checked, 0 faults" in printed
+    assert "1 token shard checked, 0 faults" in printed
     documents = list(read_documents(checkout / "tokens" / "mine" / "00000.parquet"))
     captions = sorted(path.read_text().strip() for path in (checkout / "photos").glob("*.txt"))
     assert sorted(text for document in documents for text in document.texts) == captions

@@ -20,6 +20,7 @@ from tests.pipeline.picture_server import serving
 
 pytest.importorskip("img2dataset", reason="the extra 'ingest' is not installed")
 ROOT = Path(__file__).parents[2]
+OBELICS_SCHEMA = pq.read_schema(ROOT / "samples/documents/obelics.parquet")
 
 
 def _pictures() -> dict[str, bytes]:
@@ -43,12 +44,16 @@ def test_pairs_from_urls_to_tokens(tmp_path: Path, capsys: pytest.CaptureFixture
             "0",
         ]
         allowed = ["--http.allowed-networks", "127.0.0.1/32"]
-        assert ingest.main([*flags, "--output", str(tmp_path / "closed")]) == 0
-        assert "0 of 13 pictures" in capsys.readouterr().out  # loopback is private
+        for _ in range(2):  # a finished folder ends the same
+            assert ingest.main([*flags, "--output", str(tmp_path / "closed")]) == 1
+            printed = capsys.readouterr()
+            assert "0 of 13 pictures" in printed.out  # loopback is private
+            assert "13 without: <urlopen error 127.0.0.1 is not public (--http.all" in printed.out
+            assert "error: not one picture of 13 came" in printed.err
         assert not server.requests
         assert ingest.main([*flags, "--output", str(tmp_path / "shards"), *allowed]) == 0
     printed = capsys.readouterr().out
-    assert "12 of 13 pictures in 1 shards" in printed
+    assert "12 of 13 pictures in 1 shard\n" in printed
     assert "1 without: HTTP Error 404" in printed
     job = ["--tokenizer", "null", "--num-actors", "0", "--decode-workers", "0"]
     assert (
@@ -56,6 +61,24 @@ def test_pairs_from_urls_to_tokens(tmp_path: Path, capsys: pytest.CaptureFixture
         == 0
     )
     assert check_token_shard(tmp_path / "tokens/00000.parquet").counts.documents_written == 12
+
+
+def test_local_pictures_need_no_download(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "list.txt").write_text("file:///a.jpg\nfile:///b.jpg\n")
+    flags = ["--input", str(tmp_path / "list.txt"), "--output", str(tmp_path / "out")]
+    assert ingest.main([*flags, "--num-processes", "0"]) == 1
+    assert "need no download, pack them with `tar cf 00000.tar" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("urls", [["http://127.0.0.1:9/gone.jpg"], [None]])
+def test_documents_without_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], urls: list[str | None]
+) -> None:
+    rows = [{"images": urls, "texts": [None], "metadata": "[null]", "general_metadata": "{}"}]
+    pq.write_table(pa.Table.from_pylist(rows, OBELICS_SCHEMA), tmp_path / "list.parquet")
+    flags = ["--documents", "--input", str(tmp_path / "list.parquet"), "--output", str(tmp_path / "out")]
+    assert ingest.main([*flags, "--num-processes", "0"]) == 1
+    assert "error: not one picture" in capsys.readouterr().err
 
 
 def _workers_of(process: subprocess.Popen[bytes]) -> set[int]:

@@ -4,11 +4,13 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 
+from pipeline.inspect_shards import main as seed_shards
 from pipeline.token_dataset import OutputMismatchError
 from schemas.token_shard import read_documents, read_footer
 from tests.pipeline.ray_runs import run
@@ -131,7 +133,20 @@ def test_a_damaged_source_is_a_warning_and_with_strict_a_failure(tmp_path: Path)
     for flags, status in (([], 0), (["--strict", "--overwrite"], 1)):
         result = run_job("--input", str(shards), "--output", str(tmp_path / "out"), *flags)
         assert result.returncode == status
-        assert "1 source shards are damaged" in result.stdout
+        assert "1 source shard is damaged and was read in part: 00001" in result.stdout
+
+
+def test_of_some_damaged_sources_nothing_could_be_read(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "in", 3, 10)
+    (shards / "00001.tar").write_bytes(b"this is no tar" * 100)
+    whole = (shards / "00002.tar").read_bytes()
+    (shards / "00002.tar").write_bytes(whole[:600])  # cut inside the first sample
+    result = run_job("--input", str(shards), "--output", str(tmp_path / "out"))
+    assert result.returncode == 0
+    assert "warning: nothing could be read of 2 damaged source shards: 00001 (byte 0: dam" in result.stdout
+    assert "read in part" not in result.stdout
+    assert "00001.tar is damaged (tar_corrupt): nothing of it could be read" in result.stderr
+    assert "only a part" not in result.stderr
 
 
 def test_samples_without_picture_or_caption_are_quarantined_and_their_neighbours_come_out(
@@ -142,8 +157,9 @@ def test_samples_without_picture_or_caption_are_quarantined_and_their_neighbours
     write_tar(tmp_path / "in" / "x.tar", members)
     result = run_job("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
     assert result.returncode == 0
-    assert "quarantined 1 samples: image_missing" in result.stdout
-    assert "quarantined 1 samples: caption_missing" in result.stdout
+    assert "quarantined 1 sample: image_missing" in result.stdout
+    assert "quarantined 1 sample: caption_missing" in result.stdout
+    assert f"{tmp_path / 'out'}/NAME.quarantine-*.jsonl, beside" in result.stdout
     assert "not one sample" not in result.stderr
     assert [document.key for document in read_documents(tmp_path / "out" / "x.parquet")] == ["a", "d"]
 
@@ -152,9 +168,40 @@ def test_a_run_that_could_use_nothing_says_so(tmp_path: Path) -> None:
     write_tar(tmp_path / "in" / "x.tar", [("a.png", png(1)), ("b.png", png(2))])
     result = run_job("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
     assert result.returncode == 1
-    assert "error: not one sample could be used" in result.stderr
+    (ledger,) = (tmp_path / "out").glob("x.quarantine-*.jsonl")
+    expected = f"error: not one sample could be used: {ledger.name} begins with caption_missing"
+    assert expected in result.stderr
     again = run_job("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
     assert again.returncode == 1, "a folder without documents does not become right by itself"
+
+
+def test_clips_given_to_the_pairs_job_are_shown_the_job_for_them(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in" / "x.tar", [("a.mp4", b"clip"), ("a.txt", b"one")])
+    result = run_job("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "(members: .mp4, .txt): clips are read by jobs/tokenize_videos.py, with another" in line
+    flags = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    command = [sys.executable, str(ROOT / "jobs/tokenize_videos.py"), *flags, "--tokenizer", "null"]
+    again = subprocess.run(command, env=job_environment(), capture_output=True, text=True, timeout=120)
+    assert again.returncode == 2
+    line = f"error: output {tmp_path / 'out'}: the folder holds pairs, this job writes videos: choose another"
+    assert f"{line} --output\n" in again.stderr
+
+
+def test_job_info_and_report_tell_the_same_bytes_an_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = write_shards(tmp_path / "in", 1, 10, bad_every=3)
+    result = run_job("--input", str(shards), "--output", str(tmp_path / "out"))
+    size = (tmp_path / "out" / "00000.parquet").stat().st_size / 7
+    assert f"  {size:,.1f} bytes an image in the folder, with texts, without ledgers" in result.stdout
+    assert seed_shards(["info", str(tmp_path / "out")]) == 0
+    assert f" {size:,.1f} with texts, without ledgers\n" in capsys.readouterr().out
+    page = tmp_path / "report.html"
+    assert seed_shards(["report", str(tmp_path / "out"), "--page", str(page)]) == 0
+    assert f"{size:,.1f} B" in page.read_text()
+    assert "an image, with texts, without ledgers" in page.read_text()
 
 
 class TestRefusals:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.packing.cli import EXIT_FAILED, EXIT_USAGE, main
+from pipeline.packing.cli import EXIT_FAILED, EXIT_USAGE, main, spell_refusals
 from pipeline.packing.forecast import forecast
 from pipeline.packing.html_report import write_html_report
 from pipeline.packing.mixture_file import load_mixture
@@ -46,18 +46,37 @@ def test_plan_agrees_with_the_build(corpus: Path, capsys: pytest.CaptureFixture[
         assert source.ids == pytest.approx(built["ids"], rel=0.05)
 
 
-def test_plan_says_why_nothing_is_left(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_says_why_nothing_is_left(
+    corpus: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     source = """
   - {name: pairs, paths: [pairs], epochs: 1, template: pair,
      filters: {where: "similarty > 0.5 and language == 'en'"}}"""
     (corpus / "typo.yaml").write_text(mixture_text(output="", sources=source))
-    assert run("plan", corpus / "typo.yaml") == 0
+    assert run("plan", corpus / "typo.yaml") == EXIT_USAGE  # as a build of it would
+    assert "nothing of the sample is left of pairs, see above: change" in caplog.text
     printed = capsys.readouterr().out
     assert "no document of the sample has similarty, which filters.where names" in printed
     assert "nothing of the sample is left: check template, filters" in printed
     assert "language" not in printed
     (corpus / "typo.yaml").write_text(mixture_text(output="", sources=source.replace("> 0.5", ">> 0.5")))
     assert run("plan", corpus / "typo.yaml") == EXIT_USAGE
+
+
+def test_what_filters_leave_out_is_not_called_refused(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert spell_refusals({"filter_where": 1200, "template_no_text": 1, "filter_text_too_long": 3}) == (
+        "1,203 left out by filters: filter_where 1,200, filter_text_too_long 3; 1 refused: template_no_text 1"
+    )
+    source = """
+  - {name: pairs, paths: [pairs], epochs: 1, template: pair, filters: {max_text_characters: 40}}"""
+    (corpus / "short.yaml").write_text(mixture_text(output="", sources=source))
+    assert run("build", corpus / "short.yaml", "--output", tmp_path / "packed") == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"[\d,]+ left out by filters: filter_text_too_long [\d,]+; 0 refused\n", printed)
+    assert run("plan", corpus / "short.yaml") == 0
+    assert "of the sample left out by filter_text_too_long" in capsys.readouterr().out
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,6 +182,17 @@ def test_wrong_input_exits_with_2(
     arguments = [str(corpus / "packed") if word == "PACKED" else word for word in arguments]
     assert run(*arguments) == EXIT_USAGE
     assert message in caplog.text
+
+
+@pytest.mark.parametrize("command", ["show", "validate", "report"])
+def test_a_folder_that_is_no_packed_set(
+    command: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run(command, tmp_path / "nowhere") == EXIT_USAGE
+    assert f"{tmp_path / 'nowhere'}: no such folder" in caplog.text
+    (tmp_path / "_dataset.json").write_text("{}")
+    assert run(command, tmp_path) == EXIT_USAGE
+    assert f"{tmp_path}: token shards, no packed set; look at them with `seed-shards show" in caplog.text
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -209,6 +209,27 @@ def test_opt_outs_can_be_overruled(tmp_path: Path) -> None:
         assert ingest(_config(url_list, tmp_path / "over", honour_opt_out=False)).num_images == 1
 
 
+@pytest.mark.parametrize("name", ["0001.txt", "0001.txt.gz"])
+def test_captions_are_no_lists(tmp_path: Path, name: str) -> None:
+    """A folder of pictures and captions, given in place of a list."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "0001.jpg").write_bytes(PICTURES[NAMES[0]])
+    text = b"\n A dog, and a cat\nhttp://x/\n"
+    (photos / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    with pytest.raises(ValueError, match=rf"photos/{name}: .*'A dog, and a cat'.*`tar .* -C \S+photos \.`"):
+        ingest(_config(photos, tmp_path / "out", caption_column=None))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/a.txt").write_text('"http://127.0.0.1:9/x"\n')
+    (tmp_path / "lists/b.txt").write_text("http://127.0.0.1:9/x\nhttp://127.0.0.1:9/x,y\n")
+    with pytest.raises(ValueError, match=r"lists/b\.txt: cannot be read with the columns url: CSV parse"):
+        ingest(_config(tmp_path / "lists", tmp_path / "out", caption_column=None))
+
+
 def test_lists_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
         list_files(tmp_path / "none.parquet")

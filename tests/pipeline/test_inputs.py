@@ -299,3 +299,12 @@ def test_a_folder_that_may_be_left_out_is_not_looked_into(locked: Path) -> None:
     lock(locked, 0)
     assert names(f"{locked}/a/*/*.tar") == ["sub/0"]
     assert names(f"{locked}/[a]*/*/*.tar") == ["a/sub/0"]
+
+
+def test_an_empty_folder_is_said_to_be_empty(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"this folder is empty; put tar shards there") as caught:
+        names(str(tmp_path))
+    assert "tar cf" not in str(caught.value)
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(ValueError, match=r"`tar cf 00000\.tar --sort=name"):
+        names(str(tmp_path))

@@ -231,16 +231,21 @@ def test_a_ledger_that_no_token_shard_names_is_no_fault_and_clean_removes_it(roo
 @pytest.mark.parametrize("command", ["info", "status", "validate", "show"])
 def test_a_folder_that_is_none(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert seed_shards(command, str(tmp_path / "nowhere"))[0] == 2
-    assert f"{tmp_path / 'nowhere'}: no folder of token shards" in capsys.readouterr().err
+    assert f"{tmp_path / 'nowhere'}: no such folder\n" in capsys.readouterr().err
+    assert seed_shards(command, str(tmp_path))[0] == 2
+    assert f"{tmp_path}: no folder of token shards (_dataset.json is missing)" in capsys.readouterr().err
+    (tmp_path / "packed-00000.parquet").touch()
+    assert seed_shards(command, str(tmp_path))[0] == 2
+    assert f"look at it with `seed-pack show {tmp_path}`" in capsys.readouterr().err
 
 
 def test_a_shard_whose_name_begins_with_an_underscore_is_one_like_any_other(tmp_path: Path) -> None:
     source = write_shards(tmp_path / "in", 1, 14) / "00000.tar"
     source.rename(source.with_name("_a.tar"))
-    for expected in ("1 token shards written", "nothing to do: 1 token shards"):
+    for expected in ("1 token shard written", "nothing to do: 1 token shard was there before"):
         result = run_job("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
         assert (result.returncode, expected in result.stdout) == (0, True), result.stdout + result.stderr
-    assert seed_shards("validate", str(tmp_path / "out")) == (0, "1 token shards checked, 0 faults\n")
+    assert seed_shards("validate", str(tmp_path / "out")) == (0, "1 token shard checked, 0 faults\n")
 
 
 @pytest.mark.parametrize("name", ["_logs/a", "_failed/part/a", ".tmp-a"])
