@@ -262,9 +262,10 @@ def read_command(arguments: Sequence[str]) -> Callable[[], int]:
     later = {name: _later(command) for name, command in COMMANDS.items()}
     try:
         with in_one_line():
-            return tyro.extras.subcommand_cli_from_dict(
+            call: Callable[[], int] = tyro.extras.subcommand_cli_from_dict(
                 later, prog="seed-pack", args=list(arguments), description=__doc__
             )
+            return call
     except ValueError as error:
         raise UsageError(str(error)) from error
 
