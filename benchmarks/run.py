@@ -1,7 +1,7 @@
 """All benchmarks in a short mode, one after another, as one table; and docs/performance.md from such runs.
 
     python -m benchmarks.run                                 # some five minutes on two cores
-    python -m benchmarks.run --only encoder decode --json benchmarks/results/2026-11-24-two-cores.json
+    python -m benchmarks.run --only encoder decode --json benchmarks/results/2026-11-30-two-cores.json
     python -m benchmarks.run --write docs/performance.md     # nothing is measured
 
 ``--json`` keeps what the file holds of other benchmarks: a run may be done in parts, or one figure again.
