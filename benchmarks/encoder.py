@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="the released size as well (about 12 GiB)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=sorted(PRECISIONS), default="fp32")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=EncoderConfig.batch_size)
     parser.add_argument("--compiled", action="store_true", help="ours by torch.compile")
     parser.add_argument("--end-to-end", type=int, default=0, metavar="N", help="pictures for the engine")
     parser.add_argument("--repetitions", type=int, default=7)

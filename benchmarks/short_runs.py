@@ -239,7 +239,7 @@ ONE_THREAD = (("OMP_NUM_THREADS", "1"),)
 SHORT_RUNS: dict[str, ShortRun] = {
     "encoder": ShortRun(
         encoder,
-        flags=("--batch-size", "8", "--repetitions", "5", "--threads", "1", "--cpu-time"),
+        flags=("--repetitions", "3"),
         gpu_flags=FULL_ON_GPU,
     ),
     "encoder_compiled": ShortRun(

@@ -45,7 +45,7 @@ class Mlp(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) of any float dtype -> (B, T, D) in the dtype of the weights."""
-        out: Tensor = self.fc2(F.gelu(self.fc1(x_BTD.to(self.fc1.weight.dtype))))
+        out: Tensor = self.fc2(gelu(self.fc1(x_BTD.to(self.fc1.weight.dtype))))
         return out
 
 
@@ -61,9 +61,21 @@ class PreNormBlock(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) fp32 residual stream -> the same shape and dtype."""
-        x_BTD = x_BTD + self.attn(self.norm1(x_BTD))
-        out: Tensor = x_BTD + self.mlp(self.norm2(x_BTD))
-        return out
+        x_BTD = add_branch(x_BTD, self.attn(self.norm1(x_BTD)))
+        return add_branch(x_BTD, self.mlp(self.norm2(x_BTD)))
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Exact (erf) GELU; in the memory of ``x`` unless its gradient needs that, for new memory is what takes
+    the time on a CPU.
+    """
+    out: Tensor = F.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
+    return out
+
+
+def add_branch(x: Tensor, branch: Tensor) -> Tensor:
+    """``x + branch``, in the memory of ``branch`` where that has the right dtype; same shapes."""
+    return branch.add_(x) if branch.dtype == x.dtype else x + branch
 
 
 def attend(

@@ -30,6 +30,9 @@ ENCODER_VERSION = 1
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Compute dtype of the linear layers of image encoder and Q-Former; residual streams and search stay fp32."""
 
+LARGEST_MMAP_THRESHOLD = 32 << 20
+"""Bytes; glibc maps every block above it anew (DEFAULT_MMAP_THRESHOLD_MAX in mallopt(3), 64 bits)."""
+
 
 class SeedModel(nn.Module):
     """All parts of one tokenizer; uninitialised until loaded (``checkpoint``) or drawn (``untrained``)."""
@@ -147,14 +150,17 @@ class SeedTokenizer:
         self.device = _usable_device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.model.vit.patch_embed.freeze(PRECISIONS[precision])
-        for encoder in (self.model.vit, self.model.qformer):
-            if precision != "fp32":
-                cast_linears(encoder, PRECISIONS[precision])
-            elif self.device.type == "cpu" and can_pack() and not compiled:
-                pack_linears(encoder)
+        if precision != "fp32":
+            cast_linears(self.model.vit, PRECISIONS[precision])
+            cast_linears(self.model.qformer, PRECISIONS[precision])
+        elif self.device.type == "cpu" and can_pack() and not compiled:
+            for part in (self.model.vit, self.model.qformer, self.model.encode_task_layer):
+                pack_linears(part)
         self._encode_features = self.model.encode_features
         if compiled:
             self._encode_features = torch.compile(self._encode_features, dynamic=False)
+        elif self.device.type == "cpu":
+            self._encode_features = self._encode_features_in_slices
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -221,6 +227,13 @@ class SeedTokenizer:
         """
         return self.model.causal_embeddings(self._checked(codes))
 
+    def _encode_features_in_slices(self, images_B: Tensor) -> Tensor:
+        """``model.encode_features``, a few images at a time: the same bits, and no tensor that glibc would
+        map anew, for the kernel to fill with zeros page by page, at each of its uses.
+        """
+        slices = images_B.split(images_per_slice(self.config, PRECISIONS[self.precision], self.batch_size))
+        return torch.cat([self.model.encode_features(images) for images in slices])
+
     def _checked(self, codes: npt.NDArray[np.integer] | Tensor) -> Tensor:
         """Codes as (B, N) int64 on ``device``."""
         codes_BN = torch.as_tensor(np.asarray(codes).astype(np.int64))
@@ -254,6 +267,13 @@ class SeedTokenizer:
             batch = images_B[start : start + self.batch_size]
             missing = self.batch_size - len(batch)
             yield torch.cat([batch, batch.new_zeros(missing, *self.image_shape)]) if missing else batch
+
+
+def images_per_slice(config: SeedTokenizerConfig, dtype: torch.dtype, batch_size: int) -> int:
+    """The most images, a divisor of ``batch_size``, whose widest activation malloc does not map by itself."""
+    widest = max(config.vit_mlp_hidden, 3 * config.vit_width)
+    most = LARGEST_MMAP_THRESHOLD // (config.vit_num_tokens * widest * dtype.itemsize)
+    return max(size for size in range(1, batch_size + 1) if batch_size % size == 0 and size <= max(1, most))
 
 
 def _usable_device(name: torch.device | str) -> torch.device:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from tests.tokenizer.conftest import read_golden
 from tokenizer.checkpoint import load_tokenizer
-from tokenizer.seed import SeedTokenizer
+from tokenizer.config import SeedTokenizerConfig
+from tokenizer.seed import LARGEST_MMAP_THRESHOLD, PRECISIONS, SeedTokenizer, images_per_slice
 
 BATCH_SIZE = 5
 
@@ -48,6 +49,30 @@ def test_the_batch_size_changes_no_bit_on_a_cpu() -> None:
         for batch_size in (1, 2, 7, 16)
     ]
     assert all(torch.equal(z, vectors[0]) for z in vectors)
+
+
+@given(
+    batch_size=st.integers(1, 256),
+    heads=st.integers(1, 16),
+    precision=st.sampled_from(sorted(PRECISIONS)),
+)
+def test_slices_on_a_cpu_fill_a_batch_and_fit_in_memory_that_is_used_again(
+    batch_size: int, heads: int, precision: str
+) -> None:
+    config = SeedTokenizerConfig(vit_heads=heads, vit_width=88 * heads, vit_mlp_hidden=384 * heads)
+    dtype = PRECISIONS[precision]
+    images = images_per_slice(config, dtype, batch_size)
+    hidden_bytes = config.vit_num_tokens * config.vit_mlp_hidden * dtype.itemsize
+    assert batch_size % images == 0
+    assert images == 1 or images * hidden_bytes <= LARGEST_MMAP_THRESHOLD
+    larger = [n for n in range(images + 1, batch_size + 1) if batch_size % n == 0]
+    assert all(n * hidden_bytes > LARGEST_MMAP_THRESHOLD for n in larger)
+
+
+def test_slices_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = TOKENIZERS["tiny"].encode_features(PICTURES)
+    monkeypatch.setattr("tokenizer.seed.LARGEST_MMAP_THRESHOLD", 1)
+    assert torch.equal(TOKENIZERS["tiny"].encode_features(PICTURES), whole)
 
 
 def test_launch_gives_the_codes_of_encode() -> None:

@@ -55,3 +55,25 @@ def test_rows_do_not_depend_on_their_place(
         batch[place] = image
         results.append(packed(batch)[place])
     assert all(torch.equal(results[0], result) for result in results)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    tokens=st.sampled_from([32, 257]),
+    width=st.sampled_from([40, 174, 704, 1408]),
+    out=st.sampled_from([24, 144, 279, 2112]),
+    num_images=st.integers(2, 32),
+    num_threads=st.integers(1, 4),
+)
+@torch.inference_mode()
+def test_rows_do_not_depend_on_their_number_or_on_threads(
+    tokens: int, width: int, out: int, num_images: int, num_threads: int
+) -> None:
+    """With MKL they would: it splits the sum over the width where rows are few for its threads."""
+    packed = PackedLinear(nn.Linear(width, out))
+    image = torch.randn(tokens, width)
+    torch.set_num_threads(1)
+    alone = packed(image[None])[0]
+    torch.set_num_threads(num_threads)
+    batch = torch.cat([image[None], torch.randn(num_images - 1, tokens, width)])
+    assert torch.equal(packed(batch)[0], alone)
