@@ -41,11 +41,12 @@ def test_neighbours_of_any_content_change_nothing(seed: int) -> None:
     assert torch.equal(tokenizer.encode_features(noise)[position], tokenizer.encode_features(PICTURES[:1])[0])
 
 
-def test_the_batch_size_changes_no_bit_on_a_cpu() -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_batch_size_changes_no_bit_on_a_cpu(precision: str) -> None:
     """It is not in the fingerprint."""
     directory = read_golden("tiny512").directory
     vectors = [
-        load_tokenizer(directory, batch_size=batch_size).encode_features(PICTURES)
+        load_tokenizer(directory, precision=precision, batch_size=batch_size).encode_features(PICTURES)
         for batch_size in (1, 2, 7, 16)
     ]
     assert all(torch.equal(z, vectors[0]) for z in vectors)
