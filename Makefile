@@ -84,7 +84,7 @@ define install
 	@echo "setting up $(VENV): some 3 GB of packages with a CUDA build of torch, 1 GB without; a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt $(1)
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt $(1)
 endef
 
 clean:
