@@ -176,3 +176,15 @@ def test_generation_settings(adapter: types.ModuleType) -> None:
 def test_unknown_arguments_are_refused(adapter: types.ModuleType) -> None:
     with pytest.raises(ValueError, match="no arguments colour"):
         adapter.SeedLlama(pretrained="nowhere", colour="clean")
+
+
+def test_the_release_is_not_fetched_for_a_model_of_other_codes(
+    adapter: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(repo: str, *_: object) -> Path:
+        raise AssertionError(f"{repo} was asked for")
+
+    monkeypatch.setattr("tokenizer.hub._download", refuse)
+    folder = trained_export(tmp_path) / "model"
+    with pytest.raises(ValueError, match=r": give image_tokenizer=sample$"):
+        adapter.SeedLlama(pretrained=str(folder), device="cpu")
