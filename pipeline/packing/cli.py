@@ -22,7 +22,7 @@ import tyro
 from pipeline.one_line_errors import in_one_line
 from pipeline.packing.build import Build
 from pipeline.packing.build_folder import BuildError
-from pipeline.packing.forecast import Forecast, forecast
+from pipeline.packing.forecast import SAMPLE_SIZE, Forecast, forecast
 from pipeline.packing.html_report import write_html_report
 from pipeline.packing.megatron_export import export_megatron
 from pipeline.packing.mixture_file import load_mixture
@@ -43,26 +43,55 @@ from tokenizer.text_tokenizer import TextTokenizer, load_text_tokenizer
 logger = logging.getLogger(__name__)
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
+MORE_SAMPLED = 10
+"""Times the sample that is advised where nothing of it is left."""
 
 
 class UsageError(ValueError):
     """A flag that cannot be used."""
 
 
-def plan(mixture: tyro.conf.Positional[Path], /, *, batch: int = 256) -> int:
+def plan(mixture: tyro.conf.Positional[Path], /, *, batch: int = 256, sample: int = SAMPLE_SIZE) -> int:
     """Forecast a build from footers and a sample: documents, ids, epochs, padding, steps.
 
     Args:
         mixture: the mixture file.
         batch: sequences of one optimizer step over all ranks.
+        sample: documents of each source to look at.
     """
-    if batch < 1:
-        raise UsageError(f"--batch must be at least 1, got {batch}")
-    result = forecast(load_mixture(mixture))
+    for name, value in (("batch", batch), ("sample", sample)):
+        if value < 1:
+            raise UsageError(f"--{name} must be at least 1, got {value}")
+    result = forecast(load_mixture(mixture), sample)
     print(format_forecast(result, batch))
-    if empty := [source.name for source in result.sources if not source.kept_fraction]:
-        raise UsageError(f"nothing of the sample is left of {', '.join(empty)}, see above: change {mixture}")
+    _judge_empty_sources(result, mixture)
     return 0
+
+
+def _judge_empty_sources(result: Forecast, mixture: Path) -> None:
+    """Warn of sources whose sample leaves nothing.
+
+    Raises:
+        UsageError: if nothing is left of a whole source, where a build stops too, or of any source.
+    """
+    empty = [source for source in result.sources if not source.kept_fraction]
+    if certain := [source.name for source in empty if source.is_certain]:
+        raise UsageError(f"nothing is left of {', '.join(certain)}, see above: change {mixture}")
+    if len(empty) == len(result.sources):
+        names = ", ".join(source.name for source in empty)
+        raise UsageError(
+            f"nothing of the sample is left of {names}, see above: change {mixture}, or look at more with"
+            f" --sample {MORE_SAMPLED * max(source.num_sampled for source in empty)}"
+        )
+    for source in empty:
+        logger.warning(
+            "warning: source %s: nothing is left of the %s documents sampled of %s, and the forecast counts"
+            " nothing of it; --sample %d looks at more",
+            source.name,
+            f"{source.num_sampled:,}",
+            f"{source.documents:,}",
+            min(MORE_SAMPLED * source.num_sampled, source.documents),
+        )
 
 
 def build(

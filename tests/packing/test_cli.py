@@ -59,8 +59,30 @@ def test_plan_says_why_nothing_is_left(
     assert "no document of the sample has similarty, which filters.where names" in printed
     assert "nothing of the sample is left: check template, filters" in printed
     assert "language" not in printed
+    assert run("plan", corpus / "typo.yaml", "--sample", 1500) == EXIT_USAGE
+    assert "nothing is left of pairs, see above: change" in caplog.text
     (corpus / "typo.yaml").write_text(mixture_text(output="", sources=source.replace("> 0.5", ">> 0.5")))
     assert run("plan", corpus / "typo.yaml") == EXIT_USAGE
+
+
+def test_plan_goes_on_where_only_the_sample_of_a_source_leaves_nothing(
+    corpus: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A filter that keeps one document of 1,500; a build of it is fine."""
+    where = "similarity == 0.297 and language == 'en'"
+    sources = f"""
+  - {{name: rare, paths: [pairs], epochs: 1, template: pair, filters: {{where: "{where}"}}}}
+  - {{name: prose, paths: [prose.jsonl], format: jsonl, epochs: 1, template: text}}"""
+    (corpus / "rare.yaml").write_text(mixture_text(output="", sources=sources))
+    assert run("plan", corpus / "rare.yaml", "--sample", 100) == 0
+    assert "source rare: nothing is left of the 100 documents sampled of 1,500" in caplog.text
+    assert "--sample 1000 looks at more" in caplog.text
+    assert re.search(r"prose .* 100\.0%\n", capsys.readouterr().out)
+    caplog.clear()
+    assert run("plan", corpus / "rare.yaml", "--sample", 1500) == 0
+    assert not caplog.text
+    assert run("build", corpus / "rare.yaml", "--output", corpus / "rare") == 0
+    assert run("plan", corpus / "rare.yaml", "--sample", 0) == EXIT_USAGE
 
 
 def test_what_filters_leave_out_is_not_called_refused(
