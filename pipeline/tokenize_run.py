@@ -15,7 +15,7 @@ from pipeline.counted import counted
 from pipeline.encode_shard import ShardSettings
 from pipeline.local_workers import LocalWorkers
 from pipeline.progress import ProgressDisplay, RunProgress
-from pipeline.ray_cluster import settle_authentication
+from pipeline.ray_cluster import settle_environment
 from pipeline.run_log import RunLog
 from pipeline.run_plan import RunPlan, TokenizeJob
 from pipeline.shard_driver import FatalShardError, RunListener, ShardDriver, WorkerPool
@@ -198,7 +198,7 @@ def open_pool(
             finally:
                 pool.close()
         return
-    settle_authentication()
+    settle_environment()
     from pipeline.ray_engine import open_ray_workers
     from pipeline.ray_metrics import RayMetrics
 
