@@ -63,8 +63,8 @@ class GenerateConfig:
     """JSON lines of prompts, instead of ``prompt``."""
     output: str = "-"
     """File of JSON lines, ``-`` for the terminal."""
-    image_tokenizer: str = RELEASE
-    """Turns pictures into codes, and codes into pictures; loaded only when there are any."""
+    tokenizer: str = RELEASE
+    """Image tokenizer: turns pictures into codes, and codes into pictures; loaded only when there are any."""
     color: ColorRule = "reference"
     """Colour rule for pictures, that of the tokenized data: reference, or clean (the sample tokenizer)."""
     gallery: str = ""
@@ -113,11 +113,11 @@ def main(arguments: list[str] | None = None) -> int:
         config = parse_config(GenerateConfig, arguments, __doc__ or "")
         if not config.model:
             raise ValueError("--model is missing")
-        check_source(config.image_tokenizer)
+        check_source(config.tokenizer)
         detokenizer = None
         if config.gallery:
-            check_worth_fetching(Path(config.model), config.image_tokenizer, "--image-tokenizer ")
-            detokenizer = load_detokenizer(config.image_tokenizer, config.diffusion or None)
+            check_worth_fetching(Path(config.model), config.tokenizer, "--tokenizer ")
+            detokenizer = load_detokenizer(config.tokenizer, config.diffusion or None)
             check_made_for(config, detokenizer.tokenizer)
             num_codes = detokenizer.tokenizer.config.n_embed
             config = replace(config, sampling=replace(config.sampling, num_codes=num_codes))
@@ -211,8 +211,8 @@ class ImageReader:
             return codes
         if self._tokenizer is None:
             config = self._config
-            check_worth_fetching(Path(config.model), config.image_tokenizer, "--image-tokenizer ")
-            self._tokenizer = load_tokenizer(self._config.image_tokenizer, batch_size=1)
+            check_worth_fetching(Path(config.model), config.tokenizer, "--tokenizer ")
+            self._tokenizer = load_tokenizer(self._config.tokenizer, batch_size=1)
             check_made_for(self._config, self._tokenizer)
         try:
             pixels = load_image(Path(path), self._preprocess)
@@ -224,7 +224,7 @@ class ImageReader:
 
 def check_made_for(config: GenerateConfig, tokenizer: SeedTokenizer) -> None:
     """Raise ValueError if the model learned other codes than the tokenizer makes."""
-    check_codebook(Path(config.model), tokenizer.codebook_hex, f"--image-tokenizer {config.image_tokenizer}")
+    check_codebook(Path(config.model), tokenizer.codebook_hex, f"--tokenizer {config.tokenizer}")
 
 
 def answer_all(config: GenerateConfig, prompts: list[Prompt]) -> list[list[Content]]:

@@ -59,17 +59,17 @@ def load_marks(folder: Path) -> MixtureMarks | None:
     return exported_marks(folder)
 
 
-def check_worth_fetching(folder: Path, image_tokenizer: str, option: str) -> None:
+def check_worth_fetching(folder: Path, tokenizer: str, option: str) -> None:
     """Raise ValueError if seed-2, the default and 4.6 GB to fetch, cannot have made a model's codes.
 
     Args:
         folder: of the model.
-        image_tokenizer: the one asked for; any other than seed-2 passes, for `check_codebook` to judge.
-        option: how that is asked for, up to the value: ``--image-tokenizer `` or ``image_tokenizer=``.
+        tokenizer: the one asked for; any other than seed-2 passes, for `check_codebook` to judge.
+        option: how that is asked for, up to the value: ``--tokenizer `` or ``tokenizer=``.
     """
     is_model = (folder / "config.json").is_file() or (folder / "progress.json").is_file()
     marks = load_marks(folder) if is_model else None  # whoever reads the model says what else it is
-    if image_tokenizer != RELEASE or marks is None or not marks.codebook:
+    if tokenizer != RELEASE or marks is None or not marks.codebook:
         return
     found = f"{folder} was trained on image codes that {option}{RELEASE} did not make"
     if marks.codebook == load_tokenizer("sample").codebook_hex:

@@ -1,6 +1,6 @@
 """Packed sets from a mixture file: plan, build, validate, show, report, export.
 
-seed-pack plan mixture.yaml --batch 256          what a build would give, in seconds
+seed-pack plan mixture.yaml --global-batch 256   what a build would give, in seconds
 seed-pack build mixture.yaml --output packed     build, or continue a build that was interrupted
 seed-pack validate packed                        every row against the contract
 seed-pack show packed --row 3 --trace            a row made readable, and where it came from
@@ -51,19 +51,21 @@ class UsageError(ValueError):
     """A flag that cannot be used."""
 
 
-def plan(mixture: tyro.conf.Positional[Path], /, *, batch: int = 256, sample: int = SAMPLE_SIZE) -> int:
+def plan(
+    mixture: tyro.conf.Positional[Path], /, *, global_batch: int = 256, sample: int = SAMPLE_SIZE
+) -> int:
     """Forecast a build from footers and a sample: documents, ids, epochs, padding, steps.
 
     Args:
         mixture: the mixture file.
-        batch: sequences of one optimizer step over all ranks.
+        global_batch: sequences of one optimizer step over all ranks.
         sample: documents of each source to look at.
     """
-    for name, value in (("batch", batch), ("sample", sample)):
+    for name, value in (("global-batch", global_batch), ("sample", sample)):
         if value < 1:
             raise UsageError(f"--{name} must be at least 1, got {value}")
     result = forecast(load_mixture(mixture), sample)
-    print(format_forecast(result, batch))
+    print(format_forecast(result, global_batch))
     _judge_empty_sources(result, mixture)
     return 0
 
@@ -144,9 +146,9 @@ def show(
     /,
     *,
     row: int = 0,
-    rows: int = 1,
+    limit: int = 1,
     trace: bool = False,
-    tokenizer: str | None = None,
+    text_tokenizer: str | None = None,
     root: Path | None = None,
 ) -> int:
     """Print rows: text, [image: key], and what is learned in bold (in a file or pipe: between **).
@@ -154,14 +156,14 @@ def show(
     Args:
         folder: folder of packed shards.
         row: first row, in stored order.
-        rows: how many.
+        limit: rows to print.
         trace: one line per document with its shard, row, key, epoch and part instead of its content.
-        tokenizer: text tokenizer, where the one that the footer names is not found from here.
+        text_tokenizer: the one to spell with, where the one that the footer names is not found from here.
         root: folder of the mixture file, which names of input files are relative to.
     """
     packed = PackedFolder(_check_is_packed(folder))
     emphasise = in_bold if sys.stdout.isatty() or os.environ.get("FORCE_COLOR") else in_stars
-    for index in range(row, max(min(row + rows, len(packed)), row + 1)):
+    for index in range(row, max(min(row + limit, len(packed)), row + 1)):
         sequence, traces = packed[index], trace_row(packed, index, root)
         print(f"--- row {index}: {len(traces)} documents, {sequence.num_ids} ids")
         if trace:
@@ -172,8 +174,8 @@ def show(
                     f"\t{item.num_ids} ids, {item.num_learned} learned"
                 )
             continue
-        text_tokenizer = _tokenizer_of(packed, tokenizer, root)
-        texts = spell_row(sequence, packed, text_tokenizer, traces, emphasise=emphasise)
+        spelling = _tokenizer_of(packed, text_tokenizer, root)
+        texts = spell_row(sequence, packed, spelling, traces, emphasise=emphasise)
         for item, text in zip(traces, texts, strict=True):
             print(f"[{item.source}] {text}")
     return 0
@@ -198,7 +200,7 @@ def _tokenizer_of(packed: PackedFolder, path: str | None, root: Path | None) -> 
         return load_text_tokenizer(path or (str(local) if local.exists() else name))
     except TextTokenizerError as error:
         raise TextTokenizerError(
-            f"{error} (--root FOLDER-OF-THE-MIXTURE-FILE or --tokenizer PATH tells where it is)"
+            f"{error} (--root FOLDER-OF-THE-MIXTURE-FILE or --text-tokenizer PATH tells where it is)"
         ) from error
 
 

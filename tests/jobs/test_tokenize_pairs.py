@@ -211,7 +211,7 @@ def test_job_info_and_report_tell_the_same_bytes_an_image(
     assert seed_shards(["info", str(tmp_path / "out")]) == 0
     assert f" {size:,.1f} with texts, without ledgers\n" in capsys.readouterr().out
     page = tmp_path / "report.html"
-    assert seed_shards(["report", str(tmp_path / "out"), "--page", str(page)]) == 0
+    assert seed_shards(["report", str(tmp_path / "out"), "--output", str(page)]) == 0
     assert f"{size:,.1f} B" in page.read_text()
     assert "an image, with texts, without ledgers" in page.read_text()
 

@@ -34,7 +34,7 @@ def run(*arguments: object) -> int:
 
 
 def test_plan_agrees_with_the_build(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("plan", corpus / "mixture.yaml", "--batch", 10) == 0
+    assert run("plan", corpus / "mixture.yaml", "--global-batch", 10) == 0
     printed = capsys.readouterr().out
     report = json.loads((corpus / "packed" / "report.json").read_bytes())
     assert re.search(r"pairs +1,500 +100\.0%", printed)
@@ -131,20 +131,20 @@ def test_show_emphasises_what_is_learned(
     corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FORCE_COLOR", raising=False)
-    assert run("show", corpus / "packed", "--rows", 2, "--root", corpus) == 0
+    assert run("show", corpus / "packed", "--limit", 2, "--root", corpus) == 0
     printed = capsys.readouterr().out
     assert "--- row 0:" in printed
     assert "[pairs] <s>**" in printed
     assert re.search(r"\[image: pair-\d{6}\]", printed)
     assert "</s>**" in printed
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert run("show", corpus / "packed", "--rows", 2, "--root", corpus) == 0
+    assert run("show", corpus / "packed", "--limit", 2, "--root", corpus) == 0
     on_terminal = capsys.readouterr().out
     assert on_terminal.replace("\x1b[1m", "**").replace("\x1b[0m", "**") == printed
 
 
 def test_trace_leads_back_to_the_source(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("show", corpus / "packed", "--rows", 20, "--trace", "--root", corpus) == 0
+    assert run("show", corpus / "packed", "--limit", 20, "--trace", "--root", corpus) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("pairs")]
     assert lines
     for line in lines:
@@ -228,8 +228,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["plna", "mixture.yaml"], "error: plna: unknown command; did you mean 'plan'?"),
         (
-            ["plan", "mixture.yaml", "--bathc", "3"],
-            "Unrecognized options: --bathc, 3; Perhaps you meant: --batch",
+            ["plan", "mixture.yaml", "--global-bathc", "3"],
+            "Unrecognized options: --global-bathc, 3; Perhaps you meant: --global-batch",
         ),
         (["build", "mixture.yaml"], "error: Missing from seed-pack build: --output"),
         ([], "error: Expected one of {plan, build, "),

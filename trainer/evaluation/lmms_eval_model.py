@@ -41,7 +41,7 @@ class SeedLlama(lmms):  # type: ignore[misc]  # lmms-eval lives in an environmen
         self,
         pretrained: str,
         text_tokenizer: str = "",
-        image_tokenizer: str = RELEASE,
+        tokenizer: str = RELEASE,
         color: ColorRule = "reference",
         prompt: str = PROMPT,
         device: str = "auto",
@@ -54,7 +54,7 @@ class SeedLlama(lmms):  # type: ignore[misc]  # lmms-eval lives in an environmen
         Args:
             pretrained: folder of the model.
             text_tokenizer: as ``AnsweringModel.load``.
-            image_tokenizer: preset, folder or hub id; the one that made the training data.
+            tokenizer: of images: preset, folder or hub id; the one that made the training data.
             color: colour rule of that data.
             prompt: round a task's images and question; the paper's for VQA unless given.
             device: ``auto``, ``cpu``, ``cuda``.
@@ -70,10 +70,10 @@ class SeedLlama(lmms):  # type: ignore[misc]  # lmms-eval lives in an environmen
         if unknown := sorted(name for name, value in others.items() if value is not None):
             raise ValueError(f"seed_llama has no arguments {', '.join(unknown)}")
         folder = Path(pretrained)
-        check_worth_fetching(folder, image_tokenizer, "image_tokenizer=")
+        check_worth_fetching(folder, tokenizer, "tokenizer=")
         self.answering = AnsweringModel.load(pretrained, text_tokenizer, device, precision)
-        self._images = load_tokenizer(image_tokenizer, batch_size=1)
-        check_codebook(folder, self._images.codebook_hex, f"image_tokenizer {image_tokenizer}")
+        self._images = load_tokenizer(tokenizer, batch_size=1)
+        check_codebook(folder, self._images.codebook_hex, f"tokenizer {tokenizer}")
         self._preprocess = PreprocessConfig(color=color)
         self._prompt = prompt
         self._batch_size = int(batch_size)
