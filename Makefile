@@ -22,16 +22,16 @@ tokens: setup
 	$(BIN)/seed-shards info $(OUT)/tokens/pairs
 	$(BIN)/seed-shards validate $(OUT)/tokens/pairs
 	$(BIN)/seed-shards show $(OUT)/tokens/pairs --limit 2
-	$(BIN)/seed-shards report $(OUT)/tokens/pairs --page $(OUT)/pairs.html
-	$(BIN)/seed-shards report $(OUT)/tokens/documents --page $(OUT)/documents.html
-	$(BIN)/seed-shards report $(OUT)/tokens/videos --page $(OUT)/videos.html
+	$(BIN)/seed-shards report $(OUT)/tokens/pairs --output $(OUT)/pairs.html
+	$(BIN)/seed-shards report $(OUT)/tokens/documents --output $(OUT)/documents.html
+	$(BIN)/seed-shards report $(OUT)/tokens/videos --output $(OUT)/videos.html
 
 train-demo: setup
 	$(BIN)/seed-pack build recipes/mixture_demo.yaml --output $(OUT)/packed
 	$(BIN)/seed-pack report $(OUT)/packed
 	$(BIN)/seed-pack show $(OUT)/packed --row 193 --root recipes
 	$(BIN)/python jobs/pretrain.py --config recipes/pretrain_tiny.yaml --data.packed $(OUT)/packed --output $(OUT)/pretrain_tiny
-	$(BIN)/python jobs/generate.py --model $(OUT)/pretrain_tiny/model --image-tokenizer sample --color clean \
+	$(BIN)/python jobs/generate.py --model $(OUT)/pretrain_tiny/model --tokenizer sample --color clean \
 		--input samples/emoji/prompts.jsonl --output $(OUT)/answers.jsonl --gallery $(OUT)/gallery $(GREEDY)
 	@echo "done; to look at: $(OUT)/pairs.html $(OUT)/packed/report.html $(OUT)/pretrain_tiny/curves.html $(OUT)/gallery/sheet.png"
 
@@ -49,7 +49,7 @@ emoji-model: setup
 	for part in train held_out; do for what in drawing captioning; do \
 		$(BIN)/python jobs/evaluate.py $$what $(EMOJI_MODEL) --tokens samples/tokens_emoji/$$part --limit 183 \
 			--where 'not skin_tone' --output $(OUT)/evaluation/$$what-$$part || exit 1; done; done
-	$(BIN)/python jobs/generate.py $(EMOJI_MODEL) --image-tokenizer sample --color clean \
+	$(BIN)/python jobs/generate.py $(EMOJI_MODEL) --tokenizer sample --color clean \
 		--input samples/emoji/prompts.jsonl --output $(OUT)/answers_emoji.jsonl --gallery $(OUT)/gallery_emoji $(GREEDY)
 
 test: setup-dev lint

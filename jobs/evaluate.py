@@ -7,8 +7,8 @@
     python jobs/evaluate.py captioning --model out/run/model --tokens tokens/coco --output out/captioning
     python jobs/evaluate.py questions --model out/run/model --tokens tokens/vqa --output out/questions
     python jobs/evaluate.py drawing --model out/run/model --tokens tokens/coco --output out/drawing
-    python jobs/evaluate.py captions --file captions.jsonl --output out/captions
-    python jobs/evaluate.py answers --file answers.jsonl --output out/answers
+    python jobs/evaluate.py captions --input captions.jsonl --output out/captions
+    python jobs/evaluate.py answers --input answers.jsonl --output out/answers
 
 ``--tokens`` are token shards, as the tokenization jobs write them; the model reads and draws codes.
 """
@@ -60,26 +60,26 @@ class EvaluateTokenizer(TokenizerEvaluation):
 class EvaluateCaptions:
     """CIDEr-D and BLEU; a JSON object a line with ``caption`` and ``references``."""
 
-    file: Path
+    input: Path
     """Rows made elsewhere."""
     output: Path
     """Results, without suffix."""
 
     def tables(self) -> Tables:
-        return caption_tables(read_json_lines(self.file))
+        return caption_tables(read_json_lines(self.input))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateAnswers:
     """VQA accuracy; a JSON object a line with ``answer`` and ``annotators``."""
 
-    file: Path
+    input: Path
     """Rows made elsewhere."""
     output: Path
     """Results, without suffix."""
 
     def tables(self) -> Tables:
-        return answer_tables(read_json_lines(self.file))
+        return answer_tables(read_json_lines(self.input))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class EvaluateLanguage:
     """Folder of packed shards."""
     output: Path
     """Results, without suffix."""
-    num_rows: int = 256
+    limit: int = 256
     """Packed rows at most, the first of the folder."""
 
     def tables(self) -> Tables:
@@ -105,7 +105,7 @@ class EvaluateLanguage:
                 "text tokenizer of the model's data"
             )
         check_codebook(self.model, rows.footer.codebook, f"--packed {self.packed}")
-        return {"language model": language_losses(model, rows, self.num_rows)}
+        return {"language model": language_losses(model, rows, self.limit)}
 
 
 Command = (

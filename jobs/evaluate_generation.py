@@ -152,7 +152,7 @@ class EvaluateDrawing(OnTokenShards):
     """CLIP model for the similarities (the paper's measure)."""
     inception: str = ""
     """TorchScript file of the features for FID."""
-    folder: Path | None = None
+    gallery: Path | None = None
     """With ``pictures``: where drawn pictures and originals go as PNG, for other tools such as clean-fid."""
 
     def tables(self) -> Tables:
@@ -179,9 +179,9 @@ class EvaluateDrawing(OnTokenShards):
             "drawn": detokenizer.draw(drawn),
             "original": np.stack([real[pair.key] for pair in pairs]),
         }
-        if self.folder is not None:
+        if self.gallery is not None:
             for name, rows in pictures.items():
-                write_pictures(self.folder / name, [pair.key for pair in pairs], rows)
+                write_pictures(self.gallery / name, [pair.key for pair in pairs], rows)
         return dict(tables) | dict(
             picture_tables(
                 torch.from_numpy(pictures["drawn"]),

@@ -40,11 +40,10 @@ from tokenizer.seed import SeedTokenizer
 from trainer.answering import PRECISIONS, AnsweringModel
 from trainer.contact_sheet import Cell, contact_sheet
 from trainer.generate import SamplingConfig
-from trainer.load_model import check_codebook, load_marks
+from trainer.load_model import RELEASE, check_codebook, check_worth_fetching
 from trainer.prompt import Content
 
 PLACEHOLDER = "<image>"
-RELEASE = "seed-2"
 PROMPT_FIELDS = ("prompt", "images", "forces_image", "picture", "note")
 
 
@@ -64,8 +63,8 @@ class GenerateConfig:
     """JSON lines of prompts, instead of ``prompt``."""
     output: str = "-"
     """File of JSON lines, ``-`` for the terminal."""
-    image_tokenizer: str = RELEASE
-    """Turns pictures into codes, and codes into pictures; loaded only when there are any."""
+    tokenizer: str = RELEASE
+    """Image tokenizer: turns pictures into codes, and codes into pictures; loaded only when there are any."""
     color: ColorRule = "reference"
     """Colour rule for pictures, that of the tokenized data: reference, or clean (the sample tokenizer)."""
     gallery: str = ""
@@ -114,11 +113,11 @@ def main(arguments: list[str] | None = None) -> int:
         config = parse_config(GenerateConfig, arguments, __doc__ or "")
         if not config.model:
             raise ValueError("--model is missing")
-        check_source(config.image_tokenizer)
+        check_source(config.tokenizer)
         detokenizer = None
         if config.gallery:
-            check_worth_fetching(config)
-            detokenizer = load_detokenizer(config.image_tokenizer, config.diffusion or None)
+            check_worth_fetching(Path(config.model), config.tokenizer, "--tokenizer ")
+            detokenizer = load_detokenizer(config.tokenizer, config.diffusion or None)
             check_made_for(config, detokenizer.tokenizer)
             num_codes = detokenizer.tokenizer.config.n_embed
             config = replace(config, sampling=replace(config.sampling, num_codes=num_codes))
@@ -211,8 +210,9 @@ class ImageReader:
             codes: Codes = np.load(path, allow_pickle=False)
             return codes
         if self._tokenizer is None:
-            check_worth_fetching(self._config)
-            self._tokenizer = load_tokenizer(self._config.image_tokenizer, batch_size=1)
+            config = self._config
+            check_worth_fetching(Path(config.model), config.tokenizer, "--tokenizer ")
+            self._tokenizer = load_tokenizer(self._config.tokenizer, batch_size=1)
             check_made_for(self._config, self._tokenizer)
         try:
             pixels = load_image(Path(path), self._preprocess)
@@ -222,26 +222,9 @@ class ImageReader:
         return encoded
 
 
-def check_worth_fetching(config: GenerateConfig) -> None:
-    """Raise ValueError if seed-2, the default and gigabytes to fetch, cannot have made the model's codes."""
-    folder = Path(config.model)
-    is_model = (folder / "config.json").is_file() or (folder / "progress.json").is_file()
-    marks = load_marks(folder) if is_model else None  # whoever reads the model says what else it is
-    if config.image_tokenizer != RELEASE or marks is None or not marks.codebook:
-        return
-    found = f"{config.model} was trained on image codes that --image-tokenizer {RELEASE} did not make"
-    if marks.codebook == load_tokenizer("sample").codebook_hex:
-        raise ValueError(f"{found}: give --image-tokenizer sample")
-    if marks.num_codes != CODEBOOK_SIZE:
-        raise ValueError(
-            f"{found}: give --image-tokenizer FOLDER, the tokenizer of its training data, which has "
-            f"{marks.num_codes:,} codes"
-        )
-
-
 def check_made_for(config: GenerateConfig, tokenizer: SeedTokenizer) -> None:
     """Raise ValueError if the model learned other codes than the tokenizer makes."""
-    check_codebook(Path(config.model), tokenizer.codebook_hex, f"--image-tokenizer {config.image_tokenizer}")
+    check_codebook(Path(config.model), tokenizer.codebook_hex, f"--tokenizer {config.tokenizer}")
 
 
 def answer_all(config: GenerateConfig, prompts: list[Prompt]) -> list[list[Content]]:

@@ -8,6 +8,7 @@ that are under way cannot be interrupted otherwise.
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -17,6 +18,10 @@ from multiprocessing.connection import Connection
 
 from pipeline.guarded_http import HttpLimits, guarded_opener
 from pipeline.opt_out import OptOut
+from pipeline.prefixed_output import PrefixedOutput
+
+IMG2DATASET_PREFIX = "img2dataset: "
+"""Before what it prints, progress and errors, which goes to stderr."""
 
 
 @contextmanager
@@ -61,6 +66,7 @@ def _thread(limits: HttpLimits, opt_out: OptOut | None) -> Iterator[Executor]:
 
 
 def _start_worker(alive: Connection, limits: HttpLimits, opt_out: OptOut | None) -> None:
+    sys.stdout = PrefixedOutput(IMG2DATASET_PREFIX)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
     threading.Thread(target=_end_with_parent, args=(alive,), name="parent-watch", daemon=True).start()
     _install_guard(limits, opt_out)

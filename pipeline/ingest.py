@@ -34,11 +34,12 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.counted import counted
-from pipeline.download_workers import download_workers
+from pipeline.download_workers import IMG2DATASET_PREFIX, download_workers
 from pipeline.ingest_config import IngestConfig
 from pipeline.opt_out import OptOut
 from pipeline.original_images import OriginalBytes, OriginalsWriter
 from pipeline.output_claim import claim_output
+from pipeline.prefixed_output import PrefixedOutput
 from pipeline.storage import STALE_AFTER_S
 from pipeline.url_lists import check_columns, check_urls, list_files, split_lists
 from schemas.atomic_write import TEMPORARY_PREFIX, flush_to_disk
@@ -108,7 +109,8 @@ def ingest(config: IngestConfig, must_stop: Callable[[], bool] = lambda: False) 
     staging = config.output / f"{STAGING_PREFIX}{uuid.uuid4().hex[:8]}"
     staging.mkdir()
     try:
-        failed = _download_shards(config, files, staging, must_stop)
+        with contextlib.redirect_stdout(PrefixedOutput(IMG2DATASET_PREFIX)):
+            failed = _download_shards(config, files, staging, must_stop)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     if failed:

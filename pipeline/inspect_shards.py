@@ -85,8 +85,8 @@ def make_parser() -> argparse.ArgumentParser:
             text = "with --nearest: compare what pictures are drawn from, or the causal embeddings"
             command.add_argument("--space", choices=("generation", "causal"), default="generation", help=text)
         if name == "report":
-            command.add_argument("--page", type=Path, default=Path("report.html"), help="file to write")
-            command.add_argument("--documents", type=_count, default=12, help="documents to show")
+            command.add_argument("--output", type=Path, default=Path("report.html"), help="file to write")
+            command.add_argument("--limit", type=_count, default=12, help="documents to show")
             command.add_argument(
                 "--sources", type=Path, help="folder of the source shards, if they were moved since"
             )

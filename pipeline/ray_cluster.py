@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @contextmanager
 def connected() -> Iterator[None]:
     """A connection for the length of the block, unless there is one already."""
-    settle_authentication()
+    settle_environment()
     import ray
 
     if ray.is_initialized():
@@ -53,12 +53,22 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
-def settle_authentication() -> None:
-    """Make a token for a private cluster, unless the user chose otherwise or Ray is imported already."""
-    if "ray" in sys.modules or {"RAY_ADDRESS", "RAY_AUTH_MODE"} & os.environ.keys():
+def settle_environment() -> None:
+    """Set what Ray reads from the environment, unless the user chose otherwise or Ray is imported already.
+
+    A private cluster gets a token, and says nothing of an autoscaler, for it has none. Lines that Ray prints
+    for workers have colours on a terminal only.
+    """
+    if "ray" in sys.modules:
         return
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    if "RAY_ADDRESS" in os.environ:
+        return
+    os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def connect(runtime_env: Mapping[str, Any] | None = None) -> None:
@@ -70,7 +80,7 @@ def connect(runtime_env: Mapping[str, Any] | None = None) -> None:
     Raises:
         PoolError: if the cluster of RAY_ADDRESS does not answer.
     """
-    settle_authentication()
+    settle_environment()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     _initialize(runtime_env)
     if threading.current_thread() is threading.main_thread():

@@ -208,10 +208,10 @@ def images_of_last_run(dataset: TokenDataset) -> Path | None:
 def write_report(dataset: TokenDataset, options: argparse.Namespace, output: TextIO) -> int:
     """``seed-shards report``: write the page and say where it is."""
     folders = PictureFolders(options.sources, options.images or images_of_last_run(dataset))
-    report = make_report(dataset, options.documents, folders)
+    report = make_report(dataset, options.limit, folders)
     if not report.shards:
         raise ValueError(f"{dataset.folder.url}: holds no token shard yet")
     page = render_page(report).encode("utf-8", "backslashreplace")
-    write_atomically(options.page, page)
-    print(f"{options.page}: {len(page)} bytes, {len(report.gallery)} documents", file=output)
+    write_atomically(options.output, page)
+    print(f"{options.output}: {len(page)} bytes, {len(report.gallery)} documents", file=output)
     return 0

@@ -2,7 +2,8 @@
 
 A picture goes to the local processes while they are short of work. What is left over is gathered into small
 groups for the helpers; whenever a local process becomes free it takes from what is left over, so that no
-picture waits for a group to fill. A helper that fails costs nothing: its pictures are decoded here.
+picture waits for a group to fill. A helper that fails, or whose answer is not one result for each picture,
+costs nothing: its pictures are decoded here, and it gets no more.
 
 The caller bounds what is under way (`encode_shard`), so nothing here blocks.
 """
@@ -140,7 +141,7 @@ class SharedDecoder:
 
     def _decode_there(self, name: str, helper: _Helper, group: list[_Waiting]) -> None:
         def done(decoded: "Future[list[Decoded]]") -> None:
-            error = decoded.exception()
+            error = failure_of(decoded, len(group))
             with self._lock:
                 helper.num_groups -= 1
                 if error is not None:
@@ -159,6 +160,17 @@ class SharedDecoder:
             self._dispatch()
 
         helper.decode([waiting.task for waiting in group]).add_done_callback(done)
+
+
+def failure_of(decoded: "Future[list[Decoded]]", num_tasks: int) -> BaseException | None:
+    """Why the answer of a helper cannot be used, or None if it has one result for each of its tasks."""
+    error = decoded.exception()
+    if error is not None:
+        return error
+    results = decoded.result()
+    if len(results) != num_tasks:
+        return ValueError(f"it answered {num_tasks} pictures with {len(results)} results")
+    return None
 
 
 def decode_many(pool: DecodePool, tasks: Sequence[DecodeTask]) -> list[Decoded]:

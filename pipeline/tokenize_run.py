@@ -15,7 +15,7 @@ from pipeline.counted import counted
 from pipeline.encode_shard import ShardSettings
 from pipeline.local_workers import LocalWorkers
 from pipeline.progress import ProgressDisplay, RunProgress
-from pipeline.ray_cluster import settle_authentication
+from pipeline.ray_cluster import settle_environment
 from pipeline.run_log import RunLog
 from pipeline.run_plan import RunPlan, TokenizeJob
 from pipeline.shard_driver import FatalShardError, RunListener, ShardDriver, WorkerPool
@@ -58,13 +58,20 @@ class RunOutcome:
                 lines.append(f"conservation is violated over all shards: {imbalance}")
             lines += [f"unreadable token shard: {error}" for error in self.dataset.unreadable]
             lines += self.changed()
-            if self.plan.tasks and not self.dataset.counts.documents_written:
+            if not self.is_of_use():
                 names = (task.name for task in self.plan.tasks)
                 lines.append(f"not one sample could be used: {why_unused(self.folder, names)}")
         if strict and (damaged := self.damaged()):
             number = counted(len(damaged), "damaged source shard")
             lines.append(f"{number} (--strict): {', '.join(damaged[:5])}")
         return lines
+
+    def is_of_use(self) -> bool:
+        """Whether this input, done now or before, has a document; the rest of the folder does not count."""
+        if not self.plan.tasks or self.dataset is None:
+            return True
+        with_documents = self.dataset.source_bytes.keys() - self.dataset.empty
+        return any(task.name in with_documents for task in self.plan.tasks)
 
     def damaged(self) -> list[str]:
         """Names of this input's shards whose source was damaged, in this run or before."""
@@ -191,7 +198,7 @@ def open_pool(
             finally:
                 pool.close()
         return
-    settle_authentication()
+    settle_environment()
     from pipeline.ray_engine import open_ray_workers
     from pipeline.ray_metrics import RayMetrics
 

@@ -46,6 +46,8 @@ class DatasetSummary:
     unreadable: list[str] = field(default_factory=list)
     source_bytes: dict[str, int | None] = field(default_factory=dict)
     """Size of each source shard when it was tokenized, by name of the token shard."""
+    empty: set[str] = field(default_factory=set)
+    """Token shards without a document."""
 
     @property
     def bytes_per_image(self) -> float:
@@ -76,6 +78,8 @@ def summarize(dataset: TokenDataset) -> DatasetSummary:
         summary.num_shards += 1
         summary.num_bytes += files[name + TOKEN_SHARD_SUFFIX]
         summary.counts += footer.counts
+        if not footer.counts.documents_written:
+            summary.empty.add(name)
         if not footer.source_complete:
             summary.incomplete.append(name)
             if is_unread(footer.counts):

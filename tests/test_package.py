@@ -92,6 +92,19 @@ def test_the_wheel_holds_the_packages_and_the_sample_tokenizer(wheel: Path) -> N
     assert set(fields.get_all("Provides-Extra") or []) == PROJECT["optional-dependencies"].keys()
 
 
+def test_an_editable_installation_is_made_without_a_warning(sdist: Path, tmp_path: Path) -> None:
+    """As `make setup` makes it; it is one line that names the folder."""
+    script = "import sys, setuptools.build_meta as b; b.build_editable(sys.argv[1])"
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    result = subprocess.run(command, cwd=sdist, env=OUTSIDE, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr
+    (wheel,) = tmp_path.iterdir()
+    with zipfile.ZipFile(wheel) as archive:
+        (path,) = [name for name in archive.namelist() if name.endswith(".pth")]
+        assert archive.read(path).decode().strip() == str(sdist)
+
+
 def test_commands_of_the_wheel_work_away_from_the_repository(installed: Path, tmp_path: Path) -> None:
     at = {"PYTHONPATH": str(installed)}
     for target in PROJECT["scripts"].values():

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from schemas.vocabulary import VocabularyLayout
+from schemas.vocabulary import CODEBOOK_SIZE, VocabularyLayout
+from tokenizer.checkpoint import load_tokenizer
 from trainer.export import checkpoint_marks, load_checkpoint
 from trainer.huggingface import (
     HuggingFaceWeights,
@@ -18,6 +19,9 @@ from trainer.huggingface import (
 from trainer.llama import Llama
 from trainer.lora import merge_adapters
 from trainer.weights import fill_parameters
+
+RELEASE = "seed-2"
+"""The image tokenizer that generation and evaluation take unless told."""
 
 
 def load_model(folder: Path) -> tuple[Llama, VocabularyLayout]:
@@ -53,6 +57,28 @@ def load_marks(folder: Path) -> MixtureMarks | None:
     if (folder / "progress.json").is_file():
         return checkpoint_marks(folder)
     return exported_marks(folder)
+
+
+def check_worth_fetching(folder: Path, tokenizer: str, option: str) -> None:
+    """Raise ValueError if seed-2, the default and 4.6 GB to fetch, cannot have made a model's codes.
+
+    Args:
+        folder: of the model.
+        tokenizer: the one asked for; any other than seed-2 passes, for `check_codebook` to judge.
+        option: how that is asked for, up to the value: ``--tokenizer `` or ``tokenizer=``.
+    """
+    is_model = (folder / "config.json").is_file() or (folder / "progress.json").is_file()
+    marks = load_marks(folder) if is_model else None  # whoever reads the model says what else it is
+    if tokenizer != RELEASE or marks is None or not marks.codebook:
+        return
+    found = f"{folder} was trained on image codes that {option}{RELEASE} did not make"
+    if marks.codebook == load_tokenizer("sample").codebook_hex:
+        raise ValueError(f"{found}: give {option}sample")
+    if marks.num_codes != CODEBOOK_SIZE:
+        raise ValueError(
+            f"{found}: give {option}FOLDER, the tokenizer of its training data, which has "
+            f"{marks.num_codes:,} codes"
+        )
 
 
 def check_codebook(folder: Path, codebook: str, what: str) -> None:

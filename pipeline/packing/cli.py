@@ -1,6 +1,6 @@
 """Packed sets from a mixture file: plan, build, validate, show, report, export.
 
-seed-pack plan mixture.yaml --batch 256          what a build would give, in seconds
+seed-pack plan mixture.yaml --global-batch 256   what a build would give, in seconds
 seed-pack build mixture.yaml --output packed     build, or continue a build that was interrupted
 seed-pack validate packed                        every row against the contract
 seed-pack show packed --row 3 --trace            a row made readable, and where it came from
@@ -22,7 +22,7 @@ import tyro
 from pipeline.one_line_errors import in_one_line
 from pipeline.packing.build import Build
 from pipeline.packing.build_folder import BuildError
-from pipeline.packing.forecast import Forecast, forecast
+from pipeline.packing.forecast import SAMPLE_SIZE, Forecast, forecast
 from pipeline.packing.html_report import write_html_report
 from pipeline.packing.megatron_export import export_megatron
 from pipeline.packing.mixture_file import load_mixture
@@ -43,26 +43,57 @@ from tokenizer.text_tokenizer import TextTokenizer, load_text_tokenizer
 logger = logging.getLogger(__name__)
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
+MORE_SAMPLED = 10
+"""Times the sample that is advised where nothing of it is left."""
 
 
 class UsageError(ValueError):
     """A flag that cannot be used."""
 
 
-def plan(mixture: tyro.conf.Positional[Path], /, *, batch: int = 256) -> int:
+def plan(
+    mixture: tyro.conf.Positional[Path], /, *, global_batch: int = 256, sample: int = SAMPLE_SIZE
+) -> int:
     """Forecast a build from footers and a sample: documents, ids, epochs, padding, steps.
 
     Args:
         mixture: the mixture file.
-        batch: sequences of one optimizer step over all ranks.
+        global_batch: sequences of one optimizer step over all ranks.
+        sample: documents of each source to look at.
     """
-    if batch < 1:
-        raise UsageError(f"--batch must be at least 1, got {batch}")
-    result = forecast(load_mixture(mixture))
-    print(format_forecast(result, batch))
-    if empty := [source.name for source in result.sources if not source.kept_fraction]:
-        raise UsageError(f"nothing of the sample is left of {', '.join(empty)}, see above: change {mixture}")
+    for name, value in (("global-batch", global_batch), ("sample", sample)):
+        if value < 1:
+            raise UsageError(f"--{name} must be at least 1, got {value}")
+    result = forecast(load_mixture(mixture), sample)
+    print(format_forecast(result, global_batch))
+    _judge_empty_sources(result, mixture)
     return 0
+
+
+def _judge_empty_sources(result: Forecast, mixture: Path) -> None:
+    """Warn of sources whose sample leaves nothing.
+
+    Raises:
+        UsageError: if nothing is left of a whole source, where a build stops too, or of any source.
+    """
+    empty = [source for source in result.sources if not source.kept_fraction]
+    if certain := [source.name for source in empty if source.is_certain]:
+        raise UsageError(f"nothing is left of {', '.join(certain)}, see above: change {mixture}")
+    if len(empty) == len(result.sources):
+        names = ", ".join(source.name for source in empty)
+        raise UsageError(
+            f"nothing of the sample is left of {names}, see above: change {mixture}, or look at more with"
+            f" --sample {MORE_SAMPLED * max(source.num_sampled for source in empty)}"
+        )
+    for source in empty:
+        logger.warning(
+            "warning: source %s: nothing is left of the %s documents sampled of %s, and the forecast counts"
+            " nothing of it; --sample %d looks at more",
+            source.name,
+            f"{source.num_sampled:,}",
+            f"{source.documents:,}",
+            min(MORE_SAMPLED * source.num_sampled, source.documents),
+        )
 
 
 def build(
@@ -115,9 +146,9 @@ def show(
     /,
     *,
     row: int = 0,
-    rows: int = 1,
+    limit: int = 1,
     trace: bool = False,
-    tokenizer: str | None = None,
+    text_tokenizer: str | None = None,
     root: Path | None = None,
 ) -> int:
     """Print rows: text, [image: key], and what is learned in bold (in a file or pipe: between **).
@@ -125,14 +156,14 @@ def show(
     Args:
         folder: folder of packed shards.
         row: first row, in stored order.
-        rows: how many.
+        limit: rows to print.
         trace: one line per document with its shard, row, key, epoch and part instead of its content.
-        tokenizer: text tokenizer, where the one that the footer names is not found from here.
+        text_tokenizer: the one to spell with, where the one that the footer names is not found from here.
         root: folder of the mixture file, which names of input files are relative to.
     """
     packed = PackedFolder(_check_is_packed(folder))
     emphasise = in_bold if sys.stdout.isatty() or os.environ.get("FORCE_COLOR") else in_stars
-    for index in range(row, max(min(row + rows, len(packed)), row + 1)):
+    for index in range(row, max(min(row + limit, len(packed)), row + 1)):
         sequence, traces = packed[index], trace_row(packed, index, root)
         print(f"--- row {index}: {len(traces)} documents, {sequence.num_ids} ids")
         if trace:
@@ -143,8 +174,8 @@ def show(
                     f"\t{item.num_ids} ids, {item.num_learned} learned"
                 )
             continue
-        text_tokenizer = _tokenizer_of(packed, tokenizer, root)
-        texts = spell_row(sequence, packed, text_tokenizer, traces, emphasise=emphasise)
+        spelling = _tokenizer_of(packed, text_tokenizer, root)
+        texts = spell_row(sequence, packed, spelling, traces, emphasise=emphasise)
         for item, text in zip(traces, texts, strict=True):
             print(f"[{item.source}] {text}")
     return 0
@@ -169,7 +200,7 @@ def _tokenizer_of(packed: PackedFolder, path: str | None, root: Path | None) -> 
         return load_text_tokenizer(path or (str(local) if local.exists() else name))
     except TextTokenizerError as error:
         raise TextTokenizerError(
-            f"{error} (--root FOLDER-OF-THE-MIXTURE-FILE or --tokenizer PATH tells where it is)"
+            f"{error} (--root FOLDER-OF-THE-MIXTURE-FILE or --text-tokenizer PATH tells where it is)"
         ) from error
 
 

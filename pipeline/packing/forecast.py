@@ -11,6 +11,8 @@ from pipeline.packing.ranges_to_render import epochs_needed
 from pipeline.packing.source_estimate import SourceEstimate, estimate_sources
 from schemas.mixture import MixtureConfig
 
+SAMPLE_SIZE = 256
+
 
 @dataclass(frozen=True)
 class SourceForecast:
@@ -28,6 +30,12 @@ class SourceForecast:
     """In the sample, by reason."""
     absent_fields: tuple[str, ...] = ()
     """Fields that ``where`` names and no document of the sample has."""
+    num_sampled: int = 0
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the sample is the whole source."""
+        return self.num_sampled >= self.documents
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,12 @@ class Forecast:
         return self.sequences // global_batch
 
 
-def forecast(mixture: Mixture) -> Forecast:
+def forecast(mixture: Mixture, sample_size: int = SAMPLE_SIZE) -> Forecast:
     """Documents, ids, epochs and padding of a build.
+
+    Args:
+        mixture: the mixture.
+        sample_size: documents of each source that are looked at.
 
     Raises:
         MixtureError: if a source cannot be read or belongs to another codebook.
@@ -61,7 +73,7 @@ def forecast(mixture: Mixture) -> Forecast:
     check_codebooks(mixture)
     config = mixture.config
     chunks = [list_chunks(mixture, source) for source in range(len(config.sources))]
-    estimates = estimate_sources(mixture, chunks)
+    estimates = estimate_sources(mixture, chunks, sample_size)
     epochs = epochs_needed(config, estimates)
     ids = [passes * estimate.num_ids for passes, estimate in zip(epochs, estimates, strict=True)]
     total = max(sum(ids), 1.0)
@@ -77,6 +89,7 @@ def forecast(mixture: Mixture) -> Forecast:
             amount / total,
             estimate.refused,
             estimate.absent_fields,
+            estimate.num_sampled,
         )
         for source, estimate, passes, amount in zip(config.sources, estimates, epochs, ids, strict=True)
     )

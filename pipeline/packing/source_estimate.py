@@ -17,7 +17,7 @@ from schemas.document import Document
 
 SAMPLED_CHUNKS = 4
 SAMPLED_DOCUMENTS = 64
-"""Documents of each sampled chunk."""
+"""Documents of each sampled chunk. A build goes by these two: others would give other buckets and bytes."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class SourceEstimate:
     """Sampled documents that are not kept, by reason."""
     absent_fields: tuple[str, ...] = ()
     """Fields that ``where`` names and no sampled document has."""
+    num_sampled: int = 0
 
     @property
     def ids_per_document(self) -> float:
@@ -49,19 +50,32 @@ class SourceEstimate:
         return self.num_documents * self.kept_fraction * self.ids_per_document
 
 
-def estimate_sources(mixture: Mixture, chunks: Sequence[Sequence[Chunk]]) -> list[SourceEstimate]:
-    """An estimate of every source."""
+def estimate_sources(
+    mixture: Mixture, chunks: Sequence[Sequence[Chunk]], sample_size: int | None = None
+) -> list[SourceEstimate]:
+    """An estimate of every source, from ``sample_size`` of its documents if it has so many.
+
+    Args:
+        mixture: whose sources.
+        chunks: of each source.
+        sample_size: None for the sample that a build goes by.
+    """
     renderer = Renderer(mixture)
-    return [estimate_source(renderer, source, source_chunks) for source, source_chunks in enumerate(chunks)]
+    return [
+        estimate_source(renderer, source, source_chunks, sample_size)
+        for source, source_chunks in enumerate(chunks)
+    ]
 
 
-def estimate_source(renderer: Renderer, source: int, chunks: Sequence[Chunk]) -> SourceEstimate:
+def estimate_source(
+    renderer: Renderer, source: int, chunks: Sequence[Chunk], sample_size: int | None
+) -> SourceEstimate:
     """Render some documents of some chunks, spread evenly over the source."""
     rules, seed = renderer.sources[source], renderer.mixture.config.seed
     pieces, refused, num_images = list[list[Piece]](), Counter[str](), 0
     where = renderer.mixture.config.sources[source].filters.where
     absent = field_names(where) if where else set()
-    for number, document in enumerate(_sample(renderer.mixture, chunks)):
+    for number, document in enumerate(_sample(renderer.mixture, chunks, sample_size)):
         if absent:
             absent -= read_metadata(document.metadata).keys()
         result = rules.apply(document, DocumentDraws(stable_hash(seed, number)))
@@ -84,11 +98,16 @@ def estimate_source(renderer: Renderer, source: int, chunks: Sequence[Chunk]) ->
         num_buckets,
         tuple(sorted(refused.items())),
         tuple(sorted(absent)),
+        num_sampled,
     )
 
 
-def _sample(mixture: Mixture, chunks: Sequence[Chunk]) -> Iterator[Document]:
+def _sample(mixture: Mixture, chunks: Sequence[Chunk], sample_size: int | None) -> Iterator[Document]:
     if not chunks:
         return
-    for place in np.unique(np.linspace(0, len(chunks) - 1, SAMPLED_CHUNKS).astype(int)):
-        yield from islice(read_chunk(mixture, chunks[place]), SAMPLED_DOCUMENTS)
+    num_places, num_each = SAMPLED_CHUNKS, SAMPLED_DOCUMENTS
+    if sample_size is not None:
+        num_places = min(len(chunks), -(-sample_size // SAMPLED_DOCUMENTS))
+        num_each = -(-sample_size // num_places)
+    for place in np.unique(np.linspace(0, len(chunks) - 1, num_places).astype(int)):
+        yield from islice(read_chunk(mixture, chunks[place]), num_each)

@@ -39,7 +39,7 @@ def write(path: Path, rows: list[object]) -> Path:
 def test_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [CAPTION, {"caption": "blue hat", "references": ["a green tree in the garden"]}]
     file = write(tmp_path / "captions.jsonl", rows)
-    assert main(["captions", "--file", str(file), "--output", str(tmp_path / "result")]) == 0
+    assert main(["captions", "--input", str(file), "--output", str(tmp_path / "result")]) == 0
     table = json.loads((tmp_path / "result.json").read_text())["results"]["captions"]
     assert table["captions"] == 2
     assert 0 < table["BLEU-1"] < 100
@@ -49,7 +49,7 @@ def test_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_answers(tmp_path: Path) -> None:
     rows = [{"answer": "Two", "annotators": ["2"] * 9 + ["3"]}, {"answer": "no", "annotators": ["yes"] * 10}]
-    main(["answers", "--file", str(write(tmp_path / "a.jsonl", rows)), "--output", str(tmp_path / "result")])
+    main(["answers", "--input", str(write(tmp_path / "a.jsonl", rows)), "--output", str(tmp_path / "result")])
     table = json.loads((tmp_path / "result.json").read_text())["results"]["answers"]
     assert table == {"VQA accuracy %": 50, "exact match %": 50, "answers": 2}
 
@@ -155,7 +155,7 @@ def test_questions_of_token_shards(model: Path, tmp_path: Path) -> None:
 
 def test_drawing_of_token_shards(model: Path, tmp_path: Path) -> None:
     pictures = ["--pictures", str(SAMPLES / "emoji" / "held_out.tar"), "--limit", "12"]
-    pictures += ["--folder", str(tmp_path / "pictures")]
+    pictures += ["--gallery", str(tmp_path / "pictures")]
     tables = evaluate("drawing", model, HELD_OUT, tmp_path / "drawing", *pictures)
     (title,) = (name for name in tables if name.startswith("codes drawn"))
     assert title == "codes drawn from 3 captions"  # of twelve, every fourth has its picture in samples/
@@ -180,7 +180,7 @@ def test_bad_rows_are_named(
     rows: list[object], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write(tmp_path / "c.jsonl", rows)
-    assert main(["captions", "--file", str(file), "--output", str(tmp_path / "o")]) == 2
+    assert main(["captions", "--input", str(file), "--output", str(tmp_path / "o")]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "o.json").exists()
 

@@ -8,6 +8,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import ingest, tokenize_pairs
+from pipeline.prefixed_output import PrefixedOutput
 from schemas.token_shard import check_token_shard
 from tests.pipeline.picture_server import serving
 
@@ -61,6 +63,29 @@ def test_pairs_from_urls_to_tokens(tmp_path: Path, capsys: pytest.CaptureFixture
         == 0
     )
     assert check_token_shard(tmp_path / "tokens/00000.parquet").counts.documents_written == 12
+
+
+@pytest.mark.parametrize("num_processes", [0, 1])
+def test_stdout_has_the_result_and_stderr_what_img2dataset_says(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], num_processes: int
+) -> None:
+    (tmp_path / "list.txt").write_text("http://127.0.0.1:9/gone.jpg\n")
+    flags = ["--input", str(tmp_path / "list.txt"), "--output", str(tmp_path / "out")]
+    assert ingest.main([*flags, "--num-processes", str(num_processes)]) == 1
+    printed = capfd.readouterr()
+    assert printed.out.startswith("0 of 1 picture in 1 shard\n  1 without: ")
+    assert len(printed.out.splitlines()) == 2
+    assert "img2dataset: Sharding file number 1 of 1 called " in printed.err
+
+
+def test_lines_of_threads_stay_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.redirect_stdout(PrefixedOutput("theirs: ")), ThreadPool(8) as threads:
+        threads.map(lambda number: print("line", number, end=" ends\n"), range(500), chunksize=1)
+        print("two\nlines")
+    printed = capsys.readouterr()
+    assert not printed.out
+    expected = [f"theirs: line {number} ends" for number in range(500)]
+    assert sorted(printed.err.splitlines()) == sorted([*expected, "theirs: two", "theirs: lines"])
 
 
 def test_local_pictures_need_no_download(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -175,6 +175,18 @@ def test_a_run_that_could_use_nothing_says_so(tmp_path: Path) -> None:
     assert again.returncode == 1, "a folder without documents does not become right by itself"
 
 
+def test_a_run_that_could_use_nothing_says_so_in_a_folder_with_results_too(tmp_path: Path) -> None:
+    """What earlier runs made of other inputs does not excuse this one's; the same command says it again."""
+    sound, output = write_shards(tmp_path / "sound", 1, 3), ["--output", str(tmp_path / "out")]
+    write_tar(tmp_path / "in" / "x.tar", [("a.png", png(1)), ("b.png", png(2))])
+    assert run_job("--input", str(sound), *output).returncode == 0
+    for _ in range(2):
+        useless = run_job("--input", str(tmp_path / "in"), *output)
+        assert useless.returncode == 1
+        assert "error: not one sample could be used: x.quarantine-" in useless.stderr
+    assert run_job("--input", str(tmp_path / "in"), str(sound), *output).returncode == 0
+
+
 def test_clips_given_to_the_pairs_job_are_shown_the_job_for_them(tmp_path: Path) -> None:
     write_tar(tmp_path / "in" / "x.tar", [("a.mp4", b"clip"), ("a.txt", b"one")])
     result = run_job("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
@@ -199,7 +211,7 @@ def test_job_info_and_report_tell_the_same_bytes_an_image(
     assert seed_shards(["info", str(tmp_path / "out")]) == 0
     assert f" {size:,.1f} with texts, without ledgers\n" in capsys.readouterr().out
     page = tmp_path / "report.html"
-    assert seed_shards(["report", str(tmp_path / "out"), "--page", str(page)]) == 0
+    assert seed_shards(["report", str(tmp_path / "out"), "--output", str(page)]) == 0
     assert f"{size:,.1f} B" in page.read_text()
     assert "an image, with texts, without ledgers" in page.read_text()
 

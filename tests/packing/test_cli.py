@@ -34,7 +34,7 @@ def run(*arguments: object) -> int:
 
 
 def test_plan_agrees_with_the_build(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("plan", corpus / "mixture.yaml", "--batch", 10) == 0
+    assert run("plan", corpus / "mixture.yaml", "--global-batch", 10) == 0
     printed = capsys.readouterr().out
     report = json.loads((corpus / "packed" / "report.json").read_bytes())
     assert re.search(r"pairs +1,500 +100\.0%", printed)
@@ -59,8 +59,30 @@ def test_plan_says_why_nothing_is_left(
     assert "no document of the sample has similarty, which filters.where names" in printed
     assert "nothing of the sample is left: check template, filters" in printed
     assert "language" not in printed
+    assert run("plan", corpus / "typo.yaml", "--sample", 1500) == EXIT_USAGE
+    assert "nothing is left of pairs, see above: change" in caplog.text
     (corpus / "typo.yaml").write_text(mixture_text(output="", sources=source.replace("> 0.5", ">> 0.5")))
     assert run("plan", corpus / "typo.yaml") == EXIT_USAGE
+
+
+def test_plan_goes_on_where_only_the_sample_of_a_source_leaves_nothing(
+    corpus: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A filter that keeps one document of 1,500; a build of it is fine."""
+    where = "similarity == 0.297 and language == 'en'"
+    sources = f"""
+  - {{name: rare, paths: [pairs], epochs: 1, template: pair, filters: {{where: "{where}"}}}}
+  - {{name: prose, paths: [prose.jsonl], format: jsonl, epochs: 1, template: text}}"""
+    (corpus / "rare.yaml").write_text(mixture_text(output="", sources=sources))
+    assert run("plan", corpus / "rare.yaml", "--sample", 100) == 0
+    assert "source rare: nothing is left of the 100 documents sampled of 1,500" in caplog.text
+    assert "--sample 1000 looks at more" in caplog.text
+    assert re.search(r"prose .* 100\.0%\n", capsys.readouterr().out)
+    caplog.clear()
+    assert run("plan", corpus / "rare.yaml", "--sample", 1500) == 0
+    assert not caplog.text
+    assert run("build", corpus / "rare.yaml", "--output", corpus / "rare") == 0
+    assert run("plan", corpus / "rare.yaml", "--sample", 0) == EXIT_USAGE
 
 
 def test_what_filters_leave_out_is_not_called_refused(
@@ -109,20 +131,20 @@ def test_show_emphasises_what_is_learned(
     corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FORCE_COLOR", raising=False)
-    assert run("show", corpus / "packed", "--rows", 2, "--root", corpus) == 0
+    assert run("show", corpus / "packed", "--limit", 2, "--root", corpus) == 0
     printed = capsys.readouterr().out
     assert "--- row 0:" in printed
     assert "[pairs] <s>**" in printed
     assert re.search(r"\[image: pair-\d{6}\]", printed)
     assert "</s>**" in printed
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert run("show", corpus / "packed", "--rows", 2, "--root", corpus) == 0
+    assert run("show", corpus / "packed", "--limit", 2, "--root", corpus) == 0
     on_terminal = capsys.readouterr().out
     assert on_terminal.replace("\x1b[1m", "**").replace("\x1b[0m", "**") == printed
 
 
 def test_trace_leads_back_to_the_source(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("show", corpus / "packed", "--rows", 20, "--trace", "--root", corpus) == 0
+    assert run("show", corpus / "packed", "--limit", 20, "--trace", "--root", corpus) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("pairs")]
     assert lines
     for line in lines:
@@ -206,8 +228,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["plna", "mixture.yaml"], "error: plna: unknown command; did you mean 'plan'?"),
         (
-            ["plan", "mixture.yaml", "--bathc", "3"],
-            "Unrecognized options: --bathc, 3; Perhaps you meant: --batch",
+            ["plan", "mixture.yaml", "--global-bathc", "3"],
+            "Unrecognized options: --global-bathc, 3; Perhaps you meant: --global-batch",
         ),
         (["build", "mixture.yaml"], "error: Missing from seed-pack build: --output"),
         ([], "error: Expected one of {plan, build, "),

@@ -1,6 +1,10 @@
 """A RAY_ADDRESS that leads nowhere: one line that says so and what to do, at once."""
 
+import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +24,7 @@ from tests.packing.corpus import mixture_text, write_corpus
 from tests.pipeline.tiny_shards import run_job, write_shards
 
 pytestmark = pytest.mark.ray
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -100,3 +105,30 @@ def test_training_on_ray_ends_with_one_line(
     assert pretrain(flags) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "(RAY_ADDRESS) cannot be reached" in line
+
+
+@pytest.mark.parametrize(
+    ("chosen", "events", "colour", "has_token"),
+    [
+        ({}, "0", "0", True),
+        ({"RAY_SCHEDULER_EVENTS": "1", "RAY_COLOR_PREFIX": "1"}, "1", "1", True),
+        ({"RAY_ADDRESS": "10.0.0.1:6379"}, None, "0", False),
+    ],
+)
+def test_a_private_cluster_says_nothing_of_an_autoscaler_and_pipes_get_no_colours(
+    chosen: dict[str, str], events: str | None, colour: str, has_token: bool
+) -> None:
+    """Ray itself is asked what it makes of it."""
+    script = (
+        "import json, os; from pipeline.ray_cluster import settle_environment; settle_environment();"
+        " from ray._private.ray_constants import AUTOSCALER_EVENTS as events;"
+        " names = ('RAY_SCHEDULER_EVENTS', 'RAY_COLOR_PREFIX', 'RAY_AUTH_TOKEN');"
+        " print(json.dumps([events, *map(os.environ.get, names)]))"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, cwd=ROOT, env=kept | chosen, capture_output=True, text=True, check=True)
+    rays, *ours, token = json.loads(result.stdout)
+    assert rays == int(events or "1")
+    assert ours == [events, colour]
+    assert bool(token) == has_token

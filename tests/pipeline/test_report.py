@@ -26,7 +26,7 @@ FAST = ["--tokenizer", "null", "--num-actors", "0", "--decode-workers", "0", "--
 
 def _report(folder: Path, tmp_path: Path, *flags: str) -> HtmlPage:
     path = tmp_path / "report.html"
-    assert seed_shards(["report", str(folder), "--page", str(path), *flags]) == 0
+    assert seed_shards(["report", str(folder), "--output", str(path), *flags]) == 0
     return HtmlPage(path.read_text(encoding="utf-8"))
 
 
@@ -76,7 +76,7 @@ def test_nothing_of_the_data_becomes_markup(tmp_path: Path) -> None:
 def test_pictures_and_codes_of_every_kind(tmp_path: Path, job, source: str, num_pictures: int) -> None:
     out = tmp_path / "out"
     assert job.main(["--input", str(ROOT / "samples" / source), "--output", str(out), *FAST]) == 0
-    page = _report(out, tmp_path, "--documents", "24")
+    page = _report(out, tmp_path, "--limit", "24")
     assert len(page.pictures) == num_pictures
     for picture in page.pictures:
         assert max(Image.open(io.BytesIO(picture)).size) <= 208
@@ -168,7 +168,7 @@ def test_damage_of_a_shard_has_no_key(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert seed_shards(["report", str(tmp_path), "--page", str(tmp_path / "x.html")]) == 2
+    assert seed_shards(["report", str(tmp_path), "--output", str(tmp_path / "x.html")]) == 2
     assert "_dataset.json" in capsys.readouterr().err
 
 

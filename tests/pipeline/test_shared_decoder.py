@@ -106,6 +106,23 @@ def test_the_pictures_of_a_helper_that_dies_are_decoded_here(failing_after: int)
     assert decoder.counts.helpers_lost == 1
 
 
+@pytest.mark.parametrize("num_too_many", [-8, -1, 1])
+def test_the_pictures_of_a_helper_that_answers_with_another_number_are_decoded_here(
+    num_too_many: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    sound = Helper()
+
+    def miscounting(tasks: Sequence[DecodeTask]) -> "Future[list[Decoded]]":
+        return sound((list(tasks) + list(tasks))[: len(tasks) + num_too_many])
+
+    decoder = SharedDecoder(SlowPool(3))
+    decoder.set_helpers({"a": miscounting})
+    check(decoder, 150)
+    assert decoder.counts.helpers_lost == 1
+    assert (decoder.counts.helped, decoder.counts.local) == (0, 150)
+    assert f"it answered 8 pictures with {8 + num_too_many} results" in caplog.text
+
+
 @pytest.mark.parametrize(("num_workers", "max_in_flight"), [(1, 1), (2, 1), (2, 2), (2, 8)])
 def test_real_processes_with_few_places_do_not_wait_for_each_other(
     num_workers: int, max_in_flight: int

@@ -35,10 +35,10 @@ def flags(model: Path, *more: str) -> list[str]:
         str(TEXT_TOKENIZER),
         "--sampling.max-new-ids",
         "72",
-        "--image-tokenizer",
+        "--tokenizer",
         "sample",
     ]
-    return ["--model", str(model), "--image-tokenizer", "sample", *common, *more]
+    return ["--model", str(model), "--tokenizer", "sample", *common, *more]
 
 
 def answers(path: Path) -> list[list[object]]:
@@ -102,7 +102,7 @@ def test_a_tokenizer_with_another_codebook_is_refused(
     """Its codes would mean something else to the model: for pictures of prompts, and for drawings."""
     run = trained_export(tmp_path, codebooks={"coyo": "ef" * 16})
     Image.new("RGB", (60, 80)).save(tmp_path / "a.png")
-    message = "trained on image codes of codebook efefefefefef..., --image-tokenizer sample has"
+    message = "trained on image codes of codebook efefefefefef..., --tokenizer sample has"
     for folder in (run / "model", run / "checkpoints" / "step-00000002"):
         for more in (
             ["--prompt", "<image> is", "--images", str(tmp_path / "a.png")],
@@ -116,10 +116,10 @@ def test_a_tokenizer_with_another_codebook_is_refused(
 @pytest.mark.parametrize(
     ("footer", "remedy"),
     [
-        ({}, "give --image-tokenizer sample\n"),
+        ({}, "give --tokenizer sample\n"),
         (
             {"codebooks": {"coyo": "ef" * 16}, "num_codes": 512},
-            "give --image-tokenizer FOLDER, the tokenizer of",
+            "give --tokenizer FOLDER, the tokenizer of",
         ),
     ],
 )
@@ -143,14 +143,14 @@ def test_the_release_is_not_fetched_for_a_model_of_other_codes(
         ):
             assert main(["--model", str(folder), "--text-tokenizer", str(TEXT_TOKENIZER), *more]) == 2
             said = capsys.readouterr().err
-            assert f"{folder} was trained on image codes that --image-tokenizer seed-2 did not make" in said
+            assert f"{folder} was trained on image codes that --tokenizer seed-2 did not make" in said
             assert remedy in said
 
 
 def test_an_image_tokenizer_that_is_not_there_is_an_error_even_where_it_is_not_needed(
     model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["--image-tokenizer", "no/such/path", "--prompt", "A dog"]
+    given = ["--tokenizer", "no/such/path", "--prompt", "A dog"]
     assert main([*flags(model / "model"), *given]) == 2
     assert "tokenizer 'no/such/path' not found" in capsys.readouterr().err
 

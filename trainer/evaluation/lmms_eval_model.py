@@ -23,7 +23,7 @@ from trainer.answering import AnsweringModel
 from trainer.evaluation.answers import PROMPT
 from trainer.evaluation.documents import IMAGE, fill_prompt
 from trainer.generate import SamplingConfig
-from trainer.load_model import check_codebook
+from trainer.load_model import RELEASE, check_codebook, check_worth_fetching
 from trainer.prompt import Content
 
 PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"})
@@ -41,7 +41,7 @@ class SeedLlama(lmms):  # type: ignore[misc]  # lmms-eval lives in an environmen
         self,
         pretrained: str,
         text_tokenizer: str = "",
-        image_tokenizer: str = "seed-2",
+        tokenizer: str = RELEASE,
         color: ColorRule = "reference",
         prompt: str = PROMPT,
         device: str = "auto",
@@ -54,7 +54,7 @@ class SeedLlama(lmms):  # type: ignore[misc]  # lmms-eval lives in an environmen
         Args:
             pretrained: folder of the model.
             text_tokenizer: as ``AnsweringModel.load``.
-            image_tokenizer: preset, folder or hub id; the one that made the training data.
+            tokenizer: of images: preset, folder or hub id; the one that made the training data.
             color: colour rule of that data.
             prompt: round a task's images and question; the paper's for VQA unless given.
             device: ``auto``, ``cpu``, ``cuda``.
@@ -63,14 +63,17 @@ class SeedLlama(lmms):  # type: ignore[misc]  # lmms-eval lives in an environmen
             others: nothing; lmms-eval passes arguments with the value None.
 
         Raises:
-            ValueError: arguments that there are not, or an image tokenizer that is not the model's.
+            ValueError: arguments that there are not, or an image tokenizer that is not the model's; of the
+                default this is said before it is fetched.
         """
         super().__init__()
         if unknown := sorted(name for name, value in others.items() if value is not None):
             raise ValueError(f"seed_llama has no arguments {', '.join(unknown)}")
+        folder = Path(pretrained)
+        check_worth_fetching(folder, tokenizer, "tokenizer=")
         self.answering = AnsweringModel.load(pretrained, text_tokenizer, device, precision)
-        self._images = load_tokenizer(image_tokenizer, batch_size=1)
-        check_codebook(Path(pretrained), self._images.codebook_hex, f"image_tokenizer {image_tokenizer}")
+        self._images = load_tokenizer(tokenizer, batch_size=1)
+        check_codebook(folder, self._images.codebook_hex, f"tokenizer {tokenizer}")
         self._preprocess = PreprocessConfig(color=color)
         self._prompt = prompt
         self._batch_size = int(batch_size)

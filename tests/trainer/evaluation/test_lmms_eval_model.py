@@ -87,7 +87,7 @@ def model(adapter: types.ModuleType, tmp_path_factory: pytest.TempPathFactory) -
     """An export after two steps, with its text tokenizer inside; a task of two documents."""
     folder = tmp_path_factory.mktemp("lmms")
     loaded = adapter.SeedLlama(
-        pretrained=str(trained_export(folder) / "model"), image_tokenizer="sample", color="clean",
+        pretrained=str(trained_export(folder) / "model"), tokenizer="sample", color="clean",
         device="cpu", batch_size="2", max_batch_size=None,
     )  # fmt: skip
     pixels = np.random.default_rng(0).integers(0, 255, (40, 30, 3), np.uint8)
@@ -176,3 +176,15 @@ def test_generation_settings(adapter: types.ModuleType) -> None:
 def test_unknown_arguments_are_refused(adapter: types.ModuleType) -> None:
     with pytest.raises(ValueError, match="no arguments colour"):
         adapter.SeedLlama(pretrained="nowhere", colour="clean")
+
+
+def test_the_release_is_not_fetched_for_a_model_of_other_codes(
+    adapter: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(repo: str, *_: object) -> Path:
+        raise AssertionError(f"{repo} was asked for")
+
+    monkeypatch.setattr("tokenizer.hub._download", refuse)
+    folder = trained_export(tmp_path) / "model"
+    with pytest.raises(ValueError, match=r": give tokenizer=sample$"):
+        adapter.SeedLlama(pretrained=str(folder), device="cpu")
