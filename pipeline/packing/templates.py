@@ -160,6 +160,8 @@ def compose(document: Document, settings: PromptedSettings, draws: Draws) -> lis
 
 def in_context(document: Document, settings: PromptedSettings, draws: Draws) -> list[Piece]:
     """Two images that are named, an instruction about them, and an image or a text that answers."""
+    if not document.segments:
+        raise DocumentRefusedError(Refusal.WRONG_SHAPE)
     *segments, target = document.segments
     images = [segment for segment in segments if isinstance(segment, ImageSegment)]
     texts = [

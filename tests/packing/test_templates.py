@@ -213,6 +213,7 @@ class TestByHand:
         ("blend", document(FIRST, SECOND), Refusal.WRONG_SHAPE),
         ("compose", document(FIRST, "a", "b", SECOND), Refusal.WRONG_SHAPE),
         ("in_context", document(FIRST, "a", SECOND), Refusal.WRONG_SHAPE),
+        ("in_context", document(), Refusal.WRONG_SHAPE),
     ],
 )
 def test_documents_that_do_not_fit_are_refused(template: str, unfit: Document, reason: Refusal) -> None:
