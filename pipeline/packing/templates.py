@@ -38,6 +38,7 @@ class Refusal(StrEnum):
     NO_ROLES = "template_no_roles"
     NO_ANSWER = "template_no_answer"
     WRONG_SHAPE = "template_wrong_shape"
+    MISPLACED_IMAGE = "template_misplaced_image"
     NO_CAPTION_FIELD = "template_no_caption_field"
 
 
@@ -95,18 +96,21 @@ def text(document: Document, settings: TextSettings, draws: Draws) -> list[Piece
 
 
 def chat(document: Document, settings: ChatSettings, draws: Draws) -> list[Piece]:
-    """The turns of a document whose segments have roles."""
-    system, turns = settings.system_message, list[Turn]()
+    """The turns of a document whose segments have roles; what the system says anywhere stands first."""
+    system, turns = list[str](), list[Turn]()
     for segment in document.segments:
         if segment.role is None:
             raise DocumentRefusedError(Refusal.NO_ROLES)
         if segment.role == Role.SYSTEM:
-            system = segment.text if isinstance(segment, TextSegment) else system
+            if isinstance(segment, ImageSegment):
+                raise DocumentRefusedError(Refusal.MISPLACED_IMAGE)
+            if segment.text.strip():
+                system.append(segment.text)
         elif turns and turns[-1].role == segment.role:
             turns[-1].segments.append(segment)
         else:
             turns.append(Turn(segment.role, [segment]))
-    return speak(turns, settings, system)
+    return speak(turns, settings, join_texts(system, "\n") or None)
 
 
 def edit(document: Document, settings: EditSettings, draws: Draws) -> list[Piece]:

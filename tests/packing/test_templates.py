@@ -137,6 +137,13 @@ class TestByHand:
         assert ended.count("</s>]") == 2
         assert "[ A cat.</s>] \nUSER:" in ended
 
+    def test_chat_with_several_system_turns(self) -> None:
+        talk = dialogue((S, "Be kind."), (U, "What?"), (S, " "), (S, "Be brief."), (A, "A cat."))
+        ended = " USER: What?\nASSISTANT:[ A cat.</s>]"
+        assert spell(talk, "chat", system_message="Hi.") == f"<s> Be kind.\nBe brief.\n{ended}"
+        blank = dialogue((S, " "), (U, "What?"), (A, "A cat."))
+        assert spell(blank, "chat", system_message="Hi.") == f"<s> Hi.\n{ended}"
+
     def test_chat_llama2(self) -> None:
         talk = dialogue((U, FIRST), (U, "What?"), (A, "A cat."), (U, "And?"), (A, "A dog."))
         assert spell(talk, "chat", style=ChatStyle.LLAMA2) == (
@@ -209,6 +216,7 @@ class TestByHand:
         ("chat", dialogue((U, "Anyone?")), Refusal.NO_ANSWER),
         ("chat", dialogue((A, "Hello.")), Refusal.NO_ANSWER),
         ("chat", dialogue((U, "Anyone?"), (A, " \n")), Refusal.NO_ANSWER),
+        ("chat", dialogue((S, FIRST), (U, "Anyone?"), (A, "Yes.")), Refusal.MISPLACED_IMAGE),
         ("edit", document(FIRST, "no target"), Refusal.WRONG_SHAPE),
         ("blend", document(FIRST, SECOND), Refusal.WRONG_SHAPE),
         ("compose", document(FIRST, "a", "b", SECOND), Refusal.WRONG_SHAPE),
