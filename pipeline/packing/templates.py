@@ -151,7 +151,7 @@ def stylised(document: Document, settings: PromptedSettings, draws: Draws) -> li
 def blend(document: Document, settings: PromptedSettings, draws: Draws) -> list[Piece]:
     """Two images and the one that blends them."""
     images = document.images
-    if len(images) != 3:
+    if len(images) != 3 or any(map(str.strip, document.texts)):
         raise DocumentRefusedError(Refusal.WRONG_SHAPE)
     return prompted([*images[:2], TextSegment("Please blend the two images.")], images[2], settings, draws)
 

@@ -219,6 +219,7 @@ class TestByHand:
         ("chat", dialogue((S, FIRST), (U, "Anyone?"), (A, "Yes.")), Refusal.MISPLACED_IMAGE),
         ("edit", document(FIRST, "no target"), Refusal.WRONG_SHAPE),
         ("blend", document(FIRST, SECOND), Refusal.WRONG_SHAPE),
+        ("blend", document(FIRST, "in winter", SECOND, THIRD), Refusal.WRONG_SHAPE),
         ("compose", document(FIRST, "a", "b", SECOND), Refusal.WRONG_SHAPE),
         ("in_context", document(FIRST, "a", SECOND), Refusal.WRONG_SHAPE),
         ("in_context", document(), Refusal.WRONG_SHAPE),
