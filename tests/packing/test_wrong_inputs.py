@@ -84,6 +84,22 @@ def test_a_source_of_which_nothing_is_left(
         Build(mixture, tmp_path / "out").run()
 
 
+def test_epochs_that_are_less_than_a_document(folder: Path, tmp_path: Path) -> None:
+    mixture = mixture_of(folder, "paths: [pairs], epochs: 0.001")
+    with pytest.raises(MixtureError) as caught:
+        Build(mixture, tmp_path / "out").run()
+    assert str(caught.value) == (
+        "source s: epochs: 0.001 of its 40 documents is not one document;"
+        " ask for more, or leave the source out"
+    )
+
+
+def test_a_part_of_an_epoch_of_which_nothing_is_left(folder: Path, tmp_path: Path) -> None:
+    mixture = mixture_of(folder, "paths: [pairs], epochs: 0.5, template: blend")
+    with pytest.raises(MixtureError, match=r"s: no document is left of \d+ \(template_wrong_shape \d+\)"):
+        Build(mixture, tmp_path / "out").run()
+
+
 def test_a_vocabulary_smaller_than_the_tokenizers(folder: Path, tmp_path: Path) -> None:
     mixture = mixture_of(folder, "paths: [pairs], epochs: 1")
     path = mixture.config.text_tokenizer.path
