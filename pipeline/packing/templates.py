@@ -8,11 +8,12 @@ with a reason that the build counts.
 
 from collections.abc import Callable
 from enum import StrEnum
-from json import JSONDecodeError, loads
 from typing import Any
 
 from pipeline.packing.chat import Turn, chat_pieces
 from pipeline.packing.draws import Draws
+from pipeline.packing.lone_surrogates import without_lone_surrogates
+from pipeline.packing.metadata_filter import read_metadata
 from pipeline.packing.render import Piece
 from pipeline.packing.segment_runs import images_behind_texts, join_texts, limit_images, strip_text, to_pieces
 from pipeline.packing.template_settings import (
@@ -217,13 +218,10 @@ def image_and_caption(document: Document, caption_field: str | None) -> tuple[Im
 
 def caption_of(document: Document, caption_field: str) -> str:
     """A text field of the metadata."""
-    try:
-        value = loads(document.metadata or "{}").get(caption_field)
-    except (JSONDecodeError, AttributeError):
-        value = None
+    value = read_metadata(document.metadata).get(caption_field)
     if not isinstance(value, str):
         raise DocumentRefusedError(Refusal.NO_CAPTION_FIELD)
-    return value
+    return without_lone_surrogates(value)
 
 
 def images_and_text(document: Document, num_images: int) -> tuple[list[ImageSegment], str]:

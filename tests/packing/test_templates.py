@@ -231,6 +231,19 @@ def test_documents_that_do_not_fit_are_refused(template: str, unfit: Document, r
     assert caught.value.reason == reason
 
 
+@pytest.mark.parametrize("metadata", ["[]", "{", '{"top": 5}', f'{{"top": {"9" * 5000}}}', "[" * 100_000])
+def test_metadata_without_a_readable_caption_are_refused(metadata: str) -> None:
+    with pytest.raises(DocumentRefusedError) as caught:
+        spell(document(FIRST, metadata=metadata), "pair", caption_field="top")
+    assert caught.value.reason == Refusal.NO_CAPTION_FIELD
+
+
+def test_half_a_character_in_the_metadata_is_replaced() -> None:
+    cat = document(FIRST, metadata=r'{"top": "a \ud800 cat"}')
+    drawn = spell(cat, "pair", caption_field="top", reverse_ratio=0.0)
+    assert drawn == "<s>[ a \ufffd cat<img>1</img></s>]"
+
+
 def test_captions_in_any_script_have_words() -> None:
     assert spell(document(FIRST, "猫。"), "pair", reverse_ratio=0.0) == "<s>[ 猫。<img>1</img></s>]"
     assert "😀" in spell(document(FIRST, "😀"), "pair", reverse_ratio=0.0)
