@@ -234,7 +234,7 @@ def images_and_text(document: Document, num_images: int) -> tuple[list[ImageSegm
 
 def has_words(text: str) -> bool:
     """Whether anything but punctuation and whitespace is in it."""
-    return any(map(str.isalnum, text)) or any(not character.isascii() for character in text)
+    return any(one.isalnum() if one.isascii() else not one.isspace() for one in text)
 
 
 def choose(options: tuple[str, ...], draws: Draws) -> str:

@@ -208,6 +208,8 @@ class TestByHand:
         ("pair", document(FIRST, SECOND, "two"), Refusal.NOT_A_PAIR),
         ("pair", document(FIRST), Refusal.NO_TEXT),
         ("pair", document(FIRST, " .;- "), Refusal.NO_TEXT),
+        ("pair", document(FIRST, "\u3000\xa0"), Refusal.NO_TEXT),
+        ("instruct_pair", document(FIRST, "\u3000"), Refusal.NO_TEXT),
         ("interleaved", document(""), Refusal.NO_TEXT),
         ("video", document("no frames"), Refusal.NO_IMAGE),
         ("video", document(FIRST, " "), Refusal.NO_TEXT),
