@@ -90,6 +90,8 @@ def video(document: Document, settings: VideoSettings, draws: Draws) -> list[Pie
 
 def text(document: Document, settings: TextSettings, draws: Draws) -> list[Piece]:
     """BOS text EOS."""
+    if document.images:
+        raise DocumentRefusedError(Refusal.MISPLACED_IMAGE)
     texts = document.texts
     if not any(map(has_words, texts)):
         raise DocumentRefusedError(Refusal.NO_TEXT)

@@ -214,6 +214,7 @@ class TestByHand:
         ("video", document("no frames"), Refusal.NO_IMAGE),
         ("video", document(FIRST, " "), Refusal.NO_TEXT),
         ("text", document("..."), Refusal.NO_TEXT),
+        ("text", document("A cat.", FIRST), Refusal.MISPLACED_IMAGE),
         ("chat", document("no roles"), Refusal.NO_ROLES),
         ("chat", dialogue((U, "Anyone?")), Refusal.NO_ANSWER),
         ("chat", dialogue((A, "Hello.")), Refusal.NO_ANSWER),
