@@ -94,6 +94,27 @@ def test_epochs_that_are_less_than_a_document(folder: Path, tmp_path: Path) -> N
     )
 
 
+@pytest.mark.parametrize(
+    ("sources", "output", "remedy"),
+    [
+        ("{name: s, paths: [pairs], epochs: 70000}", "", "epochs"),
+        (
+            "{name: s, paths: [pairs], weight: 1}, {name: t, paths: [pairs], weight: 1}",
+            "{ids: 500000000}",
+            "weight",
+        ),
+    ],
+)
+def test_more_epochs_than_can_be_told_apart(
+    sources: str, output: str, remedy: str, folder: Path, tmp_path: Path
+) -> None:
+    mixture = mixture_of(folder, "", output=output, sources=f"[{sources}]")
+    with pytest.raises(
+        MixtureError, match=rf"s: its 40 documents .* 65,536 are possible; lower its {remedy}$"
+    ):
+        Build(mixture, tmp_path / "out").run()
+
+
 def test_a_part_of_an_epoch_of_which_nothing_is_left(folder: Path, tmp_path: Path) -> None:
     mixture = mixture_of(folder, "paths: [pairs], epochs: 0.5, template: blend")
     with pytest.raises(MixtureError, match=r"s: no document is left of \d+ \(template_wrong_shape \d+\)"):
