@@ -1,5 +1,6 @@
 """What users get wrong in sources: each is named in one line, with file, place and remedy."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from pipeline.packing.build import Build
 from pipeline.packing.forecast import forecast
 from pipeline.packing.mixture_file import Mixture, load_mixture
+from pipeline.packing.render import RenderedBatch
+from pipeline.packing.render_task import refuse_endless
 from pipeline.packing.run_tasks import TaskFailedError
 from schemas.document import Document, TextSegment
 from schemas.mixture import MixtureError
@@ -158,3 +161,15 @@ def test_one_giant_document_in_the_shortest_rows(tmp_path: Path) -> None:
     assert (source["documents_packed"], source["documents_split"], source["images"]) == (1, 1, 300)
     for path in (tmp_path / "out").glob("packed-*.parquet"):
         check_packed_shard(path)
+
+
+def test_a_document_of_more_parts_than_can_be_numbered() -> None:
+    """2.2 million ids are too many at 64 a row: the document is refused, its neighbours stay."""
+    offsets = np.cumsum([0, 3, 2_200_000, 5])
+    ids = np.repeat(np.arange(3, dtype=np.uint32), np.diff(offsets))
+    counts = Counter[str]()
+    batch, rows = refuse_endless(RenderedBatch(ids, ids > 0, offsets), np.array([4, 5, 6]), 64, counts)
+    assert (batch.ids.tolist(), batch.offsets.tolist()) == ([0] * 3 + [2] * 5, [0, 3, 8])
+    assert (rows.tolist(), counts) == ([4, 6], {"refused:too_many_parts": 1})
+    unchanged, _ = refuse_endless(RenderedBatch(ids, ids > 0, offsets), np.array([4, 5, 6]), 128, counts)
+    assert len(unchanged.ids) == len(ids)
