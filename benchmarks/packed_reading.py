@@ -58,7 +58,8 @@ def write_folder(folder: Path, num_sequences: int, seq_length: int) -> PackedFol
             ids = rng.integers(3, 32_000, seq_length, dtype=np.uint16)
             sources = np.zeros(DOCUMENTS_PER_ROW, np.uint16)
             writer.write(PackedSequence(ids, bounds, encode_runs(mask), sources, origins))
-        counts = SourceCounts("source", DOCUMENTS_PER_ROW * num_sequences, seq_length * num_sequences)
+        num_documents, num_ids = DOCUMENTS_PER_ROW * num_sequences, seq_length * num_sequences
+        counts = SourceCounts("source", num_documents, num_ids, num_ids - num_documents)
         identity = TextTokenizerIdentity("none", "0" * 64, 1, 2)
         writer.close(
             PackedShardFooter(seq_length, LAYOUT, identity, "0" * 32, 0, 0, 1, num_sequences, (counts,))
@@ -90,7 +91,7 @@ def readers(folder: Path, packed: PackedFolder) -> dict[str, Callable[[int], tor
     from datasets import load_dataset
 
     files = export_megatron(packed, folder / "megatron")
-    flat = np.memmap(files.bin_path, np.uint16, "r").reshape(-1, packed.seq_length)
+    flat = np.memmap(files.paths[0], np.uint16, "r").reshape(-1, packed.seq_length)
     dataset = load_dataset("parquet", data_files=packed.paths, split="train", cache_dir=str(folder / "cache"))
     write_lists(packed, folder / "lists.parquet")
     lists = pq.ParquetFile(folder / "lists.parquet", memory_map=True)

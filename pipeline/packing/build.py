@@ -114,7 +114,9 @@ class Build:
         config = self.mixture.config
         while True:
             rendered.render(self.executor)
-            supplies = [self._supply(rendered, source) for source in self._sources]
+            supplies = [
+                self._supply(rendered, source, estimates[source].num_documents) for source in self._sources
+            ]
             try:
                 plan = plan_windows(
                     supplies,
@@ -132,11 +134,17 @@ class Build:
                 )
             return plan
 
-    def _supply(self, rendered: RenderedSources, source: int) -> Supply:
-        """What is rendered so far of a source."""
+    def _supply(self, rendered: RenderedSources, source: int, num_documents: int) -> Supply:
+        """What is rendered so far of a source, which has so many documents."""
         config = self.mixture.config.sources[source]
         counts, items = rendered.counts(source), rendered.items(source)
-        if not len(items) and rendered.ranges[source][-1].stop == WHOLE_EPOCH:
+        if config.epochs is not None and not counts["documents_in"]:
+            raise MixtureError(
+                f"source {config.name}: epochs: {config.epochs} of its {num_documents:,} documents is not one"
+                " document; ask for more, or leave the source out"
+            )
+        is_all_rendered = config.epochs is not None or rendered.ranges[source][-1].stop == WHOLE_EPOCH
+        if not len(items) and is_all_rendered:
             refused = ", ".join(
                 f"{name.removeprefix('refused:')} {count}"
                 for name, count in counts.items()

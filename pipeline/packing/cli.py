@@ -24,7 +24,7 @@ from pipeline.packing.build import Build
 from pipeline.packing.build_folder import BuildError
 from pipeline.packing.forecast import SAMPLE_SIZE, Forecast, forecast
 from pipeline.packing.html_report import write_html_report
-from pipeline.packing.megatron_export import export_megatron
+from pipeline.packing.megatron_export import LossMask, LossMaskLostError, export_megatron
 from pipeline.packing.mixture_file import load_mixture
 from pipeline.packing.render_task import FILTER_PREFIX
 from pipeline.packing.run_tasks import Executor, TaskFailedError
@@ -215,7 +215,12 @@ def report(folder: tyro.conf.Positional[Path], /) -> int:
 
 
 def export(
-    folder: tyro.conf.Positional[Path], /, *, output: Path, format: Literal["megatron"] = "megatron"
+    folder: tyro.conf.Positional[Path],
+    /,
+    *,
+    output: Path,
+    format: Literal["megatron"] = "megatron",
+    loss_mask: LossMask | None = None,
 ) -> int:
     """Write the ids in another trainer's format.
 
@@ -223,9 +228,16 @@ def export(
         folder: folder of packed shards.
         output: prefix of the files: ``seed`` gives ``seed.bin`` and ``seed.idx``.
         format: megatron: the .bin and .idx of Megatron-LM's IndexedDataset.
+        loss_mask: needed where not everything is learned, as Megatron learns every id. file: also write
+            ``seed_loss_mask.bin`` and ``.idx`` for a dataset class of your own; none: learn all.
     """
-    files = export_megatron(PackedFolder(_check_is_packed(folder)), output)
-    print(f"{files.bin_path}, {files.idx_path}: {files.num_documents:,} documents, {files.num_ids:,} ids")
+    files = export_megatron(PackedFolder(_check_is_packed(folder)), output, loss_mask)
+    print(f"{', '.join(map(str, files.paths))}: {files.num_documents:,} documents, {files.num_ids:,} ids")
+    if not files.is_all_learned:
+        print(
+            f"{files.num_learned:,} of them are learned by the packed set's loss mask;"
+            f" Megatron's own GPTDataset learns all {files.num_ids:,}"
+        )
     return 0
 
 
@@ -324,6 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         TextTokenizerError,
         BuildError,
         PackedShardError,
+        LossMaskLostError,
         UsageError,
         FileNotFoundError,
         IsADirectoryError,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.packing.lone_surrogates import without_lone_surrogates
 from pipeline.packing.metadata_filter import field_names
 from pipeline.packing.mixture_file import Mixture
 from schemas.document import Document, TextSegment
@@ -136,7 +137,7 @@ def _read_text_lines(path: Path, chunk: Chunk, config: SourceConfig) -> Iterator
             line = lines.readline()
             try:
                 fields = json.loads(line) if line.strip() else {}
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise MixtureError(f"{path}: line {row + 1} is no JSON object: {error}") from error
             if not isinstance(fields, dict):
                 kind = type(fields).__name__
@@ -146,16 +147,7 @@ def _read_text_lines(path: Path, chunk: Chunk, config: SourceConfig) -> Iterator
                 kind = type(text).__name__
                 raise MixtureError(f"{path}: line {row + 1}: {config.text_field!r} is {kind}, not text")
             metadata = json.dumps(fields) if fields else None
-            yield Document(str(row), (TextSegment(_without_lone_surrogates(text)),), metadata)
-
-
-def _without_lone_surrogates(text: str) -> str:
-    r"""JSON may spell halves of characters (``\ud800``), which no encoding has: they become U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
+            yield Document(str(row), (TextSegment(without_lone_surrogates(text)),), metadata)
 
 
 @dataclass(frozen=True)

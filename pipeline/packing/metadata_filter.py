@@ -41,10 +41,13 @@ def field_names(text: str) -> set[str]:
 
 
 def read_metadata(metadata: str | None) -> Mapping[str, Any]:
-    """The object that a document's metadata holds; empty where it is absent or no object."""
+    """The object that a document's metadata holds; empty where it is absent, no object or not to be read.
+
+    Python reads no number of more than 4,300 digits and no thousand brackets within each other.
+    """
     try:
         value = json.loads(metadata) if metadata else {}
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -92,16 +95,14 @@ def _build_comparison(node: ast.Compare) -> Expression:
 
 
 def _comparison(kind: ast.cmpop) -> Callable[[Any, Any], bool]:
-    if type(kind) in OTHER:
-        return OTHER[type(kind)]
-    if type(kind) not in ORDERED:
+    function = (ORDERED | OTHER).get(type(kind))
+    if function is None:
         raise ValueError(f"{type(kind).__name__} is not among < <= > >= == != in")
-    function = ORDERED[type(kind)]
 
-    def ordered(left: Any, right: Any) -> bool:
+    def compare(left: Any, right: Any) -> bool:
         try:
             return bool(function(left, right))
-        except TypeError:  # absent, or a text against a number
-            return False
+        except TypeError:  # absent, a text against a number, in something that holds nothing
+            return isinstance(kind, ast.NotIn)
 
-    return ordered
+    return compare

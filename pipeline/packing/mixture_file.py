@@ -19,7 +19,7 @@ from schemas.settings import SettingsError, parse_settings
 from tokenizer.text_backend import TextTokenizerError
 from tokenizer.text_tokenizer import TextTokenizer, load_text_tokenizer
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Raised when the same mixture comes out as other packed sequences than before."""
 
 SUFFIXES = {"token_shards": (".parquet",), "parquet": (".parquet",), "jsonl": (".jsonl", ".json", ".ndjson")}

@@ -1,8 +1,8 @@
 """Packing, the last stage: some windows of the plan to one packed shard.
 
-Within a window documents go to rows by ``best_fit``; within a row they stand in the order of the mixture; the
-rows of a window are put into an order in which the shares of the sources stay as close to the weights as a
-look-ahead over a random order allows.
+Within a window documents go to rows by ``best_fit``. Within a row they stand grouped by source, the sources
+as in the mixture file, the documents of each in its shuffled order. The rows of a window are ordered so that
+the shares of the sources stay as close to the weights as a look-ahead over a random order allows.
 """
 
 from collections.abc import Sequence

@@ -23,7 +23,9 @@ from schemas.token_shard import KIND_IMAGE, SCHEMA, errors_named
 from schemas.vocabulary import CODEBOOK_SIZE, CODES_PER_IMAGE, VocabularyLayout
 from tokenizer.text_tokenizer import TextTokenizer
 
-WORDS_PATTERN = r"[0-9A-Za-z]|[^\x00-\x7F]"
+WORDS_PATTERN = (
+    r"[0-9A-Za-z]|[^\x00-\x7F\x{85}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000}]"
+)
 """``templates.has_words`` as a regular expression."""
 
 

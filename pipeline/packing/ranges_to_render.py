@@ -10,12 +10,16 @@ import numpy as np
 
 from pipeline.packing.epoch_range import WHOLE_EPOCH, EpochRange
 from pipeline.packing.source_estimate import SourceEstimate
-from schemas.mixture import MixtureConfig
+from schemas.mixture import MixtureConfig, MixtureError
 
 RENDERED_PER_ESTIMATED = 1.05
 """How much is rendered of a weighted source, over what the estimate says is needed."""
 NEXT_RANGE = WHOLE_EPOCH // 16
 """What is rendered in addition where that was too little, as long as it is."""
+
+
+MAX_EPOCHS = 1 << 16
+"""Origins number epochs in uint16."""
 
 
 def max_ids_of(config: MixtureConfig) -> int | None:
@@ -41,10 +45,20 @@ def epochs_needed(config: MixtureConfig, estimates: Sequence[SourceEstimate]) ->
 
 
 def first_ranges(config: MixtureConfig, estimates: Sequence[SourceEstimate], source: int) -> list[EpochRange]:
-    """What certainly, or by the estimate, is needed of a source."""
+    """What certainly, or by the estimate, is needed of a source.
+
+    Raises:
+        MixtureError: if these are more epochs than can be told apart.
+    """
     passes = epochs_needed(config, estimates)[source]
     if config.is_weighted:
         passes *= RENDERED_PER_ESTIMATED
+    if passes > MAX_EPOCHS:
+        raise MixtureError(
+            f"source {config.sources[source].name}: its {estimates[source].num_documents:,} documents would"
+            f" be taken {passes:,.0f} times, at most {MAX_EPOCHS:,} are possible; lower its"
+            f" {'weight' if config.is_weighted else 'epochs'}"
+        )
     whole, rest = int(passes), round((passes - int(passes)) * WHOLE_EPOCH)
     estimate = estimates[source]
     ranges = [EpochRange(epoch, 0, WHOLE_EPOCH, estimate.num_buckets) for epoch in range(whole)]

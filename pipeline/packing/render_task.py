@@ -26,11 +26,13 @@ from pipeline.packing.rendered import Items, items_schema, write_items
 from pipeline.packing.templates import TEMPLATES, DocumentRefusedError
 from schemas.document import Document, ImageSegment
 from schemas.mixture import FilterConfig, MixtureError
-from schemas.vocabulary import VocabularyLayout
+from schemas.vocabulary import IMAGE_SPAN_LENGTH, VocabularyLayout
 from tokenizer.text_tokenizer import TextTokenizer
 
 _ANY = DocumentDraws(0)
 """Whether a document is refused does not depend on what it draws."""
+MAX_PARTS = 1 << 16
+"""Of a document that is longer than a row: origins number them in uint16."""
 PIECES_PER_CALL = 1024
 """Texts and images that are encoded and laid out in one call: more fall out of the caches."""
 
@@ -149,7 +151,9 @@ class Renderer:
         task: RenderTask,
         counts: Counter[str],
     ) -> Items:
-        offsets, documents, parts = split_long(batch, self.mixture.config.seq_length, self.layout)
+        seq_length = self.mixture.config.seq_length
+        batch, rows = refuse_endless(batch, rows, seq_length, counts)
+        offsets, documents, parts = split_long(batch, seq_length, self.layout)
         mask = batch.loss_mask.copy()
         mask[offsets[:-1]] = False  # nothing predicts the first id of a continuation
         counts["documents_rendered"] += len(rows)
@@ -218,6 +222,20 @@ def make_filter(config: FilterConfig) -> Callable[[Document], str | None] | None
         return None
 
     return refuse
+
+
+def refuse_endless(
+    batch: RenderedBatch, rows: NDArray[np.int64], seq_length: int, counts: Counter[str]
+) -> tuple[RenderedBatch, NDArray[np.int64]]:
+    """The documents whose parts can be numbered, and their rows; the others are counted as refused."""
+    lengths = np.diff(batch.offsets)
+    are_kept = lengths <= MAX_PARTS * (seq_length - IMAGE_SPAN_LENGTH + 1)  # what a part has at least
+    if np.all(are_kept):
+        return batch, rows
+    counts["refused:too_many_parts"] += int(np.count_nonzero(~are_kept))
+    is_kept = np.repeat(are_kept, lengths)
+    offsets = np.concatenate([[0], np.cumsum(lengths[are_kept])])
+    return RenderedBatch(batch.ids[is_kept], batch.loss_mask[is_kept], offsets), rows[are_kept]
 
 
 def split_long(

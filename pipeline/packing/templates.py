@@ -8,11 +8,12 @@ with a reason that the build counts.
 
 from collections.abc import Callable
 from enum import StrEnum
-from json import JSONDecodeError, loads
 from typing import Any
 
 from pipeline.packing.chat import Turn, chat_pieces
 from pipeline.packing.draws import Draws
+from pipeline.packing.lone_surrogates import without_lone_surrogates
+from pipeline.packing.metadata_filter import read_metadata
 from pipeline.packing.render import Piece
 from pipeline.packing.segment_runs import images_behind_texts, join_texts, limit_images, strip_text, to_pieces
 from pipeline.packing.template_settings import (
@@ -38,6 +39,7 @@ class Refusal(StrEnum):
     NO_ROLES = "template_no_roles"
     NO_ANSWER = "template_no_answer"
     WRONG_SHAPE = "template_wrong_shape"
+    MISPLACED_IMAGE = "template_misplaced_image"
     NO_CAPTION_FIELD = "template_no_caption_field"
 
 
@@ -88,6 +90,8 @@ def video(document: Document, settings: VideoSettings, draws: Draws) -> list[Pie
 
 def text(document: Document, settings: TextSettings, draws: Draws) -> list[Piece]:
     """BOS text EOS."""
+    if document.images:
+        raise DocumentRefusedError(Refusal.MISPLACED_IMAGE)
     texts = document.texts
     if not any(map(has_words, texts)):
         raise DocumentRefusedError(Refusal.NO_TEXT)
@@ -95,18 +99,21 @@ def text(document: Document, settings: TextSettings, draws: Draws) -> list[Piece
 
 
 def chat(document: Document, settings: ChatSettings, draws: Draws) -> list[Piece]:
-    """The turns of a document whose segments have roles."""
-    system, turns = settings.system_message, list[Turn]()
+    """The turns of a document whose segments have roles; what the system says anywhere stands first."""
+    system, turns = list[str](), list[Turn]()
     for segment in document.segments:
         if segment.role is None:
             raise DocumentRefusedError(Refusal.NO_ROLES)
         if segment.role == Role.SYSTEM:
-            system = segment.text if isinstance(segment, TextSegment) else system
+            if isinstance(segment, ImageSegment):
+                raise DocumentRefusedError(Refusal.MISPLACED_IMAGE)
+            if segment.text.strip():
+                system.append(segment.text)
         elif turns and turns[-1].role == segment.role:
             turns[-1].segments.append(segment)
         else:
             turns.append(Turn(segment.role, [segment]))
-    return speak(turns, settings, system)
+    return speak(turns, settings, join_texts(system, "\n") or None)
 
 
 def edit(document: Document, settings: EditSettings, draws: Draws) -> list[Piece]:
@@ -147,7 +154,7 @@ def stylised(document: Document, settings: PromptedSettings, draws: Draws) -> li
 def blend(document: Document, settings: PromptedSettings, draws: Draws) -> list[Piece]:
     """Two images and the one that blends them."""
     images = document.images
-    if len(images) != 3:
+    if len(images) != 3 or any(map(str.strip, document.texts)):
         raise DocumentRefusedError(Refusal.WRONG_SHAPE)
     return prompted([*images[:2], TextSegment("Please blend the two images.")], images[2], settings, draws)
 
@@ -160,6 +167,8 @@ def compose(document: Document, settings: PromptedSettings, draws: Draws) -> lis
 
 def in_context(document: Document, settings: PromptedSettings, draws: Draws) -> list[Piece]:
     """Two images that are named, an instruction about them, and an image or a text that answers."""
+    if not document.segments:
+        raise DocumentRefusedError(Refusal.WRONG_SHAPE)
     *segments, target = document.segments
     images = [segment for segment in segments if isinstance(segment, ImageSegment)]
     texts = [
@@ -211,13 +220,10 @@ def image_and_caption(document: Document, caption_field: str | None) -> tuple[Im
 
 def caption_of(document: Document, caption_field: str) -> str:
     """A text field of the metadata."""
-    try:
-        value = loads(document.metadata or "{}").get(caption_field)
-    except (JSONDecodeError, AttributeError):
-        value = None
+    value = read_metadata(document.metadata).get(caption_field)
     if not isinstance(value, str):
         raise DocumentRefusedError(Refusal.NO_CAPTION_FIELD)
-    return value
+    return without_lone_surrogates(value)
 
 
 def images_and_text(document: Document, num_images: int) -> tuple[list[ImageSegment], str]:
@@ -230,7 +236,7 @@ def images_and_text(document: Document, num_images: int) -> tuple[list[ImageSegm
 
 def has_words(text: str) -> bool:
     """Whether anything but punctuation and whitespace is in it."""
-    return any(map(str.isalnum, text)) or any(not character.isascii() for character in text)
+    return any(one.isalnum() if one.isascii() else not one.isspace() for one in text)
 
 
 def choose(options: tuple[str, ...], draws: Draws) -> str:

@@ -96,6 +96,11 @@ def test_nothing_is_lost_or_doubled(built: tuple[Mixture, Path, dict[str, Any]])
     assert report["ids"] + report["padding"] == report["sequences"] * 512
 
 
+def test_the_documents_of_a_row_stand_grouped_by_source(built: tuple[Mixture, Path, dict[str, Any]]) -> None:
+    packed = PackedFolder(built[1])
+    assert all(np.all(np.diff(packed[row].sources.astype(int)) >= 0) for row in range(len(packed)))
+
+
 def test_a_budget_leaves_no_document_without_its_end(corpus: Path) -> None:
     """Pages of many parts and a budget that ends within one: ids rendered = packed + left over."""
     sources = "\n  - {name: pages, paths: [pages/*.parquet], weight: 1.0, template: interleaved}"

@@ -12,9 +12,10 @@ from pipeline.packing.forecast import forecast
 from pipeline.packing.html_report import write_html_report
 from pipeline.packing.mixture_file import load_mixture
 from schemas import __version__
+from schemas.document import Document, Role, TextSegment
 from schemas.packed_folder import PackedFolder
 from tests.html_reader import ATTACKS, HtmlPage
-from tests.packing.corpus import mixture_text, write_corpus
+from tests.packing.corpus import mixture_text, write_corpus, write_token_shard
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +189,29 @@ def test_report_escapes_names(corpus: Path, tmp_path: Path) -> None:
 def test_export(corpus: Path, tmp_path: Path) -> None:
     assert run("export", corpus / "packed", "--output", tmp_path / "seed") == 0
     assert np.fromfile(tmp_path / "seed.bin", "<u2").size == PackedFolder(corpus / "packed").num_ids
+
+
+def test_export_of_a_chat_says_that_megatron_learns_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    segments = (TextSegment("What is it?", Role.USER), TextSegment("A cat.", Role.ASSISTANT))
+    write_token_shard(tmp_path / "chats" / "0.parquet", [Document("chat", segments)] * 20)
+    source = "\n  - {name: chats, paths: [chats], epochs: 1, template: chat}"
+    (tmp_path / "chats.yaml").write_text(mixture_text(output="", sources=source))
+    assert run("build", tmp_path / "chats.yaml", "--output", tmp_path / "packed") == 0
+    report = json.loads((tmp_path / "packed" / "report.json").read_bytes())["sources"][0]
+    learned, ids = f"{report['ids_learned']:,}", f"{report['ids']:,}"
+    export = ("export", tmp_path / "packed", "--output", tmp_path / "seed")
+    assert run(*export) == EXIT_USAGE
+    assert f"{learned} of {ids} ids are learned, and Megatron would learn all" in caplog.text
+    assert not list(tmp_path.glob("seed*"))
+    capsys.readouterr()
+    assert run(*export, "--loss-mask", "none") == 0
+    printed = capsys.readouterr().out
+    assert f"20 documents, {ids} ids" in printed
+    assert f"{learned} of them are learned" in printed
+    assert run(*export, "--loss-mask", "file") == 0
+    assert np.fromfile(tmp_path / "seed_loss_mask.bin", "u1").sum() == report["ids_learned"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.packing.megatron_export import export_megatron, index_bytes
+from pipeline.packing.megatron_export import LossMaskLostError, export_megatron, index_bytes
 from schemas.packed_folder import PackedFolder
 from schemas.vocabulary import VocabularyLayout
 from tests.schemas.packed_rows import make_sequences, write_packed
@@ -17,8 +17,8 @@ def exported(folder: Path, base_size: int) -> tuple[PackedFolder, Path]:
     sequences = make_sequences(70, 0, layout)
     write_packed(folder / "packed-00000.parquet", sequences, vocabulary=layout)
     packed = PackedFolder(folder)
-    files = export_megatron(packed, folder / "out" / "seed.v1")
-    assert files.bin_path.name == "seed.v1.bin"
+    files = export_megatron(packed, folder / "out" / "seed.v1", "file")
+    assert [path.name for path in files.paths[:2]] == ["seed.v1.bin", "seed.v1.idx"]
     assert files.num_ids == packed.num_ids
     return packed, folder / "out" / "seed.v1"
 
@@ -63,6 +63,30 @@ def test_files_hold_every_document_without_padding(
         assert np.array_equal(ids[start : start + length], document)
 
 
+def test_what_is_not_learned_is_never_exported_unasked(tmp_path: Path) -> None:
+    """Megatron learns every id: refused before anything is written, or with the mask beside, or asked for."""
+    packed, prefix = exported(tmp_path, 1000)
+    rows = [packed[index] for index in range(len(packed))]
+    mask = np.concatenate([row.loss_mask[: row.num_ids] for row in rows])
+    files, other = sorted(prefix.parent.iterdir()), prefix.with_name("other")
+    assert [path.name[len("seed.v1") :] for path in files] == [
+        ".bin",
+        ".idx",
+        "_loss_mask.bin",
+        "_loss_mask.idx",
+    ]
+    assert np.array_equal(np.fromfile(f"{prefix}_loss_mask.bin", "u1"), mask)
+    lengths = [len(document) for document in documents_of(packed)]
+    assert files[3].read_bytes() == index_bytes(np.array(lengths), np.dtype("u1"))
+    with pytest.raises(
+        LossMaskLostError, match=f"{mask.sum():,} of {mask.size:,} ids are learned, and Megatron"
+    ):
+        export_megatron(packed, other)
+    assert sorted(prefix.parent.iterdir()) == files
+    assert export_megatron(packed, prefix, "none").num_learned == mask.sum()
+    assert sorted(prefix.parent.iterdir()) == files[:2], "a mask that an earlier export left does not stay"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("base_size", [1000, 128_256])
 def test_megatron_reads_it(base_size: int, tmp_path: Path) -> None:
@@ -72,5 +96,8 @@ def test_megatron_reads_it(base_size: int, tmp_path: Path) -> None:
     documents = documents_of(packed)
     assert len(dataset) == len(documents)
     assert dataset.document_indices.tolist() == list(range(len(documents) + 1))
+    masks = reader.IndexedDataset(f"{prefix}_loss_mask", mmap=True)
     for index, document in enumerate(documents):
         assert np.array_equal(dataset[index], document)
+        assert masks[index].dtype == np.uint8
+        assert masks[index].shape == document.shape

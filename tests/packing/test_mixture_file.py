@@ -159,6 +159,9 @@ def test_a_file_that_is_no_yaml_is_named_in_one_line(tmp_path: Path) -> None:
         ("general.nsfw == None", {"general": 3}, True),
         ("a or b", {"b": 1}, True),
         ("score >= -1", {"score": 0}, True),
+        ("'a' in tags", {"tags": 5}, False),
+        ("'a' not in tags", {"tags": 5}, True),
+        ("tag in 'abc'", {"tag": 5}, False),
     ],
 )
 def test_filter_expressions(expression: str, fields: dict, expected: bool) -> None:

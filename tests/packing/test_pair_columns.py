@@ -50,6 +50,12 @@ def test_words_are_found_as_the_template_finds_them(text: str) -> None:
     assert pc.match_substring_regex(pa.scalar(text), WORDS_PATTERN).as_py() == has_words(text)
 
 
+def test_every_character_is_a_word_or_none_for_both() -> None:
+    characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    found = pc.match_substring_regex(pa.array(characters), WORDS_PATTERN).to_pylist()
+    assert found == [has_words(character) for character in characters]
+
+
 def test_first_uniforms_are_those_of_each_document() -> None:
     keys = row_keys(9, 0, 100)
     assert first_uniforms(keys).tolist() == [DocumentDraws(int(key)).uniform() for key in keys]

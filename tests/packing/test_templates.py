@@ -137,6 +137,13 @@ class TestByHand:
         assert ended.count("</s>]") == 2
         assert "[ A cat.</s>] \nUSER:" in ended
 
+    def test_chat_with_several_system_turns(self) -> None:
+        talk = dialogue((S, "Be kind."), (U, "What?"), (S, " "), (S, "Be brief."), (A, "A cat."))
+        ended = " USER: What?\nASSISTANT:[ A cat.</s>]"
+        assert spell(talk, "chat", system_message="Hi.") == f"<s> Be kind.\nBe brief.\n{ended}"
+        blank = dialogue((S, " "), (U, "What?"), (A, "A cat."))
+        assert spell(blank, "chat", system_message="Hi.") == f"<s> Hi.\n{ended}"
+
     def test_chat_llama2(self) -> None:
         talk = dialogue((U, FIRST), (U, "What?"), (A, "A cat."), (U, "And?"), (A, "A dog."))
         assert spell(talk, "chat", style=ChatStyle.LLAMA2) == (
@@ -201,24 +208,43 @@ class TestByHand:
         ("pair", document(FIRST, SECOND, "two"), Refusal.NOT_A_PAIR),
         ("pair", document(FIRST), Refusal.NO_TEXT),
         ("pair", document(FIRST, " .;- "), Refusal.NO_TEXT),
+        ("pair", document(FIRST, "\u3000\xa0"), Refusal.NO_TEXT),
+        ("instruct_pair", document(FIRST, "\u3000"), Refusal.NO_TEXT),
         ("interleaved", document(""), Refusal.NO_TEXT),
         ("video", document("no frames"), Refusal.NO_IMAGE),
         ("video", document(FIRST, " "), Refusal.NO_TEXT),
         ("text", document("..."), Refusal.NO_TEXT),
+        ("text", document("A cat.", FIRST), Refusal.MISPLACED_IMAGE),
         ("chat", document("no roles"), Refusal.NO_ROLES),
         ("chat", dialogue((U, "Anyone?")), Refusal.NO_ANSWER),
         ("chat", dialogue((A, "Hello.")), Refusal.NO_ANSWER),
         ("chat", dialogue((U, "Anyone?"), (A, " \n")), Refusal.NO_ANSWER),
+        ("chat", dialogue((S, FIRST), (U, "Anyone?"), (A, "Yes.")), Refusal.MISPLACED_IMAGE),
         ("edit", document(FIRST, "no target"), Refusal.WRONG_SHAPE),
         ("blend", document(FIRST, SECOND), Refusal.WRONG_SHAPE),
+        ("blend", document(FIRST, "in winter", SECOND, THIRD), Refusal.WRONG_SHAPE),
         ("compose", document(FIRST, "a", "b", SECOND), Refusal.WRONG_SHAPE),
         ("in_context", document(FIRST, "a", SECOND), Refusal.WRONG_SHAPE),
+        ("in_context", document(), Refusal.WRONG_SHAPE),
     ],
 )
 def test_documents_that_do_not_fit_are_refused(template: str, unfit: Document, reason: Refusal) -> None:
     with pytest.raises(DocumentRefusedError) as caught:
         spell(unfit, template)
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("metadata", ["[]", "{", '{"top": 5}', f'{{"top": {"9" * 5000}}}', "[" * 100_000])
+def test_metadata_without_a_readable_caption_are_refused(metadata: str) -> None:
+    with pytest.raises(DocumentRefusedError) as caught:
+        spell(document(FIRST, metadata=metadata), "pair", caption_field="top")
+    assert caught.value.reason == Refusal.NO_CAPTION_FIELD
+
+
+def test_half_a_character_in_the_metadata_is_replaced() -> None:
+    cat = document(FIRST, metadata=r'{"top": "a \ud800 cat"}')
+    drawn = spell(cat, "pair", caption_field="top", reverse_ratio=0.0)
+    assert drawn == "<s>[ a \ufffd cat<img>1</img></s>]"
 
 
 def test_captions_in_any_script_have_words() -> None:

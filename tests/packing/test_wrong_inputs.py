@@ -1,5 +1,6 @@
 """What users get wrong in sources: each is named in one line, with file, place and remedy."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from pipeline.packing.build import Build
 from pipeline.packing.forecast import forecast
 from pipeline.packing.mixture_file import Mixture, load_mixture
+from pipeline.packing.render import RenderedBatch
+from pipeline.packing.render_task import refuse_endless
 from pipeline.packing.run_tasks import TaskFailedError
 from schemas.document import Document, TextSegment
 from schemas.mixture import MixtureError
@@ -84,6 +87,43 @@ def test_a_source_of_which_nothing_is_left(
         Build(mixture, tmp_path / "out").run()
 
 
+def test_epochs_that_are_less_than_a_document(folder: Path, tmp_path: Path) -> None:
+    mixture = mixture_of(folder, "paths: [pairs], epochs: 0.001")
+    with pytest.raises(MixtureError) as caught:
+        Build(mixture, tmp_path / "out").run()
+    assert str(caught.value) == (
+        "source s: epochs: 0.001 of its 40 documents is not one document;"
+        " ask for more, or leave the source out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("sources", "output", "remedy"),
+    [
+        ("{name: s, paths: [pairs], epochs: 70000}", "", "epochs"),
+        (
+            "{name: s, paths: [pairs], weight: 1}, {name: t, paths: [pairs], weight: 1}",
+            "{ids: 500000000}",
+            "weight",
+        ),
+    ],
+)
+def test_more_epochs_than_can_be_told_apart(
+    sources: str, output: str, remedy: str, folder: Path, tmp_path: Path
+) -> None:
+    mixture = mixture_of(folder, "", output=output, sources=f"[{sources}]")
+    with pytest.raises(
+        MixtureError, match=rf"s: its 40 documents .* 65,536 are possible; lower its {remedy}$"
+    ):
+        Build(mixture, tmp_path / "out").run()
+
+
+def test_a_part_of_an_epoch_of_which_nothing_is_left(folder: Path, tmp_path: Path) -> None:
+    mixture = mixture_of(folder, "paths: [pairs], epochs: 0.5, template: blend")
+    with pytest.raises(MixtureError, match=r"s: no document is left of \d+ \(template_wrong_shape \d+\)"):
+        Build(mixture, tmp_path / "out").run()
+
+
 def test_a_vocabulary_smaller_than_the_tokenizers(folder: Path, tmp_path: Path) -> None:
     mixture = mixture_of(folder, "paths: [pairs], epochs: 1")
     path = mixture.config.text_tokenizer.path
@@ -121,3 +161,15 @@ def test_one_giant_document_in_the_shortest_rows(tmp_path: Path) -> None:
     assert (source["documents_packed"], source["documents_split"], source["images"]) == (1, 1, 300)
     for path in (tmp_path / "out").glob("packed-*.parquet"):
         check_packed_shard(path)
+
+
+def test_a_document_of_more_parts_than_can_be_numbered() -> None:
+    """2.2 million ids are too many at 64 a row: the document is refused, its neighbours stay."""
+    offsets = np.cumsum([0, 3, 2_200_000, 5])
+    ids = np.repeat(np.arange(3, dtype=np.uint32), np.diff(offsets))
+    counts = Counter[str]()
+    batch, rows = refuse_endless(RenderedBatch(ids, ids > 0, offsets), np.array([4, 5, 6]), 64, counts)
+    assert (batch.ids.tolist(), batch.offsets.tolist()) == ([0] * 3 + [2] * 5, [0, 3, 8])
+    assert (rows.tolist(), counts) == ([4, 6], {"refused:too_many_parts": 1})
+    unchanged, _ = refuse_endless(RenderedBatch(ids, ids > 0, offsets), np.array([4, 5, 6]), 128, counts)
+    assert len(unchanged.ids) == len(ids)
