@@ -96,7 +96,7 @@ class PairStream:
         return PairBatch(np.stack([pair.image for pair in filled]), [pair.caption for pair in filled])
 
     def _decode(self, document: RawDocument) -> TrainingPair | None:
-        pair = decoded_pair(document, self._data.preprocess, self._data.group_pattern)
+        pair = decoded_pair(document, self._data.preprocess, document.key)
         if isinstance(pair, TrainingPair):
             return pair
         self.refused[pair] += 1
@@ -122,7 +122,7 @@ class PairStream:
                 shard = self._shards[index]
                 for item in read_pairs(read_shard(shard), shard.name):
                     if isinstance(item, RawDocument) and not is_held_out(
-                        group_of(item.key, data.group_pattern), data.held_out_fraction
+                        group_of(shard.name, item.key, data.group_pattern), data.held_out_fraction
                     ):
                         num_found += 1
                         yield item

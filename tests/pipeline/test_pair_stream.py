@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.inputs import SourceShard, expand_inputs
 from pipeline.pair_stream import PairStream
-from pipeline.training_pairs import PairDataConfig, is_held_out, read_held_out
+from pipeline.training_pairs import PairDataConfig, group_of, is_held_out, read_held_out
 
 NUM_SHARDS, PAIRS_PER_SHARD = 3, 20
 DATA = PairDataConfig(held_out_fraction=0.2, shuffle_pairs=7, pairs_per_epoch=48)
@@ -53,10 +53,11 @@ def test_every_training_pair_comes_and_no_held_out_one(shards: list[SourceShard]
     seen = Counter(caption for batch in captions(stream, range(60)) for caption in batch)
     keys = {f"{n:02}{i:03}" for n in range(NUM_SHARDS) for i in range(PAIRS_PER_SHARD)}
     sound = {key for key in keys if not key.endswith("003")}
-    assert set(seen) == {key for key in sound if not is_held_out(key, 0.2)}
+    kept = {key for key in sound if is_held_out(group_of(f"{int(key[:2]):05}", key, ""), 0.2)}
+    assert set(seen) == sound - kept
     assert stream.refused["image_truncated"] + stream.refused["image_decode_error"] > 0
     held_out = read_held_out(shards, DATA)
-    assert {pair.key for pair in held_out} == {key for key in sound if is_held_out(key, 0.2)}
+    assert {pair.key for pair in held_out} == kept
 
 
 def test_pictures_belong_to_their_captions(shards: list[SourceShard]) -> None:
@@ -89,5 +90,6 @@ def test_shards_of_one_name_in_two_folders_are_both_read(shards: list[SourceShar
     (tmp_path / "00000.tar").write_bytes(Path(shards[1].url).read_bytes())
     data = PairDataConfig(input=(shards[0].url, str(tmp_path / "00000.tar"), shards[0].url))
     assert [shard.url for shard in data.shards()] == [shards[0].url, str(tmp_path / "00000.tar")]
+    assert [shard.name for shard in data.shards()] == ["00000", "00000 (2)"]
     with pytest.raises(ValueError, match="no shards are given"):
         PairDataConfig().shards()
