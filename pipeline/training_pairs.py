@@ -241,6 +241,10 @@ class PairBatches:
         """Full batches only."""
         return len(self._members) // self._global_batch
 
+    def figures(self) -> dict[str, float]:
+        """None: what cannot be used is told when the pairs are read."""
+        return {}
+
     def batch(self, step: int) -> PairBatch:
         """Batch of ``step`` (0-based over the whole run) for this rank."""
         epoch, place = divmod(step, self.steps_per_epoch)

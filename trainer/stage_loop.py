@@ -67,6 +67,7 @@ class StageLoop:
         output: Path,
         steps_per_epoch: int,
         settings: Mapping[str, Any] | None = None,
+        data_figures: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         """Open the directory.
 
@@ -76,11 +77,13 @@ class StageLoop:
             output: gets ``checkpoints`` and ``metrics.jsonl``.
             steps_per_epoch: of the data.
             settings: further ones that decide the curve, by name; they may not change on resume.
+            data_figures: of this rank's batches so far, logged beside the losses.
         """
         self.module = module
         self.run = run
         self.output = output
         self.steps_per_epoch = steps_per_epoch
+        self.data_figures = data_figures
         self.step = 0
         self.optimizer = torch.optim.AdamW(parameter_groups(module, run), lr=run.lr, betas=(0.9, 0.999))
         self._state = TrainingState([module], [[self.optimizer]], skips_frozen=True)
@@ -211,7 +214,8 @@ class StageLoop:
         on all where loss or gradient of any is not finite."""
         loss = result.loss.detach().float()
         is_bad = ~(loss.isfinite() & grad_norm.isfinite())
-        own = (is_bad, stop.is_set, loss, *result.metrics.values())
+        metrics = dict(result.metrics) | dict(self.data_figures())
+        own = (is_bad, stop.is_set, loss, *metrics.values())
         sums = torch.stack([torch.as_tensor(value).detach().to(loss) for value in own])
         dist.all_reduce(sums)
         if sums[0] > 0:
@@ -221,7 +225,7 @@ class StageLoop:
                 "this step was neither taken nor saved"
             )
         mean_loss, *means = (sums[2:] / dist.get_world_size()).unbind()
-        return StepResult(mean_loss, dict(zip(result.metrics, means, strict=True))), bool(sums[1] > 0)
+        return StepResult(mean_loss, dict(zip(metrics, means, strict=True))), bool(sums[1] > 0)
 
     def log(self, figures: Mapping[str, Tensor | float]) -> None:
         """One line to the log and to ``metrics.jsonl``, with the number of finished steps; rank 0 only."""

@@ -79,7 +79,7 @@ def test_only_the_first_rank_reads_and_judges_held_out_pairs(tmp_path: Path) -> 
     config = TrainTokenizerConfig(
         output=tmp_path / "out", device="cpu", model=MODEL, captions=str(vocabulary),
         contrastive=ContrastiveConfig(embed_dim=8, train_vit=True),
-        contrastive_run=StageRunConfig(steps=2, batch_size=2, warmup_steps=1, evaluate_every=1),
+        contrastive_run=StageRunConfig(steps=2, batch_size=2, warmup_steps=1, evaluate_every=1, log_every=1),
         data=PairDataConfig(
             input=(str(tmp_path / "*.tar"),), shuffle_pairs=4, pairs_per_epoch=16, held_out_fraction=0.2,
             held_out_limit=3, preprocess=PreprocessConfig(color="clean"),
@@ -90,6 +90,8 @@ def test_only_the_first_rank_reads_and_judges_held_out_pairs(tmp_path: Path) -> 
     assert second == {}
     assert "R@mean" in first
     assert json.loads((tmp_path / "out" / "qformer" / "figures.json").read_text()) == first
+    lines = [json.loads(line) for line in (tmp_path / "out/qformer/metrics.jsonl").read_text().splitlines()]
+    assert [line["replaced_fraction"] for line in lines if "loss" in line] == [0, 0]
 
 
 def test_a_stopped_stage_writes_no_result_and_says_how_it_goes_on(

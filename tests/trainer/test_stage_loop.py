@@ -163,16 +163,16 @@ class Sum(nn.Module):
 
 
 def logged_by_unequal_ranks(folder: str) -> None:
-    run = dataclasses.replace(RUN, steps=1, log_every=1)
-    StageLoop(Sum(), run, Path(folder), 1).train(
-        lambda step: (torch.full((4,), 1.0 + 100 * dist.get_rank()),)
-    )
+    run, rank = dataclasses.replace(RUN, steps=1, log_every=1), dist.get_rank()
+    loop = StageLoop(Sum(), run, Path(folder), 1, data_figures=lambda: {"of data": rank / 2})
+    loop.train(lambda step: (torch.full((4,), 1.0 + 100 * rank),))
 
 
 def test_logged_figures_are_means_over_the_ranks(tmp_path: Path) -> None:
     run_in_processes(logged_by_unequal_ranks, 2, str(tmp_path))
     (line,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert (line["loss"], line["twice"], line["number"], line["count"]) == (51, 102, 51, 51)
+    assert line["of data"] == 0.25
 
 
 def test_a_bad_loss_stops_before_the_step(tmp_path: Path) -> None:
