@@ -8,9 +8,10 @@ of seed and step, so a run resumes exactly, on any number of ranks.
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
+from hashlib import blake2b, sha256
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +76,23 @@ class PairDataConfig:
             count = seen[shard.name]
             named.append(replace(shard, name=f"{shard.name} ({count})") if count > 1 else shard)
         return named
+
+    def settings(self, shards: Sequence[SourceShard], num_ranks: int) -> dict[str, Any]:
+        """What decides the pairs of every step, for the description of a run: it goes on with these alone.
+
+        Shards count by name, size and order, not by place: they may move.
+
+        Args:
+            shards: of ``shards``.
+            num_ranks: counts where pairs are streamed, since each rank then has shards of its own.
+        """
+        listing = "\n".join(f"{shard.name}\t{shard.num_bytes}" for shard in shards)
+        names = ("preprocess", "group_pattern", "held_out_fraction", "shuffle_pairs")
+        return {name: getattr(self, name) for name in names} | {
+            "num_shards": len(shards),
+            "shards_sha256": sha256(listing.encode()).hexdigest(),
+            "num_ranks": num_ranks if self.shuffle_pairs else "any",
+        }
 
 
 @dataclass(frozen=True)
@@ -148,15 +166,18 @@ def is_held_out(group: str, fraction: float) -> bool:
     return int.from_bytes(digest, "big") < fraction * 2**64
 
 
-def split_pairs(data: PairDataConfig) -> tuple[list[TrainingPair], list[TrainingPair]]:
+def split_pairs(
+    data: PairDataConfig, shards: Sequence[SourceShard] | None = None
+) -> tuple[list[TrainingPair], list[TrainingPair]]:
     """Training pairs, and of each held-out group the first pair (by key).
 
-    Warns if many pairs share a group, of which an epoch draws one.
+    ``shards`` are those of ``data``, where they were looked for already. Warns if many pairs share a group,
+    of which an epoch draws one.
 
     Raises:
         ValueError, FileNotFoundError: no shard matches, or nothing is left for one of the two.
     """
-    shards = data.shards()
+    shards = data.shards() if shards is None else shards
     train: list[TrainingPair] = []
     kept: dict[str, TrainingPair] = {}
     for pair in read_training_pairs(shards, data.preprocess, data.group_pattern):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -69,28 +69,46 @@ class StagesConfig:
 
 
 def run_stage(
-    config: StagesConfig, batches: Batches, held_out: HeldOut | None, train_captions: Iterable[str]
+    config: StagesConfig,
+    batches: Batches,
+    held_out: HeldOut | None,
+    train_captions: Iterable[str],
+    data: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Run the chosen stage to its end (or resume it); figures on the held-out pairs.
 
     The first process judges these, needs them and gets the figures; the others wait meanwhile.
 
+    Args:
+        config: of all stages.
+        batches: training pairs.
+        held_out: other pairs.
+        train_captions: of them ``words:SIZE`` is made.
+        data: what decides the batches, by name, beside length and seed of the run; a stage goes on only with
+            the same.
+
     Raises:
         InterruptedError: SIGTERM or SIGINT ended it early; it goes on when called again.
+        ValueError: its checkpoint is of other data or settings.
     """
     with process_group(choose_device(config.device)):
-        return _run_stage(config, batches, held_out, train_captions)
+        settings = settings_of_stage(config) | {"data": data or {}}
+        return _run_stage(config, batches, held_out, train_captions, settings)
 
 
 def _run_stage(
-    config: StagesConfig, batches: Batches, held_out: HeldOut | None, train_captions: Iterable[str]
+    config: StagesConfig,
+    batches: Batches,
+    held_out: HeldOut | None,
+    train_captions: Iterable[str],
+    settings: dict[str, Any],
 ) -> dict[str, float]:
     directory = config.output / config.stage
     device = choose_device(config.device)
     rng = torch.Generator().manual_seed(config.run_of_stage.seed)
-    settings = settings_of_stage(config)
     if config.stage == "qformer":
         captions = caption_tokenizer(config.captions, train_captions)
+        settings["vocabulary_sha256"] = captions.vocabulary_sha256
         model = ContrastiveModel(config.model, with_word_table(config.contrastive, captions.vocab_size))
         init_from_scratch(model, rng)
         if config.initial_weights:

@@ -1,13 +1,17 @@
 """Groups of training pairs: what counts as one picture, and that nothing is lost where keys repeat."""
 
+import dataclasses
 import io
+import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from pipeline.training_pairs import PairBatches, PairDataConfig, group_of, split_pairs
+from tokenizer.preprocess import PreprocessConfig
 
 NUM_SHARDS, PAIRS_PER_SHARD = 4, 15
 
@@ -61,6 +65,38 @@ def test_a_pattern_is_warned_of_only_if_it_swallows_much(
     monkeypatch.setattr("pipeline.training_pairs.MANY_VARIANTS", 1)
     split_pairs(data)
     assert "data.group_pattern '[5-9]$'" in caplog.text
+
+
+STREAM = PairDataConfig(shuffle_pairs=5, pairs_per_epoch=10)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"preprocess": PreprocessConfig(color="clean")},
+        {"group_pattern": "_x"},
+        {"held_out_fraction": 0.3},
+        {"shuffle_pairs": 6},
+        {"shuffle_pairs": 0},
+    ],
+    ids=str,
+)
+def test_what_decides_the_pairs_is_in_the_settings(change: dict[str, Any], folders: list[Path]) -> None:
+    shards = dataclasses.replace(STREAM, input=(str(folders[0]),)).shards()
+    other = dataclasses.replace(STREAM, **change)
+    assert STREAM.settings(shards, 1) == STREAM.settings(list(shards), 1)
+    assert STREAM.settings(shards, 1) != other.settings(shards, 1)
+    assert STREAM.settings(shards, 1) != STREAM.settings(shards[::-1], 1)
+    assert STREAM.settings(shards, 1) != STREAM.settings(shards[:1], 1)
+
+
+def test_shards_may_move_and_only_a_stream_depends_on_the_number_of_ranks(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    before = PairDataConfig(input=(str(folders[0]),))
+    moved = PairDataConfig(input=(str(shutil.copytree(folders[0], tmp_path / "moved")),))
+    assert before.settings(before.shards(), 1) == moved.settings(moved.shards(), 4)
+    assert STREAM.settings(before.shards(), 1) != STREAM.settings(before.shards(), 4)
 
 
 def test_groups() -> None:
