@@ -19,7 +19,10 @@ from tokenizer.from_scratch import init_from_scratch
 from tokenizer.generation_target import ClipTarget, SubstituteTarget
 from tokenizer.initial_weights import load_initial_weights
 from tokenizer.pixel_decoder import PixelDecoder
+from tokenizer.seed import codes_fingerprint
+from tokenizer.weights_file import file_sha256, tensors_sha256
 from trainer.codebook_run import CodebookCareConfig, CodebookRun, tokenizer_of
+from trainer.contrastive_run import WEIGHTS_NAME as STAGE1_WEIGHTS
 from trainer.contrastive_run import ThumbnailConfig, fit_components, load_contrastive, run_contrastive
 from trainer.pixels_run import run_pixels
 from trainer.processes import choose_device, process_group
@@ -113,13 +116,16 @@ def _run_stage(
         init_from_scratch(model, rng)
         if config.initial_weights:
             missing = load_initial_weights(model, config.initial_weights)
+            # Frozen parts of the network are in no checkpoint: they come from these files again.
+            settings["initial_weights_sha256"] = [file_sha256(path) for path in config.initial_weights]
             logger.info("drawn parameters=%d first=%s", len(missing), missing[:3])
         return run_contrastive(
             model.to(device), captions, batches, held_out, directory, config.contrastive_run, config.augment,
             config.thumbnail, settings,
         )  # fmt: skip
     if config.stage == "pixels":
-        tokenizer, _ = load_model(config.output / "codebook")
+        tokenizer, weights_sha256 = load_model(config.output / "codebook")
+        settings["tokenizer"] = codes_fingerprint(weights_sha256, tokenizer.config, "fp32", {}).hex
         with torch.random.fork_rng([]):
             torch.manual_seed(config.pixels_run.seed)
             decoder = PixelDecoder(tokenizer.config.image_features_dim)
@@ -128,7 +134,11 @@ def _run_stage(
             config.augment, settings, config.care.cached_views, config.care.whole_targets,
         )  # fmt: skip
     stage1, _ = load_contrastive(config.output / "qformer")
-    target = generation_target(config, stage1, batches).to(device)
+    settings["stage1_sha256"] = file_sha256(config.output / "qformer" / STAGE1_WEIGHTS)
+    target = generation_target(config, stage1, batches)
+    if isinstance(target, ClipTarget):
+        settings["generation_target_sha256"] = tensors_sha256(target.state_dict())
+    target = target.to(device)
     model_config = dataclasses.replace(config.model, image_features_dim=target.width)
     tokenizer = tokenizer_of(stage1, model_config, rng).to(device)
     run = CodebookRun(
@@ -141,7 +151,7 @@ def settings_of_stage(config: StagesConfig) -> dict[str, Any]:
     """What decides the curve of the chosen stage beside its run, by the names of the configuration."""
     if config.stage == "qformer":
         names = ["model", "captions", "contrastive", "thumbnail"]
-        # Files may move between two runs; frozen parts of the network come from them again.
+        # Files may move between two runs.
         weights = {"initial_weights": [path.name for path in config.initial_weights]}
         return {name: getattr(config, name) for name in ("augment", *names)} | weights
     care = dataclasses.asdict(config.care)
