@@ -99,10 +99,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def compare(config: CompareConfig) -> Mapping[str, Mapping[str, float]]:
     """Train and judge both variants, write the table; figures by variant."""
-    pairs, kept = split_pairs(config.tokenizer.data)
+    shards = config.tokenizer.data.shards()
+    pairs, kept = split_pairs(config.tokenizer.data, shards)
     logger.info("pairs=%d held_out=%d", len(pairs), len(kept))
+    data = config.tokenizer.data.settings(shards, num_ranks=1)
     figures = {
-        name: Variant(config, name, is_causal).figures(pairs, held_out_of(kept))
+        name: Variant(config, name, is_causal, data).figures(pairs, held_out_of(kept))
         for name, is_causal in VARIANTS.items()
     }
     write_comparison(figures, {"pairs": len(pairs), "held_out": len(kept)}, config.output / "comparison")
@@ -112,8 +114,9 @@ def compare(config: CompareConfig) -> Mapping[str, Mapping[str, float]]:
 class Variant:
     """One kind of attention: its tokenizer, its language model, its figures."""
 
-    def __init__(self, config: CompareConfig, name: str, is_causal: bool) -> None:
+    def __init__(self, config: CompareConfig, name: str, is_causal: bool, data: Mapping[str, Any]) -> None:
         self.config = config
+        self.data = data
         self.folder = config.output / name
         self.stages = dataclasses.replace(
             config.tokenizer,
@@ -149,7 +152,8 @@ class Variant:
             config = dataclasses.replace(self.stages, stage=stage)
             run = config.run_of_stage
             logger.info("variant=%s stage=%s steps=%d", self.folder.name, stage, run.steps)
-            run_stage(config, PairBatches(list(pairs), run.batch_size, run.seed), held_out, captions)
+            batches = PairBatches(list(pairs), run.batch_size, run.seed)
+            run_stage(config, batches, held_out, captions, self.data)
 
     def _train_language(self, captions: Sequence[str], codes_IN: Tensor) -> None:
         packed = self._pack("train", captions, codes_IN, {"reverse_ratio": 0.5}, self.config.epochs)

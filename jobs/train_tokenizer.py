@@ -58,19 +58,20 @@ def train(config: TrainTokenizerConfig) -> None:
         run, is_first = config.run_of_stage, dist.get_rank() == 0
         options = (run.batch_size, run.seed, dist.get_rank(), dist.get_world_size())
         batches: PairStream | PairBatches
+        shards = config.data.shards()
         if config.data.shuffle_pairs:
-            shards = config.data.shards()
             batches, captions = PairStream(shards, config.data, *options), list[str]()
             kept = read_held_out(shards, config.data) if is_first else []
         else:
-            pairs, kept = split_pairs(config.data)
+            pairs, kept = split_pairs(config.data, shards)
             batches, captions = PairBatches(pairs, *options), [pair.caption for pair in pairs]
         held_out = None
         if is_first:
             held_out = held_out_of(kept)
             steps = batches.steps_per_epoch
             logger.info("stage=%s held_out=%d steps_per_epoch=%d", config.stage, len(kept), steps)
-        figures = run_stage(config, batches, held_out, captions)
+        data = config.data.settings(shards, dist.get_world_size())
+        figures = run_stage(config, batches, held_out, captions, data)
         if is_first:
             text = json.dumps(figures, indent=1) + "\n"
             write_atomically(config.output / config.stage / "figures.json", text.encode())

@@ -3,14 +3,16 @@ ahead.
 
 Each rank reads its own shards, in an order drawn anew every epoch, without end. Which pairs stand in a batch
 depends on seed, rank and step alone: a resumed run reads up to its step again, without decoding, and goes on
-exactly.
+exactly. For pairs that cannot be used the next ones of the stream stand in, which also come in their own
+turn: so no batch holds a pair twice, and what was refused shifts nothing.
 """
 
 import itertools
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,10 +28,34 @@ from pipeline.training_pairs import (
     group_of,
     is_held_out,
 )
+from schemas.quarantine import QuarantineRecord, Reason, Unit
 
 logger = logging.getLogger(__name__)
 
 DECODING_THREADS = 8
+LOOK_AHEAD = 50
+"""So many batches of the stream are searched for pairs that stand in for others."""
+
+
+class _Placed(NamedTuple):
+    """A document and where it is from."""
+
+    shard: str
+    document: RawDocument
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """What names the pair: shard and key."""
+        return self.shard, self.document.key
+
+
+class _Made(NamedTuple):
+    """A batch, how many of its pairs stand in for others, and what was refused since the batch before, by
+    reason."""
+
+    batch: PairBatch
+    num_replaced: int
+    refused: Counter[str]
 
 
 class PairStream:
@@ -65,47 +91,103 @@ class PairStream:
         self._decoders = ThreadPoolExecutor(DECODING_THREADS, "pair-decoder")
         self._reader = ThreadPoolExecutor(1, "pair-reader")
         self._documents = self._shuffled()
+        self._unused: deque[_Placed] = deque()
+        self._refused_in_reading: Counter[str] = Counter()
         self._next_step = 0
-        self._ahead: tuple[int, Future[PairBatch]] | None = None
+        self._ahead: tuple[int, Future[_Made]] | None = None
+        self._last_step = -1
+        self._num_pairs = self._num_replaced = 0
         self.refused: Counter[str] = Counter()
-        """Pairs whose picture or caption could not be used, by reason; others of their batch stand in."""
+        """Pairs of this epoch that could not be used, by reason."""
 
     def batch(self, step: int) -> PairBatch:
-        """Batch of ``step``; asked for in order it is ready, otherwise the stream is read up to it."""
+        """Batch of ``step``; asked for in order it is ready, otherwise the stream is read up to it.
+
+        Raises:
+            ValueError: too few different pairs can be used.
+        """
         if self._ahead is None or self._ahead[0] != step:
             if self._ahead is not None:
                 self._ahead[1].result()
             self._ahead = (step, self._reader.submit(self._make, step))
-        current = self._ahead[1].result()
+        made = self._ahead[1].result()
         self._ahead = (step + 1, self._reader.submit(self._make, step + 1))
-        return current
+        self._count(step, made)
+        return made.batch
 
-    def _make(self, step: int) -> PairBatch:
+    def figures(self) -> dict[str, float]:
+        """``replaced_fraction``: of the pairs of this epoch so far, those that another stood in for."""
+        return {"replaced_fraction": self._num_replaced / max(1, self._num_pairs)}
+
+    def _count(self, step: int, made: _Made) -> None:
+        """Add a batch to the counts of its epoch, and log them when it is over."""
+        if step % self.steps_per_epoch == 0 or step != self._last_step + 1:
+            self.refused.clear()
+            self._num_pairs = self._num_replaced = 0
+        self._last_step = step
+        self.refused += made.refused
+        self._num_pairs += self._batch_size
+        self._num_replaced += made.num_replaced
+        if (step + 1) % self.steps_per_epoch == 0 and (self.refused or self._num_replaced):
+            reasons = " ".join(f"{reason}={count}" for reason, count in sorted(self.refused.items()))
+            logger.warning(
+                "epoch=%d rank=%d pairs=%d replaced=%d refused=%d %s",
+                step // self.steps_per_epoch, self._rank, self._num_pairs, self._num_replaced,
+                self.refused.total(), reasons,
+            )  # fmt: skip
+
+    def _make(self, step: int) -> _Made:
         if step < self._next_step:
             self._documents, self._next_step = self._shuffled(), 0
-        for _ in range((step - self._next_step) * self._batch_size):
-            next(self._documents)
+            self._unused.clear()
+        if step > self._next_step:
+            for _ in range((step - self._next_step) * self._batch_size):
+                self._take()
+            self._refused_in_reading.clear()
         self._next_step = step + 1
-        documents = list(itertools.islice(self._documents, self._batch_size))
-        good = [pair for pair in self._decoders.map(self._decode, documents) if pair is not None]
-        if not good:
-            raise ValueError(
-                f"step {step}: none of {self._batch_size} pairs can be used: {dict(self.refused)}"
-            )
-        filled = list(itertools.islice(itertools.cycle(good), self._batch_size))
-        return PairBatch(np.stack([pair.image for pair in filled]), [pair.caption for pair in filled])
+        found: dict[tuple[str, str], TrainingPair | Reason] = {}
+        self._decode([self._take() for _ in range(self._batch_size)], found)
+        refused = Counter(pair.value for pair in found.values() if isinstance(pair, Reason))
+        num_replaced = self._batch_size - len(_usable(found))
+        num_tried = 0
+        while (num_missing := self._batch_size - len(_usable(found))) > 0:
+            if num_tried >= LOOK_AHEAD * self._batch_size:
+                raise ValueError(
+                    f"step {step}: only {len(_usable(found))} different pairs for a batch of "
+                    f"{self._batch_size} in {num_tried + self._batch_size} of rank {self._rank}, refused: "
+                    f"{dict(refused)}; mend the shards, or lower batch_size"
+                )
+            self._decode(self._peek(num_tried, num_missing), found)
+            num_tried += num_missing
+        refused += self._refused_in_reading
+        self._refused_in_reading.clear()
+        pairs = _usable(found)
+        batch = PairBatch(np.stack([pair.image for pair in pairs]), [pair.caption for pair in pairs])
+        return _Made(batch, num_replaced, refused)
 
-    def _decode(self, document: RawDocument) -> TrainingPair | None:
-        pair = decoded_pair(document, self._data.preprocess, self._data.group_pattern)
-        if isinstance(pair, TrainingPair):
-            return pair
-        self.refused[pair] += 1
-        return None
+    def _take(self) -> _Placed:
+        """The next document of the stream."""
+        return self._unused.popleft() if self._unused else next(self._documents)
 
-    def _shuffled(self) -> Iterator[RawDocument]:
+    def _peek(self, start: int, count: int) -> list[_Placed]:
+        """Documents that come later in the stream, and stay there."""
+        while len(self._unused) < start + count:
+            self._unused.append(next(self._documents))
+        return list(itertools.islice(self._unused, start, start + count))
+
+    def _decode(
+        self, documents: Sequence[_Placed], found: dict[tuple[str, str], TrainingPair | Reason]
+    ) -> None:
+        """Add pairs, or why there are none, by place; those that are there already are left."""
+        fresh = {placed.place: placed.document for placed in documents if placed.place not in found}
+        preprocess = self._data.preprocess
+        made = self._decoders.map(lambda item: decoded_pair(item, preprocess, item.key), fresh.values())
+        found.update(zip(fresh, made, strict=True))
+
+    def _shuffled(self) -> Iterator[_Placed]:
         """Documents of this rank without end, through a buffer from which each is drawn at random."""
         rng = np.random.default_rng((self._seed, self._rank))
-        buffer: list[RawDocument] = []
+        buffer: list[_Placed] = []
         for document in self._in_order():
             buffer.append(document)
             if len(buffer) > self._data.shuffle_pairs:
@@ -113,7 +195,7 @@ class PairStream:
                 buffer[place], buffer[-1] = buffer[-1], buffer[place]
                 yield buffer.pop()
 
-    def _in_order(self) -> Iterator[RawDocument]:
+    def _in_order(self) -> Iterator[_Placed]:
         data = self._data
         for epoch in itertools.count():
             order = np.random.default_rng((self._seed, epoch)).permutation(len(self._shards))
@@ -121,10 +203,16 @@ class PairStream:
             for index in order[self._rank :: self._world_size]:
                 shard = self._shards[index]
                 for item in read_pairs(read_shard(shard), shard.name):
-                    if isinstance(item, RawDocument) and not is_held_out(
-                        group_of(item.key, data.group_pattern), data.held_out_fraction
+                    if isinstance(item, QuarantineRecord):
+                        self._refused_in_reading[item.reason.value] += item.unit is not Unit.MEMBER
+                    elif not is_held_out(
+                        group_of(shard.name, item.key, data.group_pattern), data.held_out_fraction
                     ):
                         num_found += 1
-                        yield item
+                        yield _Placed(shard.name, item)
             if not num_found:
                 raise ValueError(f"rank {self._rank}: its shards hold no pair for training")
+
+
+def _usable(found: dict[tuple[str, str], TrainingPair | Reason]) -> list[TrainingPair]:
+    return [pair for pair in found.values() if isinstance(pair, TrainingPair)]

@@ -8,9 +8,10 @@ of seed and step, so a run resumes exactly, on any number of ranks.
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from hashlib import blake2b
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b, sha256
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,9 @@ from tokenizer.preprocess import ImageError, PreprocessConfig, load_image
 
 logger = logging.getLogger(__name__)
 
+MANY_VARIANTS = 8
+"""Pairs to a group, on the average, that are warned of: emoji with all their skin tones have about two."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PairDataConfig:
@@ -34,7 +38,8 @@ class PairDataConfig:
     """Tar shards as for tokenization: files, globs, braces, folders, ``@file`` lists, URLs."""
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     group_pattern: str = ""
-    """What this removes from a key gives the group: variants of one picture, on one side of the split."""
+    """What this removes from a key gives the group, over all shards: variants of one picture, on one side of
+    the split. Empty: every sample of every shard is a group of its own."""
     held_out_fraction: float = 0.02
     """Share of the groups that are never trained on, chosen by their names alone."""
     shuffle_pairs: int = 0
@@ -55,7 +60,8 @@ class PairDataConfig:
             raise ValueError("data.pairs_per_epoch must be given where pairs are streamed (shuffle_pairs)")
 
     def shards(self) -> list[SourceShard]:
-        """All shards in the order of the patterns; two folders may hold shards of one name.
+        """All shards in the order of the patterns; if two folders hold shards of one name, the second such
+        shard is named ``NAME (2)``.
 
         Raises:
             ValueError, FileNotFoundError: no pattern is given, or one matches nothing.
@@ -63,7 +69,30 @@ class PairDataConfig:
         if not self.input:
             raise ValueError("data.input: no shards are given")
         found = [shard for pattern in self.input for shard in expand_inputs([pattern])]
-        return list({shard.url: shard for shard in found}.values())
+        seen: Counter[str] = Counter()
+        named = []
+        for shard in {shard.url: shard for shard in found}.values():
+            seen[shard.name] += 1
+            count = seen[shard.name]
+            named.append(replace(shard, name=f"{shard.name} ({count})") if count > 1 else shard)
+        return named
+
+    def settings(self, shards: Sequence[SourceShard], num_ranks: int) -> dict[str, Any]:
+        """What decides the pairs of every step, for the description of a run: it goes on with these alone.
+
+        Shards count by name, size and order, not by place: they may move.
+
+        Args:
+            shards: of ``shards``.
+            num_ranks: counts where pairs are streamed, since each rank then has shards of its own.
+        """
+        listing = "\n".join(f"{shard.name}\t{shard.num_bytes}" for shard in shards)
+        names = ("preprocess", "group_pattern", "held_out_fraction", "shuffle_pairs")
+        return {name: getattr(self, name) for name in names} | {
+            "num_shards": len(shards),
+            "shards_sha256": sha256(listing.encode()).hexdigest(),
+            "num_ranks": num_ranks if self.shuffle_pairs else "any",
+        }
 
 
 @dataclass(frozen=True)
@@ -89,15 +118,16 @@ def read_training_pairs(
     Args:
         shards: in img2dataset layout, as tokenization reads them (``sources.pairs``).
         preprocess: how pictures become network input.
-        group_pattern: regular expression; what it matches is removed from the key to give the group.
+        group_pattern: as ``PairDataConfig.group_pattern``.
         is_wanted: of a group; pairs of others are passed over undecoded.
     """
     refused: Counter[str] = Counter()
     for shard in shards:
         for item in read_pairs(read_shard(shard), shard.name):
-            if isinstance(item, RawDocument) and not is_wanted(group_of(item.key, group_pattern)):
+            group = group_of(shard.name, item.key, group_pattern)
+            if isinstance(item, RawDocument) and not is_wanted(group):
                 continue
-            pair = decoded_pair(item, preprocess, group_pattern)
+            pair = decoded_pair(item, preprocess, group)
             if isinstance(pair, TrainingPair):
                 yield pair
             else:
@@ -108,7 +138,7 @@ def read_training_pairs(
 
 
 def decoded_pair(
-    item: RawDocument | QuarantineRecord, preprocess: PreprocessConfig, group_pattern: str
+    item: RawDocument | QuarantineRecord, preprocess: PreprocessConfig, group: str
 ) -> TrainingPair | Reason:
     """The pair of one source item, or the reason why there is none."""
     if isinstance(item, QuarantineRecord):
@@ -121,12 +151,13 @@ def decoded_pair(
         image = load_image(raw.data, preprocess)
     except ImageError as error:
         return error.reason
-    return TrainingPair(item.key, group_of(item.key, group_pattern), np.asarray(image), caption.strip())
+    return TrainingPair(item.key, group, np.asarray(image), caption.strip())
 
 
-def group_of(key: str, group_pattern: str) -> str:
-    """The group of a key: what is left without the matches of the pattern."""
-    return re.sub(group_pattern, "", key) if group_pattern else key
+def group_of(shard: str, key: str, group_pattern: str) -> str:
+    """The group of a sample: what is left of its key without the matches of the pattern, wherever it stands;
+    without a pattern its shard's name and its key, since every shard may count its samples from zero."""
+    return re.sub(group_pattern, "", key) if group_pattern else f"{shard}\t{key}"
 
 
 def is_held_out(group: str, fraction: float) -> bool:
@@ -135,13 +166,18 @@ def is_held_out(group: str, fraction: float) -> bool:
     return int.from_bytes(digest, "big") < fraction * 2**64
 
 
-def split_pairs(data: PairDataConfig) -> tuple[list[TrainingPair], list[TrainingPair]]:
+def split_pairs(
+    data: PairDataConfig, shards: Sequence[SourceShard] | None = None
+) -> tuple[list[TrainingPair], list[TrainingPair]]:
     """Training pairs, and of each held-out group the first pair (by key).
+
+    ``shards`` are those of ``data``, where they were looked for already. Warns if many pairs share a group,
+    of which an epoch draws one.
 
     Raises:
         ValueError, FileNotFoundError: no shard matches, or nothing is left for one of the two.
     """
-    shards = data.shards()
+    shards = data.shards() if shards is None else shards
     train: list[TrainingPair] = []
     kept: dict[str, TrainingPair] = {}
     for pair in read_training_pairs(shards, data.preprocess, data.group_pattern):
@@ -154,7 +190,21 @@ def split_pairs(data: PairDataConfig) -> tuple[list[TrainingPair], list[Training
             f"data.held_out_fraction {data.held_out_fraction} leaves {len(train)} pairs for training and "
             f"{len(kept)} for evaluation"
         )
+    if data.group_pattern:
+        _check_groups(data.group_pattern, train)
     return train, [kept[group] for group in sorted(kept)]
+
+
+def _check_groups(group_pattern: str, train: list[TrainingPair]) -> None:
+    """Warn if the pattern puts together what hardly are variants: equal keys of several shards, or very
+    many."""
+    num_keys, num_groups = len({pair.key for pair in train}), len({pair.group for pair in train})
+    if num_keys < len(train) or num_groups * MANY_VARIANTS < len(train):
+        logger.warning(
+            "data.group_pattern %r: %d pairs with %d different keys make %d groups, and an epoch has one "
+            "of each; if these are no variants of one picture, give every sample a key of its own",
+            group_pattern, len(train), num_keys, num_groups,
+        )  # fmt: skip
 
 
 def read_held_out(shards: Iterable[SourceShard], data: PairDataConfig) -> list[TrainingPair]:
@@ -211,6 +261,10 @@ class PairBatches:
     def steps_per_epoch(self) -> int:
         """Full batches only."""
         return len(self._members) // self._global_batch
+
+    def figures(self) -> dict[str, float]:
+        """None: what cannot be used is told when the pairs are read."""
+        return {}
 
     def batch(self, step: int) -> PairBatch:
         """Batch of ``step`` (0-based over the whole run) for this rank."""

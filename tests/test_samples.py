@@ -40,7 +40,7 @@ def test_held_out_emoji_are_those_of_the_tokenizer() -> None:
         name: [document.key for document in read_documents(TOKENS / name / f"{name}.parquet")]
         for name in ("train", "held_out")
     }
-    groups = {name: {group_of(key, data.group_pattern) for key in keys[name]} for name in keys}
+    groups = {name: {group_of(name, key, data.group_pattern) for key in keys[name]} for name in keys}
     assert not any(is_held_out(group, data.held_out_fraction) for group in groups["train"])
     assert all(is_held_out(group, data.held_out_fraction) for group in groups["held_out"])
     assert len(groups["held_out"]) == len(keys["held_out"]) > 150

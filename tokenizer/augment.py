@@ -8,6 +8,7 @@ Dimensions: B images, R rows, U columns.
 """
 
 import math
+import re
 from dataclasses import dataclass
 
 import torch
@@ -43,14 +44,16 @@ NUM_DRAWS = 8
 """Random numbers for each view."""
 
 NO_MIRROR_WORDS = frozenset(
-    {"left", "right", "leftwards", "rightwards", "clockwise", "anticlockwise", "counterclockwise"}
+    {"left", "right", "leftward", "rightward", "leftwards", "rightwards", "leftmost", "rightmost"}
+    | {"clockwise", "anticlockwise", "counterclockwise"}
 )
 """A caption with one of these would be false of the mirror image."""
 
 
 def may_mirror(caption: str) -> bool:
-    """Whether the caption stays true of the mirror image, as far as its words tell."""
-    return NO_MIRROR_WORDS.isdisjoint(caption.lower().replace("-", " ").split())
+    """Whether the caption stays true of the mirror image, as far as its words tell; a word ends where its
+    letters do, whatever follows."""
+    return NO_MIRROR_WORDS.isdisjoint(re.findall(r"[a-z]+", caption.lower()))
 
 
 def draw_views(num_images: int, rng: torch.Generator) -> Tensor:

@@ -3,6 +3,8 @@
 Cleaning follows LAVIS' caption processor: lower case, nine punctuation marks to blanks, at most 50 words.
 """
 
+import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -45,6 +47,12 @@ class CaptionTokenizer:
     @property
     def vocab_size(self) -> int:
         return int(self._tokenizer.get_vocab_size())
+
+    @property
+    def vocabulary_sha256(self) -> str:
+        """Identity of the word table: hash over its entries and their ids."""
+        entries = json.dumps(sorted(self._tokenizer.get_vocab().items()))
+        return hashlib.sha256(entries.encode()).hexdigest()
 
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """B captions as read -> (B, T) int64 ids and (B, T) bool mask, T the longest of them."""

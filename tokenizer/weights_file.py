@@ -53,14 +53,25 @@ def weights_sha256(official: Mapping[str, Tensor], config: SeedTokenizerConfig) 
     make no difference; neither do the unused position ids. Every tensor is hashed by itself in a thread pool
     (hashlib releases the interpreter lock), then the sorted list of names, shapes and digests.
     """
-    names = sorted(name for name in official if not name.endswith(POSITION_IDS))
+    used = {name: tensor for name, tensor in official.items() if not name.endswith(POSITION_IDS)}
+    return tensors_sha256(used, json.dumps(config.architecture(), sort_keys=True))
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor], *about: str) -> str:
+    """Hash over texts about a network and its tensors, as ``weights_sha256`` says."""
+    names = sorted(tensors)
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(lambda name: _tensor_sha256(official[name]), names))
+        digests = list(pool.map(lambda name: _tensor_sha256(tensors[name]), names))
     lines = [
-        f"{name} {list(official[name].shape)} {digest}" for name, digest in zip(names, digests, strict=True)
+        f"{name} {list(tensors[name].shape)} {digest}" for name, digest in zip(names, digests, strict=True)
     ]
-    architecture = json.dumps(config.architecture(), sort_keys=True)
-    return hashlib.sha256("\n".join([architecture, *lines]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([*about, *lines]).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _tensor_sha256(tensor: Tensor) -> str:

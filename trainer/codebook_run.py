@@ -134,7 +134,9 @@ class CodebookRun:
         if self.care.cached_views:
             inputs = BatchCache(encoded, self.care.cached_views * batches.steps_per_epoch, self.run.seed)
             logger.info("cached batches=%d", self.care.cached_views * batches.steps_per_epoch)
-        loop = StageLoop(self.step_module, self.run, output, batches.steps_per_epoch, self.settings)
+        loop = StageLoop(
+            self.step_module, self.run, output, batches.steps_per_epoch, self.settings, batches.figures
+        )
         if loop.resume() == 0 and self.care.kmeans_vectors:
             self._start_from_kmeans(inputs)
 

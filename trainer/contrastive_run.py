@@ -143,7 +143,7 @@ def run_contrastive(
         return (made.images, *texts, *components)
 
     step = ContrastiveStep(model, task, thumbnail.weight)
-    loop = StageLoop(step, run, output, batches.steps_per_epoch, settings)
+    loop = StageLoop(step, run, output, batches.steps_per_epoch, settings, batches.figures)
     loop.resume()
 
     def figures() -> dict[str, float]:

@@ -71,7 +71,7 @@ def run_pixels(
         return embedding.clone(), target.clone()
 
     mean_picture = thumbnails(torch.as_tensor(batches.batch(0).images), SIDE).mean(dim=0, keepdim=True)
-    loop = StageLoop(PixelsStep(decoder), run, output, batches.steps_per_epoch, settings)
+    loop = StageLoop(PixelsStep(decoder), run, output, batches.steps_per_epoch, settings, batches.figures)
     loop.resume()
     source: Callable[[int], tuple[Tensor, Tensor]] = embedded
     if cached_views:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from trainer.stage_config import StageRunConfig
 
 _MAY_CHANGE = ("steps", "batch_size", "log_every", "evaluate_every", "checkpoint_every")
 """Of a run: ``batch_size`` with the number of ranks, ``steps`` as far as the rates of past steps stay."""
+
+_SHOWN = 3
+"""Changes in one message; the others are counted."""
 
 
 def describe_stage(
@@ -43,7 +46,7 @@ def _as_json(value: Any) -> Any:
 
 
 def check_same_stage(checkpoint: Path, own: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming the setting, unless a stage that is described so may go on from a checkpoint.
+    """Raise ValueError, naming the settings, unless a stage that is described so may go on from a checkpoint.
 
     Args:
         checkpoint: a complete one.
@@ -54,19 +57,21 @@ def check_same_stage(checkpoint: Path, own: Mapping[str, Any]) -> None:
         return
     saved, ours = description["settings"], own["settings"]
     before, now = flatten(saved), flatten(ours)
-    for name in before.keys() & now.keys() - {f"run.{name}" for name in _MAY_CHANGE}:
-        if before[name] != now[name]:
-            raise _refusal(checkpoint, name, before[name], now[name])
+    compared = before.keys() & now.keys() - {f"run.{name}" for name in _MAY_CHANGE}
+    if changed := sorted(name for name in compared if before[name] != now[name]):
+        shown = [f"{name} was {before[name]}, this run has {now[name]}" for name in changed[:_SHOWN]]
+        raise _refusal(checkpoint, shown + [f"{len(changed) - _SHOWN} more"] * (len(changed) > _SHOWN))
     known = {field.name for field in dataclasses.fields(StageRunConfig)}
     old = StageRunConfig(**{name: value for name, value in saved["run"].items() if name in known})
     new, per_epoch = StageRunConfig(**ours["run"]), ours["steps_per_epoch"]
     done = range(description["progress"]["step"])
     if any(old.lr_at(step, per_epoch) != new.lr_at(step, per_epoch) for step in done):
-        raise _refusal(checkpoint, "run.steps", old.steps, f"{new.steps}, which changes past learning rates")
+        change = f"run.steps was {old.steps}, this run has {new.steps}, which changes past learning rates"
+        raise _refusal(checkpoint, [change])
 
 
-def _refusal(checkpoint: Path, name: str, before: Any, now: Any) -> ValueError:
+def _refusal(checkpoint: Path, changes: Sequence[str]) -> ValueError:
     return ValueError(
-        f"{checkpoint}: {name} was {before}, this run has {now}; go on with the same data and settings, or "
-        "choose another --output"
+        f"{checkpoint}: {'; '.join(changes)}; go on with the same data and settings, choose another "
+        f"--output, or delete {checkpoint.parent.parent} to begin anew"
     )

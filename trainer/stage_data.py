@@ -26,6 +26,9 @@ class Batches(Protocol):
     def batch(self, step: int) -> Any:
         """Object with ``images`` (B, R, U, 3) uint8 and ``captions`` (B strings)."""
 
+    def figures(self) -> Mapping[str, float]:
+        """Of the batches so far, the same names on all ranks; their means are logged beside the losses."""
+
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:

@@ -67,6 +67,7 @@ class StageLoop:
         output: Path,
         steps_per_epoch: int,
         settings: Mapping[str, Any] | None = None,
+        data_figures: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         """Open the directory.
 
@@ -76,11 +77,13 @@ class StageLoop:
             output: gets ``checkpoints`` and ``metrics.jsonl``.
             steps_per_epoch: of the data.
             settings: further ones that decide the curve, by name; they may not change on resume.
+            data_figures: of this rank's batches so far, logged beside the losses.
         """
         self.module = module
         self.run = run
         self.output = output
         self.steps_per_epoch = steps_per_epoch
+        self.data_figures = data_figures
         self.step = 0
         self.optimizer = torch.optim.AdamW(parameter_groups(module, run), lr=run.lr, betas=(0.9, 0.999))
         self._state = TrainingState([module], [[self.optimizer]], skips_frozen=True)
@@ -191,7 +194,8 @@ class StageLoop:
     def _step(
         self, forward: nn.Module, inputs: tuple[Any, ...], stop: StopSignal
     ) -> tuple[StepResult, float, float, bool]:
-        """One step; its result, rate and gradient norm, and whether any rank was asked to stop."""
+        """One step; its result over all ranks, rate and gradient norm, and whether any rank was asked to
+        stop."""
         lr = self.run.lr_at(self.step, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -201,23 +205,27 @@ class StageLoop:
         result.loss.backward()  # also of a bad loss: other ranks wait for its gradients
         norm = self.run.max_grad_norm or math.inf
         grad_norm = nn.utils.clip_grad_norm_(self.module.parameters(), norm)
-        is_stopped = self._agree(result.loss.detach(), grad_norm, stop)
+        of_all_ranks, is_stopped = self._agree(result, grad_norm, stop)
         self.optimizer.step()
-        return result, lr, float(grad_norm), is_stopped
+        return of_all_ranks, lr, float(grad_norm), is_stopped
 
-    def _agree(self, loss: Tensor, grad_norm: Tensor, stop: StopSignal) -> bool:
-        """Whether any rank was asked to stop; an error on all where loss or gradient of any is not finite."""
+    def _agree(self, result: StepResult, grad_norm: Tensor, stop: StopSignal) -> tuple[StepResult, bool]:
+        """Means over the ranks, as gradients are averaged, and whether any rank was asked to stop; an error
+        on all where loss or gradient of any is not finite."""
+        loss = result.loss.detach().float()
         is_bad = ~(loss.isfinite() & grad_norm.isfinite())
-        flags = torch.stack([is_bad, is_bad.new_tensor(stop.is_set)]).int()
-        dist.all_reduce(flags)
-        is_bad_somewhere, is_stopped = (flags > 0).tolist()
-        if is_bad_somewhere:
+        metrics = dict(result.metrics) | dict(self.data_figures())
+        own = (is_bad, stop.is_set, loss, *metrics.values())
+        sums = torch.stack([torch.as_tensor(value).detach().to(loss) for value in own])
+        dist.all_reduce(sums)
+        if sums[0] > 0:
             where = "" if is_bad else "on another rank; here "
             raise FloatingPointError(
                 f"step {self.step}: {where}loss is {float(loss)}, norm of the gradient {float(grad_norm)}; "
                 "this step was neither taken nor saved"
             )
-        return bool(is_stopped)
+        mean_loss, *means = (sums[2:] / dist.get_world_size()).unbind()
+        return StepResult(mean_loss, dict(zip(metrics, means, strict=True))), bool(sums[1] > 0)
 
     def log(self, figures: Mapping[str, Tensor | float]) -> None:
         """One line to the log and to ``metrics.jsonl``, with the number of finished steps; rank 0 only."""

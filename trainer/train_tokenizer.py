@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,10 @@ from tokenizer.from_scratch import init_from_scratch
 from tokenizer.generation_target import ClipTarget, SubstituteTarget
 from tokenizer.initial_weights import load_initial_weights
 from tokenizer.pixel_decoder import PixelDecoder
+from tokenizer.seed import codes_fingerprint
+from tokenizer.weights_file import file_sha256, tensors_sha256
 from trainer.codebook_run import CodebookCareConfig, CodebookRun, tokenizer_of
+from trainer.contrastive_run import WEIGHTS_NAME as STAGE1_WEIGHTS
 from trainer.contrastive_run import ThumbnailConfig, fit_components, load_contrastive, run_contrastive
 from trainer.pixels_run import run_pixels
 from trainer.processes import choose_device, process_group
@@ -69,39 +72,60 @@ class StagesConfig:
 
 
 def run_stage(
-    config: StagesConfig, batches: Batches, held_out: HeldOut | None, train_captions: Iterable[str]
+    config: StagesConfig,
+    batches: Batches,
+    held_out: HeldOut | None,
+    train_captions: Iterable[str],
+    data: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Run the chosen stage to its end (or resume it); figures on the held-out pairs.
 
     The first process judges these, needs them and gets the figures; the others wait meanwhile.
 
+    Args:
+        config: of all stages.
+        batches: training pairs.
+        held_out: other pairs.
+        train_captions: of them ``words:SIZE`` is made.
+        data: what decides the batches, by name, beside length and seed of the run; a stage goes on only with
+            the same.
+
     Raises:
         InterruptedError: SIGTERM or SIGINT ended it early; it goes on when called again.
+        ValueError: its checkpoint is of other data or settings.
     """
     with process_group(choose_device(config.device)):
-        return _run_stage(config, batches, held_out, train_captions)
+        settings = settings_of_stage(config) | {"data": data or {}}
+        return _run_stage(config, batches, held_out, train_captions, settings)
 
 
 def _run_stage(
-    config: StagesConfig, batches: Batches, held_out: HeldOut | None, train_captions: Iterable[str]
+    config: StagesConfig,
+    batches: Batches,
+    held_out: HeldOut | None,
+    train_captions: Iterable[str],
+    settings: dict[str, Any],
 ) -> dict[str, float]:
     directory = config.output / config.stage
     device = choose_device(config.device)
     rng = torch.Generator().manual_seed(config.run_of_stage.seed)
-    settings = settings_of_stage(config)
     if config.stage == "qformer":
         captions = caption_tokenizer(config.captions, train_captions)
+        settings["vocabulary_sha256"] = captions.vocabulary_sha256
         model = ContrastiveModel(config.model, with_word_table(config.contrastive, captions.vocab_size))
         init_from_scratch(model, rng)
         if config.initial_weights:
             missing = load_initial_weights(model, config.initial_weights)
+            # Frozen parts of the network are in no checkpoint: they come from these files again.
+            settings["initial_weights_sha256"] = [file_sha256(path) for path in config.initial_weights]
             logger.info("drawn parameters=%d first=%s", len(missing), missing[:3])
         return run_contrastive(
             model.to(device), captions, batches, held_out, directory, config.contrastive_run, config.augment,
             config.thumbnail, settings,
         )  # fmt: skip
     if config.stage == "pixels":
-        tokenizer, _ = load_model(config.output / "codebook")
+        tokenizer, weights_sha256 = load_model(config.output / "codebook")
+        settings["tokenizer"] = codes_fingerprint(weights_sha256, tokenizer.config, "fp32", {}).hex
         with torch.random.fork_rng([]):
             torch.manual_seed(config.pixels_run.seed)
             decoder = PixelDecoder(tokenizer.config.image_features_dim)
@@ -110,7 +134,11 @@ def _run_stage(
             config.augment, settings, config.care.cached_views, config.care.whole_targets,
         )  # fmt: skip
     stage1, _ = load_contrastive(config.output / "qformer")
-    target = generation_target(config, stage1, batches).to(device)
+    settings["stage1_sha256"] = file_sha256(config.output / "qformer" / STAGE1_WEIGHTS)
+    target = generation_target(config, stage1, batches)
+    if isinstance(target, ClipTarget):
+        settings["generation_target_sha256"] = tensors_sha256(target.state_dict())
+    target = target.to(device)
     model_config = dataclasses.replace(config.model, image_features_dim=target.width)
     tokenizer = tokenizer_of(stage1, model_config, rng).to(device)
     run = CodebookRun(
@@ -123,7 +151,7 @@ def settings_of_stage(config: StagesConfig) -> dict[str, Any]:
     """What decides the curve of the chosen stage beside its run, by the names of the configuration."""
     if config.stage == "qformer":
         names = ["model", "captions", "contrastive", "thumbnail"]
-        # Files may move between two runs; frozen parts of the network come from them again.
+        # Files may move between two runs.
         weights = {"initial_weights": [path.name for path in config.initial_weights]}
         return {name: getattr(config, name) for name in ("augment", *names)} | weights
     care = dataclasses.asdict(config.care)

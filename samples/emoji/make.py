@@ -72,7 +72,7 @@ def split(inputs: list[str]) -> tuple[list[TarSample], list[TarSample]]:
         for sample in read_shard(shard):
             if not isinstance(sample, TarSample):
                 raise ValueError(f"{shard.name}: {sample}")
-            group = group_of(sample.key, data.group_pattern)
+            group = group_of(shard.name, sample.key, data.group_pattern)
             if not is_held_out(group, data.held_out_fraction):
                 train.append(sample)
             elif group not in held_out or sample.key < held_out[group].key:

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import tarfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,14 @@ import pytest
 from jobs.command_line import EXIT_STOPPED
 from jobs.config_file import parse_config
 from jobs.train_tokenizer import TrainTokenizerConfig, main, train
-from pipeline.training_pairs import PairBatch, PairBatches, PairDataConfig, TrainingPair, read_held_out
+from pipeline.training_pairs import (
+    PairBatch,
+    PairBatches,
+    PairDataConfig,
+    TrainingPair,
+    read_held_out,
+    split_pairs,
+)
 from tests.trainer.runs import run_in_processes
 from tests.trainer.test_train_tokenizer import MODEL
 from tokenizer.codebook_stage import RELEASED, CodebookConfig
@@ -24,6 +33,7 @@ from tokenizer.config import SeedTokenizerConfig
 from tokenizer.contrastive_stage import ContrastiveConfig
 from tokenizer.preprocess import PreprocessConfig
 from trainer.stage_config import StageRunConfig
+from trainer.stage_data import held_out_of
 from trainer.train_tokenizer import run_stage
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -79,7 +89,7 @@ def test_only_the_first_rank_reads_and_judges_held_out_pairs(tmp_path: Path) -> 
     config = TrainTokenizerConfig(
         output=tmp_path / "out", device="cpu", model=MODEL, captions=str(vocabulary),
         contrastive=ContrastiveConfig(embed_dim=8, train_vit=True),
-        contrastive_run=StageRunConfig(steps=2, batch_size=2, warmup_steps=1, evaluate_every=1),
+        contrastive_run=StageRunConfig(steps=2, batch_size=2, warmup_steps=1, evaluate_every=1, log_every=1),
         data=PairDataConfig(
             input=(str(tmp_path / "*.tar"),), shuffle_pairs=4, pairs_per_epoch=16, held_out_fraction=0.2,
             held_out_limit=3, preprocess=PreprocessConfig(color="clean"),
@@ -90,6 +100,8 @@ def test_only_the_first_rank_reads_and_judges_held_out_pairs(tmp_path: Path) -> 
     assert second == {}
     assert "R@mean" in first
     assert json.loads((tmp_path / "out" / "qformer" / "figures.json").read_text()) == first
+    lines = [json.loads(line) for line in (tmp_path / "out/qformer/metrics.jsonl").read_text().splitlines()]
+    assert [line["replaced_fraction"] for line in lines if "loss" in line] == [0, 0]
 
 
 def test_a_stopped_stage_writes_no_result_and_says_how_it_goes_on(
@@ -110,6 +122,60 @@ def test_a_stopped_stage_writes_no_result_and_says_how_it_goes_on(
     assert {path.name for path in (tmp_path / "qformer").iterdir()} == {"checkpoints", "metrics.jsonl"}
     assert main(arguments) == 0
     assert (tmp_path / "qformer" / "figures.json").is_file()
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> TrainTokenizerConfig:
+    """Stage 1 after one step."""
+    shutil.copytree(RECIPES.parent / "samples" / "pairs", tmp_path / "pairs")
+    config = TrainTokenizerConfig(
+        output=tmp_path / "out", device="cpu", model=MODEL, captions="words:400",
+        contrastive=ContrastiveConfig(embed_dim=8, train_vit=True, vocab_size=400),
+        contrastive_run=StageRunConfig(steps=1, batch_size=2, warmup_steps=0),
+        data=PairDataConfig(
+            input=(str(tmp_path / "pairs" / "*.tar"),), held_out_fraction=0.2,
+            preprocess=PreprocessConfig(color="clean"),
+        ),
+    )  # fmt: skip
+    train(config)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"preprocess": PreprocessConfig()}, "data.preprocess.color was clean, this run has reference"),
+        ({"group_pattern": "z+"}, "data.group_pattern was , this run has z+"),
+        ({"held_out_fraction": 0.21}, "data.held_out_fraction was 0.2, this run has 0.21"),
+    ],
+    ids=["color", "group", "held out"],
+)
+def test_a_stage_does_not_go_on_with_other_pairs(
+    change: dict[str, Any], message: str, finished: TrainTokenizerConfig
+) -> None:
+    train(finished)  # with the same it does
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
+        train(replace(finished, data=replace(finished.data, **change)))
+    assert "\n" not in str(raised.value)
+    assert f"delete {finished.output / 'qformer'} to begin anew" in str(raised.value)
+
+
+def test_a_stage_does_not_go_on_with_other_shards_or_captions(finished: TrainTokenizerConfig) -> None:
+    shard = next(Path(finished.data.input[0]).parent.glob("*.tar"))
+    before = shard.read_bytes()
+    with tarfile.open(shard, "a") as tar:
+        tar.addfile(tarfile.TarInfo("added.txt"))
+    shard.write_bytes(shard.read_bytes() + bytes(tarfile.RECORDSIZE))
+    with pytest.raises(ValueError, match=r"step-00000001: data\.shards_sha256 was "):
+        train(finished)
+    shard.write_bytes(before)
+    settings = finished.data.settings(finished.data.shards(), 1)
+    pairs, kept = split_pairs(finished.data)
+    arguments = finished, PairBatches(pairs, 2, seed=0), held_out_of(kept)
+    captions = [pair.caption for pair in pairs]
+    run_stage(*arguments, captions, settings)
+    with pytest.raises(ValueError, match="step-00000001: vocabulary_sha256 was "):
+        run_stage(*arguments, captions[::2], settings)
 
 
 def stopping(batch: Callable[[PairBatches, int], PairBatch]) -> Callable[[PairBatches, int], PairBatch]:

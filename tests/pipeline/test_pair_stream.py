@@ -3,6 +3,7 @@
 import io
 import tarfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from pipeline.inputs import SourceShard, expand_inputs
 from pipeline.pair_stream import PairStream
-from pipeline.training_pairs import PairDataConfig, is_held_out, read_held_out
+from pipeline.training_pairs import PairDataConfig, group_of, is_held_out, read_held_out
 
 NUM_SHARDS, PAIRS_PER_SHARD = 3, 20
 DATA = PairDataConfig(held_out_fraction=0.2, shuffle_pairs=7, pairs_per_epoch=48)
@@ -19,15 +20,25 @@ DATA = PairDataConfig(held_out_fraction=0.2, shuffle_pairs=7, pairs_per_epoch=48
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> list[SourceShard]:
-    """Small pictures whose caption is their key; the third of each shard is damaged."""
-    folder = tmp_path_factory.mktemp("shards")
+    """The third picture of each shard is damaged."""
+    return write_shards(tmp_path_factory.mktemp("shards"), lambda index: index == 3)
+
+
+@pytest.fixture(scope="module")
+def poor_shards(tmp_path_factory: pytest.TempPathFactory) -> list[SourceShard]:
+    """Of the pictures of each shard every other is damaged."""
+    return write_shards(tmp_path_factory.mktemp("poor"), lambda index: index % 2 == 1)
+
+
+def write_shards(folder: Path, is_damaged: Callable[[int], bool]) -> list[SourceShard]:
+    """Small pictures whose caption is their key."""
     for number in range(NUM_SHARDS):
         with tarfile.open(folder / f"{number:05}.tar", "w") as tar:
             for index in range(PAIRS_PER_SHARD):
                 key = f"{number:02}{index:03}"
                 stream = io.BytesIO()
                 Image.new("RGB", (8, 8), (number * 80, index * 12, 0)).save(stream, "PNG")
-                image = stream.getvalue()[: 40 if index == 3 else None]
+                image = stream.getvalue()[: 40 if is_damaged(index) else None]
                 for suffix, data in (("png", image), ("txt", key.encode())):
                     member = tarfile.TarInfo(f"{key}.{suffix}")
                     member.size = len(data)
@@ -53,10 +64,56 @@ def test_every_training_pair_comes_and_no_held_out_one(shards: list[SourceShard]
     seen = Counter(caption for batch in captions(stream, range(60)) for caption in batch)
     keys = {f"{n:02}{i:03}" for n in range(NUM_SHARDS) for i in range(PAIRS_PER_SHARD)}
     sound = {key for key in keys if not key.endswith("003")}
-    assert set(seen) == {key for key in sound if not is_held_out(key, 0.2)}
+    kept = {key for key in sound if is_held_out(group_of(f"{int(key[:2]):05}", key, ""), 0.2)}
+    assert set(seen) == sound - kept
     assert stream.refused["image_truncated"] + stream.refused["image_decode_error"] > 0
     held_out = read_held_out(shards, DATA)
-    assert {pair.key for pair in held_out} == {key for key in sound if is_held_out(key, 0.2)}
+    assert {pair.key for pair in held_out} == kept
+
+
+def test_others_of_the_stream_stand_in_for_damaged_pictures(poor_shards: list[SourceShard]) -> None:
+    """No batch holds a pair twice; every sound pair comes, and a resumed stream gives the same."""
+    whole = captions(PairStream(poor_shards, DATA, 8, seed=1), range(20))
+    assert all(len(batch) == len(set(batch)) == 8 for batch in whole)
+    sound = {f"{n:02}{i:03}" for n in range(NUM_SHARDS) for i in range(0, PAIRS_PER_SHARD, 2)}
+    kept = {key for key in sound if is_held_out(group_of(f"{int(key[:2]):05}", key, ""), 0.2)}
+    assert {caption for batch in whole for caption in batch} == sound - kept
+    for start in (1, 7, 19):
+        resumed = PairStream(poor_shards, DATA, 8, seed=1)
+        assert captions(resumed, range(start, 20)) == whole[start:]
+    assert captions(resumed, range(3, 5)) == whole[3:5]
+
+
+def test_what_was_refused_is_told_once_an_epoch(
+    poor_shards: list[SourceShard], caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = PairStream(poor_shards, DATA, 8, seed=1)
+    assert stream.steps_per_epoch == 6
+    captions(stream, range(5))
+    assert not caplog.records
+    captions(stream, range(5, 18))
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["epoch=0", "epoch=1", "epoch=2"]
+    last = caplog.records[-1].getMessage()
+    assert f"pairs=48 replaced={stream.refused.total()} refused={stream.refused.total()} image_" in last
+    assert stream.figures() == {"replaced_fraction": stream.refused.total() / 48}
+    assert 0.3 < stream.figures()["replaced_fraction"] < 0.7
+
+
+def test_samples_without_a_picture_or_caption_are_told_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (shard,) = write_shards(tmp_path, lambda index: False)[:1]
+    with tarfile.open(shard.url, "a") as tar:
+        member = tarfile.TarInfo("alone.txt")
+        tar.addfile(member, io.BytesIO())
+    stream = PairStream([shard], DATA, 4, seed=0)
+    captions(stream, range(stream.steps_per_epoch))
+    assert f" refused={stream.refused['image_missing']} image_missing=" in caplog.text
+
+
+def test_a_batch_larger_than_what_can_be_used_is_refused(poor_shards: list[SourceShard]) -> None:
+    with pytest.raises(ValueError, match=r"step 0: only .* different pairs for a batch of 12"):
+        PairStream(poor_shards[:1], DATA, 12, seed=0).batch(0)
 
 
 def test_pictures_belong_to_their_captions(shards: list[SourceShard]) -> None:
@@ -89,5 +146,6 @@ def test_shards_of_one_name_in_two_folders_are_both_read(shards: list[SourceShar
     (tmp_path / "00000.tar").write_bytes(Path(shards[1].url).read_bytes())
     data = PairDataConfig(input=(shards[0].url, str(tmp_path / "00000.tar"), shards[0].url))
     assert [shard.url for shard in data.shards()] == [shards[0].url, str(tmp_path / "00000.tar")]
+    assert [shard.name for shard in data.shards()] == ["00000", "00000 (2)"]
     with pytest.raises(ValueError, match="no shards are given"):
         PairDataConfig().shards()

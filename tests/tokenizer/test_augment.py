@@ -1,11 +1,13 @@
 """Views of pictures: what stays, what changes, and that the generator alone decides."""
 
+import string
+
 import numpy as np
 import pytest
 import torch
 
 from tests.tokenizer.conftest import Golden
-from tokenizer.augment import AugmentConfig, augment, draw_views, may_mirror, mirror
+from tokenizer.augment import NO_MIRROR_WORDS, AugmentConfig, augment, draw_views, may_mirror, mirror
 
 IDENTITY = AugmentConfig(min_area=1.0, max_log_aspect=0.0, mirror=0.0)
 
@@ -61,10 +63,36 @@ def test_gain_stays_within_bounds(images: torch.Tensor) -> None:
         ("Left-facing fist", False),
         ("black rightwards arrow", False),
         ("leftover", True),
+        ("a dog on the left.", False),
+        ("left, a cat", False),
+        ("(RIGHT)", False),
+        ("the dog's right; a bright copyright sign", False),
+        ("a bright copyright sign", True),
     ],
 )
 def test_captions_that_name_a_side_forbid_mirroring(caption: str, allowed: bool) -> None:
     assert may_mirror(caption) == allowed
+
+
+MARKS = [
+    *string.punctuation,
+    *string.digits,
+    *string.whitespace,
+    "\u201c",
+    "\u2019",
+    "\u2014",
+    "\u2026",
+    "\u3002",
+]
+
+
+@pytest.mark.parametrize("mark", MARKS, ids=ascii)
+def test_a_word_counts_whatever_stands_around_it_and_not_within_another(mark: str) -> None:
+    for word in NO_MIRROR_WORDS:
+        for written in (word, word.title(), word.upper()):
+            for caption in (f"a dog, {written}{mark}", f"{mark}{written} of it", f"x{mark}{written}{mark}x"):
+                assert not may_mirror(caption), caption
+        assert may_mirror(f"a{mark}b{word}b{mark}c")
 
 
 @pytest.mark.parametrize("wrong", [{"min_area": 0.0}, {"mirror": 1.5}, {"max_gain": 1.0}], ids=str)

@@ -150,6 +150,31 @@ def test_metrics_are_written_as_json_lines(tmp_path: Path) -> None:
     assert lines[0]["loss"] > [line for line in lines if "loss" in line][-1]["loss"]
 
 
+class Sum(nn.Module):
+    """A loss that is the batch's mean, and a tensor and a number as metrics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> StepResult:
+        loss = (self.weight + x).mean()
+        return StepResult(loss, {"twice": 2 * loss, "number": float(x[0]), "count": x.int()[0]})
+
+
+def logged_by_unequal_ranks(folder: str) -> None:
+    run, rank = dataclasses.replace(RUN, steps=1, log_every=1), dist.get_rank()
+    loop = StageLoop(Sum(), run, Path(folder), 1, data_figures=lambda: {"of data": rank / 2})
+    loop.train(lambda step: (torch.full((4,), 1.0 + 100 * rank),))
+
+
+def test_logged_figures_are_means_over_the_ranks(tmp_path: Path) -> None:
+    run_in_processes(logged_by_unequal_ranks, 2, str(tmp_path))
+    (line,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert (line["loss"], line["twice"], line["number"], line["count"]) == (51, 102, 51, 51)
+    assert line["of data"] == 0.25
+
+
 def test_a_bad_loss_stops_before_the_step(tmp_path: Path) -> None:
     model = start()
     loop = StageLoop(model, dataclasses.replace(RUN, checkpoint_every=1), tmp_path, 2)

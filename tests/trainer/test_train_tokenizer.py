@@ -17,6 +17,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from pipeline.inputs import expand_inputs
 from pipeline.training_pairs import PairBatches, TrainingPair, is_held_out, read_training_pairs
@@ -176,6 +177,53 @@ def test_a_stage_does_not_go_on_with_other_settings(
         run_stage(dataclasses.replace(config, **change), *arguments)
 
 
+def test_a_stage_does_not_go_on_upon_another_one_than_it_began_with(
+    pairs: list[TrainingPair], tmp_path: Path
+) -> None:
+    """What stands below is frozen and in no checkpoint: codebook and decoders would be those of another
+    encoder."""
+    run = dataclasses.replace(RUN, steps=1)
+    arguments = PairBatches(pairs, 4, seed=0), held_out_of(pairs[:4]), [pair.caption for pair in pairs]
+    config = stages(tmp_path, contrastive_run=run, codebook_run=run, pixels_run=run)
+    names = ("qformer", "codebook", "pixels")
+    for name in (*names, *names):  # finished stages may run again
+        run_stage(dataclasses.replace(config, stage=name), *arguments)
+    for below, above, what in (("qformer", "codebook", "stage1_sha256"), ("codebook", "pixels", "tokenizer")):
+        shutil.rmtree(tmp_path / below)
+        new = dataclasses.replace(run, seed=7)
+        run_stage(dataclasses.replace(config, stage=below, contrastive_run=new, codebook_run=new), *arguments)
+        with pytest.raises(ValueError, match=f"step-00000001: {what} was .*, this run has ") as raised:
+            run_stage(dataclasses.replace(config, stage=above), *arguments)
+        assert f"delete {tmp_path / above} to begin anew" in str(raised.value)
+        shutil.rmtree(tmp_path / above)
+        run_stage(dataclasses.replace(config, stage=above), *arguments)
+
+
+def write_clip(folder: Path, seed: int) -> None:
+    torch.manual_seed(seed)
+    tiny = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=224,
+        patch_size=56, projection_dim=12,
+    )  # fmt: skip
+    CLIPVisionModelWithProjection(tiny).save_pretrained(folder / "image_encoder")
+
+
+def test_stage_2_does_not_go_on_with_another_clip(pairs: list[TrainingPair], tmp_path: Path) -> None:
+    run = dataclasses.replace(RUN, steps=1)
+    arguments = PairBatches(pairs, 4, seed=0), held_out_of(pairs[:4]), [pair.caption for pair in pairs]
+    config = stages(
+        tmp_path, contrastive_run=run, codebook_run=run, generation_target=f"{tmp_path}:image_encoder"
+    )
+    run_stage(config, *arguments)
+    config = dataclasses.replace(config, stage="codebook")
+    for _ in range(2):
+        write_clip(tmp_path, seed=0)
+        run_stage(config, *arguments)
+    write_clip(tmp_path, seed=1)
+    with pytest.raises(ValueError, match="step-00000001: generation_target_sha256 was "):
+        run_stage(config, *arguments)
+
+
 def stage_1_with_thumbnails(output: str) -> list[float]:
     """Gradient norms of three steps of eight pairs over all ranks; without dropout, which each rank draws."""
     rank, num_ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -292,6 +340,11 @@ def test_weights_with_a_row_more_than_the_caption_tokenizer_are_a_start(
     assert len(rows) == captions.vocab_size + 1 == len(lines) + 1
     assert torch.equal(stage1.vit.state_dict()["cls_token"], given.vit.state_dict()["cls_token"])
     assert torch.equal(rows[-1], given.text_branch.word_embeddings.weight[-1])
+    other = given.eval().requires_grad_(False)
+    other.vit.state_dict()["cls_token"].add_(1)
+    save_contrastive(other, captions, tmp_path / "blip2")
+    with pytest.raises(ValueError, match="initial_weights_sha256 was "):
+        run(len(lines) + 1)
     with pytest.raises(
         ValueError, match=rf"contrastive.vocab_size {len(lines) - 1}: .* {len(lines)} entries"
     ):
