@@ -57,6 +57,7 @@ def describe_model(
         "vocabulary": asdict(layout),
         "lora": asdict(lora),
         "init_from": init_from,
+        "base": _base_fingerprint(init_from, layout) if lora.rank else "",
         "marks": asdict(marks) if marks else None,
         "optimizer": {"kind": optimizer},
     }
@@ -80,6 +81,21 @@ def check_same_run(checkpoint: Path, own: Mapping[str, Any]) -> None:
                     f"{checkpoint}: {full_name} was {before[name]}, this run has {own[section][name]}; "
                     "resume with the same data and settings, or choose another output folder"
                 )
+    if own["lora"]["rank"] and saved.get("base") != own["base"]:
+        raise ValueError(
+            f"{checkpoint}: adapters belong to the frozen weights of {_named_base(saved)}, model.init_from "
+            f"is now {_named_base(own)}; resume on what the run began from, or choose another output folder"
+        )
+
+
+def _base_fingerprint(init_from: str, layout: VocabularyLayout) -> str:
+    """Of the frozen weights that a LoRA run reads from a folder; empty where they are drawn from the seed."""
+    return HuggingFaceWeights(Path(init_from), layout, seed=0).fingerprint() if init_from else ""
+
+
+def _named_base(description: Mapping[str, Any]) -> str:
+    fingerprint = description.get("base")
+    return f"{description['init_from']} ({fingerprint[:12]})" if fingerprint else "no folder"
 
 
 def checkpoint_marks(checkpoint: Path) -> MixtureMarks | None:
@@ -92,6 +108,10 @@ def load_checkpoint(checkpoint: Path) -> tuple[Llama, VocabularyLayout, LoraConf
     """The model of a checkpoint, written under any parallelism, on the CPU of one process.
 
     Frozen weights of a LoRA run are not in its checkpoints: they are read again from where the run began.
+
+    Raises:
+        FileNotFoundError: there is no model any more where a LoRA run began.
+        ValueError: there is another model.
     """
     description = read_description(checkpoint)
     fields = description["model"]
@@ -105,12 +125,22 @@ def load_checkpoint(checkpoint: Path) -> tuple[Llama, VocabularyLayout, LoraConf
     model.to_empty(device="cpu")
     model.tie()
     if lora.rank:
+        _check_base(checkpoint, description, layout)
         seed = description["progress"]["seed"]
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         source = first_weights(description["init_from"], "", seed, shape, layout)
         fill_parameters(model, source, skip=trained.__contains__)
     load_full_model(checkpoint, _trained_only(model) if lora.rank else model.state_dict())
     return model.eval(), layout, lora
+
+
+def _check_base(checkpoint: Path, description: Mapping[str, Any], layout: VocabularyLayout) -> None:
+    found = _base_fingerprint(description["init_from"], layout)
+    if found != description["base"]:
+        raise ValueError(
+            f"{checkpoint}: its adapters belong to {_named_base(description)}, where a model with other "
+            f"weights lies now ({found[:12]}); put the former back there"
+        )
 
 
 def _trained_only(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """LLaMA checkpoints in Hugging Face's format: read into a training run, and written from one."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from trainer.weights import grow_table
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """As peft names it."""
 TABLES = ("embed_tokens.weight", "lm_head.weight")
+_SAMPLED_ROWS = 16
+"""Of each matrix, for the fingerprint: a second for 8B models. A step of training changes every row."""
 
 
 def read_config(folder: Path) -> LlamaConfig:
@@ -107,6 +110,16 @@ class HuggingFaceWeights:
                 f"{self.folder}: {name} is {tuple(value.shape)} there and {tuple(shape)} in the model"
             )
         return value
+
+    def fingerprint(self) -> str:
+        """Hash over a sample of the layers' matrices; moving, re-sharding or widening the files keeps it."""
+        digest = hashlib.sha256()
+        for name in sorted(name for name in self._file_of if name.endswith("_proj.weight")):
+            value = self._read(name)
+            rows = torch.linspace(0, len(value) - 1, _SAMPLED_ROWS).long()
+            digest.update(f"{name} {tuple(value.shape)}".encode())
+            digest.update(value[rows].float().numpy().tobytes())
+        return digest.hexdigest()
 
     def _read(self, name: str) -> Tensor:
         if name not in self._file_of:
