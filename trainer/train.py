@@ -157,6 +157,9 @@ class Trainer:
             self._log_passes()
         try:
             is_stopped = self._loop(loader, writer)
+        except Exception as error:
+            self._store.rescue(waits_for_all=isinstance(error, NonFiniteError))
+            raise
         finally:
             loader.close()
             if writer is not None:

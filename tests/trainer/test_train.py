@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from torch.distributed.checkpoint import FileSystemWriter
 
 from schemas.packed_folder import PackedFolder
 from schemas.packed_order import stored_index
@@ -28,6 +30,7 @@ from trainer.lora import LoraConfig
 from trainer.metrics import MetricsConfig, read_metrics
 from trainer.non_finite import NonFiniteError
 from trainer.optimizer import OptimizerConfig, rate_fraction
+from trainer.packed_data import StepData
 from trainer.parallelize import ParallelConfig
 from trainer.processes import process_group
 from trainer.run_config import DataConfig, ModelConfig, TrainConfig
@@ -164,6 +167,35 @@ def test_overflow_stops_before_the_step_and_names_the_rows(packed: Path, tmp_pat
     assert f"packed-00000.parquet row {chosen} (from tokens/" in message
     assert message.count("packed-00000.parquet") == 1
     assert not complete_checkpoints(tmp_path / "run" / "checkpoints")
+
+
+@pytest.mark.parametrize("is_overflow", [True, False])
+def test_a_checkpoint_under_way_is_completed_before_an_error_ends_the_run(
+    is_overflow: bool, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An overflow or a failing disk in step 6, while the checkpoint of step 5 is being written."""
+    take_step, write = Trainer._step, FileSystemWriter.write_data
+
+    def fail(trainer: Trainer, data: StepData) -> Any:
+        if trainer.progress.step == 5:
+            if not is_overflow:
+                raise OSError("the packed shards are gone")
+            with torch.no_grad():
+                next(trainer._parts.parts[0].parameters()).fill_(math.inf)
+        return take_step(trainer, data)
+
+    def write_slowly(*arguments: Any) -> Any:
+        time.sleep(1)
+        return write(*arguments)
+
+    monkeypatch.setattr(Trainer, "_step", fail)
+    monkeypatch.setattr(FileSystemWriter, "write_data", write_slowly)
+    config = run_config(packed, tmp_path / "run", checkpoint=CheckpointConfig(every_steps=5))
+    with pytest.raises(NonFiniteError if is_overflow else OSError):
+        run_alone(config)
+    (saved,) = complete_checkpoints(tmp_path / "run" / "checkpoints")
+    assert saved.name == "step-00000005"
+    load_checkpoint(saved)
 
 
 def test_another_data_set_is_refused_on_resume(packed: Path, tmp_path: Path) -> None:
