@@ -32,6 +32,7 @@ from trainer.parallelize import Meshes
 from trainer.processes import choose_device, process_group
 from trainer.run_config import TrainConfig
 from trainer.run_folder import check_run_folder
+from trainer.run_lock import run_lock
 from trainer.stop_signal import StopSignal
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,9 @@ def train(config: TrainConfig) -> TrainResult:
     with process_group(device), StopSignal() as stop:
         if device.type == "cuda":
             device = torch.device("cuda", torch.cuda.current_device())
-        return Trainer(config, device, stop).run()
+        check_run_folder(Path(config.output))
+        with run_lock(Path(config.output)):
+            return Trainer(config, device, stop).run()
 
 
 class Trainer:
@@ -76,7 +79,6 @@ class Trainer:
         self.device = device
         self._stop = stop
         self._output = Path(config.output)
-        check_run_folder(self._output)
         self._folder = PackedFolder(config.data.packed)
         self._layout = self._folder.vocabulary
         for start in filter(None, (config.model.init_from, config.model.adapter)):

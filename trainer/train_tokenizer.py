@@ -23,6 +23,7 @@ from trainer.codebook_run import CodebookCareConfig, CodebookRun, tokenizer_of
 from trainer.contrastive_run import ThumbnailConfig, fit_components, load_contrastive, run_contrastive
 from trainer.pixels_run import run_pixels
 from trainer.processes import choose_device, process_group
+from trainer.run_lock import run_lock
 from trainer.stage_config import StageRunConfig
 from trainer.stage_data import Batches, HeldOut
 
@@ -78,7 +79,7 @@ def run_stage(
     Raises:
         InterruptedError: SIGTERM or SIGINT ended it early; it goes on when called again.
     """
-    with process_group(choose_device(config.device)):
+    with process_group(choose_device(config.device)), run_lock(config.output / config.stage):
         return _run_stage(config, batches, held_out, train_captions)
 
 
