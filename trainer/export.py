@@ -10,6 +10,7 @@ from torch import nn
 
 from schemas.vocabulary import VocabularyLayout
 from trainer.checkpoint import load_full_model, read_description
+from trainer.export_folder import whole_export
 from trainer.huggingface import HuggingFaceWeights, MixtureMarks, export_model, exported_layout
 from trainer.llama import Llama, LlamaConfig, RopeScaling
 from trainer.lora import (
@@ -149,8 +150,8 @@ def _trained_only(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def _adapter_base(
     checkpoint: Path, folder: Path, model: Llama, layout: VocabularyLayout, dtype: torch.dtype
-) -> Path:
-    """The model that a run's adapters belong to; written to ``folder`` unless the run began from it."""
+) -> Path | None:
+    """The model that a run's adapters belong to; None where it had to be written to ``folder``."""
     description = read_description(checkpoint)
     init_from = description["init_from"]
     if init_from and exported_layout(Path(init_from)) == layout:
@@ -159,20 +160,26 @@ def _adapter_base(
     shapes = {name: value.shape for name, value in model.named_parameters() if not is_adapter(name)}
     tensors = ((name, source(name, shape)) for name, shape in shapes.items())
     export_model(folder, tensors, model.config, layout, dtype, checkpoint_marks(checkpoint))
-    return folder
+    return None
 
 
-def export_checkpoint(checkpoint: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+def export_checkpoint(
+    checkpoint: Path, folder: Path, dtype: torch.dtype = torch.bfloat16, tokenizer: Any = None
+) -> None:
     """Write a checkpoint's model, adapters merged, to ``folder``; adapters alone to ``folder/adapter``.
 
     The adapter's configuration names the model it belongs to, its vocabulary grown as the run grew it: where
-    the run began from another one, that base is written to ``folder/base``.
+    the run began from another one, that base is written to ``folder/base``. ``tokenizer`` of
+    ``grown_tokenizer`` goes with the model. A former export in ``folder`` is replaced when all is written.
     """
     model, layout, lora = load_checkpoint(checkpoint)
     weights = {name: value.detach() for name, value in model.named_parameters()}
     marks = checkpoint_marks(checkpoint)
-    if lora.rank:
-        base = _adapter_base(checkpoint, folder / "base", model, layout, dtype)
-        codebook = marks.codebook if marks else ""
-        save_adapter(folder / "adapter", weights, lora, layout, str(base.absolute()), codebook)
-    export_model(folder, merged(weights, lora), model.config, layout, dtype, marks)
+    with whole_export(folder) as partial:
+        if lora.rank:
+            base = _adapter_base(checkpoint, partial / "base", model, layout, dtype) or folder / "base"
+            codebook = marks.codebook if marks else ""
+            save_adapter(partial / "adapter", weights, lora, layout, str(base.absolute()), codebook)
+        export_model(partial, merged(weights, lora), model.config, layout, dtype, marks)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)

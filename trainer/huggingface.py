@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from schemas.vocabulary import CODEBOOK_SIZE, VocabularyLayout
+from trainer.export_folder import whole_export
 from trainer.llama import LlamaConfig, RopeScaling
 from trainer.weights import grow_table
 
@@ -224,7 +225,7 @@ def export_model(
     """Write config and sharded safetensors; padding rows of the vocabulary are left out.
 
     Args:
-        folder: made when missing; the config is written last.
+        folder: made when missing; a former export is replaced when the new one is whole.
         weights: (our name, full tensor), without adapters (merge them first).
         config: of the model.
         layout: of its vocabulary.
@@ -232,13 +233,19 @@ def export_model(
         marks: of the mixture that the model was trained on.
         max_shard_size: of one file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     for name, value in weights:
         if config.is_tied and name == "lm_head.weight":
             continue
         kept = value[: layout.size] if name in TABLES else value
         tensors[huggingface_name(name)] = kept.detach().to("cpu", dtype).contiguous()
+    with whole_export(folder) as partial:
+        _write_tensors(partial, tensors, max_shard_size)
+        fields = config_fields(config, layout, dtype, marks)
+        (partial / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_tensors(folder: Path, tensors: dict[str, Tensor], max_shard_size: str) -> None:
     plan = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
     for file, names in plan.filename_to_tensors.items():
         save_file({name: tensors[name] for name in names}, folder / file, metadata={"format": "pt"})
@@ -246,8 +253,6 @@ def export_model(
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
-    fields = config_fields(config, layout, dtype, marks)
-    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def exported_marks(folder: Path) -> MixtureMarks | None:

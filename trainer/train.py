@@ -184,9 +184,7 @@ class Trainer:
         assert newest is not None
         group = dist.new_group(backend="gloo", timeout=_EXPORT_TIMEOUT)
         if dist.get_rank() == 0:
-            export_checkpoint(newest, self._output / "model")
-            if self._tokenizer is not None:
-                self._tokenizer.save_pretrained(self._output / "model")
+            export_checkpoint(newest, self._output / "model", tokenizer=self._tokenizer)
         dist.barrier(group=group)
 
     def _loop(self, loader: PackedLoader, writer: MetricsWriter | None) -> bool:
