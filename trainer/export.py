@@ -76,10 +76,10 @@ def check_same_run(checkpoint: Path, own: Mapping[str, Any]) -> None:
         # Checkpoints of older releases name no optimizer, and their mixture is empty.
         before = saved.get(section, own[section])
         for name in _FIXED.get(section, own[section]):
-            if before[name] not in (own[section][name], ""):
+            if before.get(name) not in (own[section][name], ""):
                 full_name = name if section == "progress" else f"{section}.{name}"
                 raise ValueError(
-                    f"{checkpoint}: {full_name} was {before[name]}, this run has {own[section][name]}; "
+                    f"{checkpoint}: {full_name} was {before.get(name)}, this run has {own[section][name]}; "
                     "resume with the same data and settings, or choose another output folder"
                 )
     if own["lora"]["rank"] and saved.get("base") != own["base"]:

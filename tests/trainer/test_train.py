@@ -23,9 +23,11 @@ from schemas.vocabulary import VocabularyLayout
 from tests.schemas.packed_rows import make_sequences, write_packed
 from tests.trainer.runs import LAYOUT, SHAPE, losses_of, metrics_of, packed_folder, run_alone, run_config
 from trainer.checkpoint import CheckpointConfig, complete_checkpoints
-from trainer.export import load_checkpoint
-from trainer.huggingface import config_fields, export_model
+from trainer.evaluation.language_model import language_losses
+from trainer.export import export_checkpoint, load_checkpoint
+from trainer.huggingface import export_model
 from trainer.llama import Llama
+from trainer.load_model import load_model
 from trainer.lora import LoraConfig
 from trainer.metrics import MetricsConfig, read_metrics
 from trainer.non_finite import NonFiniteError
@@ -93,20 +95,27 @@ def their_losses(config: TrainConfig, weights: Path) -> list[float]:
 
 
 def test_losses_equal_an_independent_loop(whole_run: TrainConfig, tmp_path: Path) -> None:
-    """Their model keeps all rows of the table here, so that both softmax over the same ids."""
-    shape = replace(SHAPE, vocab_size=LAYOUT.padded_size)
+    """Their model has no padding rows; ours are outside of the softmax."""
+    shape = SHAPE.with_vocabulary(LAYOUT)
     model = Llama(shape)
     fill_parameters(model, random_weights(shape, whole_run.seed))
     export_model(tmp_path, model.named_parameters(), shape, LAYOUT, torch.float32)
-    fields = config_fields(shape, LAYOUT, torch.float32) | {"vocab_size": shape.vocab_size}
-    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields))
-    theirs.load_state_dict(
-        {n if n.startswith("lm_head") else f"model.{n}": p for n, p in model.named_parameters()}
-    )
-    theirs.save_pretrained(tmp_path / "theirs")
-    expected = their_losses(whole_run, tmp_path / "theirs")
+    expected = their_losses(whole_run, tmp_path)
     assert losses_of(whole_run) == pytest.approx(expected, abs=2e-5)
     assert losses_of(whole_run)[-1] < losses_of(whole_run)[0] - 0.5
+
+
+def test_checkpoint_and_export_have_the_same_loss(whole_run: TrainConfig, tmp_path: Path) -> None:
+    """Padding rows are trained weights in the one and zeros in the other."""
+    checkpoint = complete_checkpoints(Path(whole_run.output) / "checkpoints")[-1]
+    export_checkpoint(checkpoint, tmp_path, torch.float32)
+    (trained, _), (exported, _) = load_model(checkpoint), load_model(tmp_path)
+    folder = PackedFolder(whole_run.data.packed)
+    losses = [language_losses(model, folder, 24)["loss"] for model in (trained, exported)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    ids, places = torch.arange(20)[None], torch.arange(20)[None]
+    bounds = torch.tensor([[0, 20]], dtype=torch.int32)
+    assert exported(ids, places, bounds).shape == (1, 20, LAYOUT.size)
 
 
 def test_micro_batches_do_not_change_the_loss(whole_run: TrainConfig, tmp_path: Path) -> None:
