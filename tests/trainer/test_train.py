@@ -379,11 +379,29 @@ def test_learning_rate_warms_up_then_falls_to_the_floor() -> None:
         ({"kind": "sgd"}, "kind must be 'adamw' or 'muon'"),
         ({"warmup_steps": -1}, "warmup_steps must be at least 0"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"learning_rate": math.nan}, "learning_rate must be positive"),
+        ({"max_grad_norm": -1.0}, r"max_grad_norm must be at least 0 \(0: no clipping\), got -1"),
+        ({"muon_learning_rate": 0.0}, "muon_learning_rate must be positive"),
+        ({"epsilon": 0.0}, "epsilon must be positive"),
+        ({"beta1": 1.0}, r"beta1 must be in \[0, 1\), got 1"),
+        ({"beta2": -0.1}, r"beta2 must be in \[0, 1\)"),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
     ],
 )
 def test_optimizer_settings_that_cannot_work_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         OptimizerConfig(**fields)
+
+
+def test_a_largest_norm_of_0_clips_nothing(packed: Path, tmp_path: Path) -> None:
+    losses = []
+    for max_norm in (0.0, 1e9):
+        config = run_config(packed, tmp_path / str(max_norm))
+        config = replace(config, optimizer=replace(config.optimizer, max_grad_norm=max_norm))
+        run_alone(config)
+        losses.append(losses_of(config))
+    assert losses[0] == losses[1]
+    assert losses[0][-1] < losses[0][0] - 0.3
 
 
 def test_muon_trains(packed: Path, tmp_path: Path) -> None:
