@@ -86,7 +86,9 @@ class Trainer:
             check_codebook(Path(start), self._folder.footer.codebook, what)
         self._tokenizer: Any = None
         if config.exports_model and config.text_tokenizer:  # now, not after days of training
-            self._tokenizer = grown_tokenizer(Path(config.text_tokenizer), self._layout)
+            self._tokenizer = grown_tokenizer(
+                Path(config.text_tokenizer), self._layout, self._folder.footer.tokenizer
+            )
         self._validation = self._open_validation()
         self._meshes = Meshes.build(config.parallel, device.type)
         self._store, newest = self._open_store()
