@@ -16,7 +16,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +106,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
 
 
 def _summary(record: dict[str, float], options: argparse.Namespace) -> dict[str, float]:
-    shape = replace(PRESETS[options.preset], vocab_size=LAYOUT.padded_size)
+    shape = PRESETS[options.preset].with_vocabulary(LAYOUT)
     names = ("ids_per_s", "mfu", "memory_gib", "data_wait_fraction")
     summary = {name: record[name] for name in names if name in record}
     peak = peak_flops(torch.device(options.device))

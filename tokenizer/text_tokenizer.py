@@ -54,7 +54,7 @@ class TextTokenizer:
                 raise
             self.bos_id = self.eos_id
         self._backend.hide({self.bos_id, self.eos_id})
-        self.sha256 = hashlib.sha256(file.read_bytes() + f"{self.bos_id} {self.eos_id}".encode()).hexdigest()
+        self.sha256 = _sha256(file, self.bos_id, self.eos_id)
 
     def use_marks(self, bos_id: int, eos_id: int) -> None:
         """Begin and end documents with other ids: those that a model was trained with.
@@ -107,12 +107,30 @@ class TextTokenizer:
         )
 
 
+def _sha256(file: Path, bos_id: int, eos_id: int) -> str:
+    return hashlib.sha256(file.read_bytes() + f"{bos_id} {eos_id}".encode()).hexdigest()
+
+
+def text_tokenizer_hashes(name: str, bos_id: int, eos_id: int) -> list[str]:
+    """``TextTokenizer.sha256`` of each tokenizer file that a path or hub id has, with the given marks.
+
+    Raises:
+        TextTokenizerError: if there is none.
+    """
+    return [_sha256(file, bos_id, eos_id) for file in _find_files(_folder_of(name))]
+
+
 def _find_file(path: Path) -> Path:
+    return _find_files(path)[0]
+
+
+def _find_files(path: Path) -> list[Path]:
+    """The tokenizer's file, and behind it others of the same folder that hold it as well."""
     if path.is_file():
-        return path
-    for name in (JSON_NAME, SENTENCEPIECE_NAME):
-        if (path / name).is_file():
-            return path / name
+        return [path]
+    files = [path / name for name in (JSON_NAME, SENTENCEPIECE_NAME) if (path / name).is_file()]
+    if files:
+        return files
     raise TextTokenizerError(
         f"{path}: neither a tokenizer file nor a folder with {JSON_NAME} or {SENTENCEPIECE_NAME};"
         " for a model of the hub, download its tokenizer files first or give its id as org/name"
@@ -145,20 +163,25 @@ def load_text_tokenizer(
     Raises:
         TextTokenizerError: if it cannot be had.
     """
+    tokenizer = TextTokenizer(_folder_of(name), bos_token=bos_token, eos_token=eos_token)
+    tokenizer.name = name
+    return tokenizer
+
+
+def _folder_of(name: str) -> Path:
+    """A path as it is; of a hub id the folder of its tokenizer files in the local cache."""
     if Path(name).exists() or name.count("/") != 1:
-        return TextTokenizer(name, bos_token=bos_token, eos_token=eos_token)
+        return Path(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         with asking_the_hub(f"the text tokenizer {name}"):
-            folder = snapshot_download(name, allow_patterns=[JSON_NAME, SENTENCEPIECE_NAME, *CONFIG_NAMES])
+            patterns = [JSON_NAME, SENTENCEPIECE_NAME, *CONFIG_NAMES]
+            return Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         is_unreached = isinstance(error, LocalEntryNotFoundError)
         reason = "not reached, nor in its cache" if is_unreached else str(error).strip().splitlines()[-1]
         raise TextTokenizerError(
             f"{name}: neither a path here nor a tokenizer on the Hugging Face hub ({reason})"
         ) from error
-    tokenizer = TextTokenizer(folder, bos_token=bos_token, eos_token=eos_token)
-    tokenizer.name = name
-    return tokenizer

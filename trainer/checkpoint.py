@@ -38,6 +38,7 @@ from schemas.atomic_write import flush_to_disk
 logger = logging.getLogger(__name__)
 
 _COMPLETE = re.compile(r"step-(\d{8})")
+_RESCUE_S = 600.0
 _OPTIMIZER = StateDictOptions(flatten_optimizer_state_dict=True, strict=False)
 
 
@@ -183,6 +184,21 @@ class CheckpointStore:
             flush_to_disk(self.folder)
             logger.info("checkpoint=%s", complete)
             self._prune()
+
+    def rescue(self, waits_for_all: bool) -> None:
+        """Complete the write under way before an error ends the run; what goes wrong in it is only logged.
+
+        Args:
+            waits_for_all: every rank ends with the error and so takes part in the write. Otherwise some may
+                be gone, and the write is waited for no longer than ten minutes.
+        """
+        if self._pending is None:
+            return
+        try:
+            self._pending[1].result(None if waits_for_all else _RESCUE_S)
+            self.finish()
+        except (Exception, CheckpointException) as error:
+            logger.warning("the checkpoint under way was lost: %r", error)
 
     def _prune(self) -> None:
         complete = complete_checkpoints(self.folder)

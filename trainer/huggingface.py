@@ -1,5 +1,6 @@
 """LLaMA checkpoints in Hugging Face's format: read into a training run, and written from one."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,12 +14,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from schemas.vocabulary import CODEBOOK_SIZE, VocabularyLayout
+from trainer.export_folder import whole_export
 from trainer.llama import LlamaConfig, RopeScaling
 from trainer.weights import grow_table
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """As peft names it."""
 TABLES = ("embed_tokens.weight", "lm_head.weight")
+_SAMPLED_ROWS = 16
+"""Of each matrix, for the fingerprint: a second for 8B models. A step of training changes every row."""
 
 
 def read_config(folder: Path) -> LlamaConfig:
@@ -107,6 +111,16 @@ class HuggingFaceWeights:
                 f"{self.folder}: {name} is {tuple(value.shape)} there and {tuple(shape)} in the model"
             )
         return value
+
+    def fingerprint(self) -> str:
+        """Hash over a sample of the layers' matrices; moving, re-sharding or widening the files keeps it."""
+        digest = hashlib.sha256()
+        for name in sorted(name for name in self._file_of if name.endswith("_proj.weight")):
+            value = self._read(name)
+            rows = torch.linspace(0, len(value) - 1, _SAMPLED_ROWS).long()
+            digest.update(f"{name} {tuple(value.shape)}".encode())
+            digest.update(value[rows].float().numpy().tobytes())
+        return digest.hexdigest()
 
     def _read(self, name: str) -> Tensor:
         if name not in self._file_of:
@@ -211,7 +225,7 @@ def export_model(
     """Write config and sharded safetensors; padding rows of the vocabulary are left out.
 
     Args:
-        folder: made when missing; the config is written last.
+        folder: made when missing; a former export is replaced when the new one is whole.
         weights: (our name, full tensor), without adapters (merge them first).
         config: of the model.
         layout: of its vocabulary.
@@ -219,13 +233,19 @@ def export_model(
         marks: of the mixture that the model was trained on.
         max_shard_size: of one file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     for name, value in weights:
         if config.is_tied and name == "lm_head.weight":
             continue
         kept = value[: layout.size] if name in TABLES else value
         tensors[huggingface_name(name)] = kept.detach().to("cpu", dtype).contiguous()
+    with whole_export(folder) as partial:
+        _write_tensors(partial, tensors, max_shard_size)
+        fields = config_fields(config, layout, dtype, marks)
+        (partial / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_tensors(folder: Path, tensors: dict[str, Tensor], max_shard_size: str) -> None:
     plan = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
     for file, names in plan.filename_to_tensors.items():
         save_file({name: tensors[name] for name in names}, folder / file, metadata={"format": "pt"})
@@ -233,8 +253,6 @@ def export_model(
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
-    fields = config_fields(config, layout, dtype, marks)
-    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def exported_marks(folder: Path) -> MixtureMarks | None:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from schemas.vocabulary import VocabularyLayout
 from trainer.attention import attention
 from trainer.dropout import layer_keys
 from trainer.loss import cross_entropy_by_id
@@ -44,6 +45,8 @@ class LlamaConfig:
 
     vocab_size: int = 32_000
     """Rows of the embedding table, padding included."""
+    num_ids: int = 0
+    """Ids in use, the first rows; padding behind them is outside of every softmax. 0: all rows are."""
     width: int = 4096
     num_layers: int = 32
     num_heads: int = 32
@@ -65,6 +68,10 @@ class LlamaConfig:
             )
         if self.head_width % 2:
             raise ValueError(f"model.head_width must be even for rotary positions, got {self.head_width}")
+
+    def with_vocabulary(self, layout: VocabularyLayout) -> "LlamaConfig":
+        """The same shape for another vocabulary, its table padded."""
+        return replace(self, vocab_size=layout.padded_size, num_ids=layout.size)
 
     @property
     def num_projection_parameters(self) -> int:
@@ -252,10 +259,14 @@ class Block(nn.Module):
 class LanguageHead(nn.Linear):
     """Logits, or, where labels are given, the loss of each id without ever holding all logits."""
 
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config.width, config.vocab_size, bias=False)
+        self.num_ids = config.num_ids or config.vocab_size
+
     def forward(self, input: Tensor, labels_BT: Tensor | None = None) -> Tensor:
         if labels_BT is None:
-            return super().forward(input)
-        return cross_entropy_by_id(input, self.weight, labels_BT)
+            return F.linear(input, self.weight[: self.num_ids])
+        return cross_entropy_by_id(input, self.weight, labels_BT, num_ids=self.num_ids)
 
 
 class Llama(nn.Module):
@@ -277,7 +288,7 @@ class Llama(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width) if has_embedding else None
         self.layers = nn.ModuleDict({str(layer): Block(config, layer) for layer in chosen})
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps) if has_head else None
-        self.lm_head = LanguageHead(config.width, config.vocab_size, bias=False) if has_head else None
+        self.lm_head = LanguageHead(config) if has_head else None
         self.tie()
 
     def tie(self) -> None:
@@ -313,8 +324,8 @@ class Llama(nn.Module):
             dropout_keys_B: (B,) int64 of ``dropout.row_keys``, while adapters train.
 
         Returns:
-            (B, T, V) logits; with labels (B, T) fp32 losses, 0 where nothing is learned; a stage without a
-            head returns (B, T, D).
+            (B, T, V) logits of the ids in use; with labels (B, T) fp32 losses, 0 where nothing is learned; a
+            stage without a head returns (B, T, D).
         """
         x = self.embed_tokens(ids_or_hidden) if self.embed_tokens is not None else ids_or_hidden
         context = make_context(self.config, positions_BT, cu_seqlens_BN, x.dtype, cache)

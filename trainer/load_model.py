@@ -1,6 +1,5 @@
 """A trained model for generation and evaluation, from an exported folder or a checkpoint."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -45,7 +44,7 @@ def load_model(folder: Path) -> tuple[Llama, VocabularyLayout]:
         raise ValueError(f"{folder}/config.json names no seed_vocabulary: the model never saw images")
     layout = exported
     with torch.device("meta"):
-        model = Llama(replace(shape, vocab_size=layout.padded_size))
+        model = Llama(shape.with_vocabulary(layout))
     model.to_empty(device="cpu")
     model.tie()
     fill_parameters(model, HuggingFaceWeights(folder, layout, seed=0))

@@ -32,7 +32,11 @@ def chunk_length(vocab_size: int, device_type: str) -> int:
 
 
 def cross_entropy_by_id(
-    hidden_BTD: Tensor, weight_VD: Tensor, labels_BT: Tensor, chunk_ids: int | None = None
+    hidden_BTD: Tensor,
+    weight_VD: Tensor,
+    labels_BT: Tensor,
+    chunk_ids: int | None = None,
+    num_ids: int | None = None,
 ) -> Tensor:
     """Loss of each id in fp32, whatever the precision of the model.
 
@@ -41,15 +45,20 @@ def cross_entropy_by_id(
         weight_VD: the output head; a DTensor sharded over V under tensor parallelism.
         labels_BT: int64, ``IGNORED_LABEL`` where nothing is learned.
         chunk_ids: ids computed at once; by memory when None.
+        num_ids: rows of the head in the softmax, the first ones; the rest is padding and gets no gradient.
+            All when None.
 
     Returns:
         (B, T) fp32, plain tensor, 0 where the label is ignored. Gradients exist for a sum of all of them
         times any factor; other weights for each id raise ValueError in the backward pass.
     """
-    vocab_size = (weight_VD.to_local() if isinstance(weight_VD, DTensor) else weight_VD).shape[0]
-    chunk_ids = chunk_ids or chunk_length(vocab_size, labels_BT.device.type)
+    num_rows = _local(weight_VD).shape[0]
+    chunk_ids = chunk_ids or chunk_length(num_rows, labels_BT.device.type)
+    num_used = len(weight_VD) if num_ids is None else num_ids
+    if isinstance(weight_VD, DTensor):
+        num_used = max(0, num_used - weight_VD.device_mesh.get_local_rank() * num_rows)
     losses_BT = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_BTD, weight_VD, labels_BT, chunk_ids, torch.is_grad_enabled()
+        hidden_BTD, weight_VD, labels_BT, num_used, chunk_ids, torch.is_grad_enabled()
     )
     assert isinstance(losses_BT, Tensor)
     return losses_BT
@@ -60,7 +69,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk_ids: int, wants_gradients: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        num_used: int,
+        chunk_ids: int,
+        wants_gradients: bool,
     ) -> Tensor:
         mesh = weight.device_mesh if isinstance(weight, DTensor) else None
         local_hidden, local_weight = _local(hidden).flatten(0, 1), _local(weight)
@@ -71,6 +86,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(flat_labels), chunk_ids):
             part = slice(start, start + chunk_ids)
             logits_CV = F.linear(local_hidden[part], local_weight).float()
+            logits_CV[:, num_used:] = float("-inf")  # of padding rows, whose gradient is then 0
             if mesh is None:
                 flat_losses[part] = _to_gradient(logits_CV, flat_labels[part])
             else:
@@ -97,16 +113,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return losses
 
     @staticmethod
-    def backward(ctx: Any, grad_BT: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad_BT: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         factor = _common_factor(grad_BT)
         if ctx.factor is None:
             for gradient in ctx.gradients:
                 _local(gradient).mul_(factor)
             ctx.factor = factor
-            return *ctx.gradients, None, None, None
+            return *ctx.gradients, None, None, None, None
         # Zero-bubble schedules ask a second time, for the head alone.
         again = (gradient * (factor / ctx.factor) for gradient in ctx.gradients)
-        return *again, None, None, None
+        return *again, None, None, None, None
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class OptimizerConfig:
     weight_decay: float = 0.05
     """On matrices; norms have none."""
     max_grad_norm: float = 1.0
-    """Gradients of a larger total norm are scaled down to it."""
+    """Gradients of a larger total norm are scaled down to it; 0: no clipping."""
     muon_learning_rate: float = 2e-3
     """Peak for Muon's matrices, scaled to match the update size of AdamW."""
 
@@ -40,7 +40,20 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.kind must be 'adamw' or 'muon', got {self.kind!r}")
         if self.warmup_steps < 0:
             raise ValueError(f"optimizer.warmup_steps must be at least 0, got {self.warmup_steps}")
-        if self.learning_rate <= 0 or not 0 <= self.final_fraction <= 1:
+        # Written so that NaN is refused as well.
+        for name in ("muon_learning_rate", "epsilon"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"optimizer.{name} must be positive, got {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optimizer.{name} must be in [0, 1), got {getattr(self, name)}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"optimizer.weight_decay must be at least 0, got {self.weight_decay}")
+        if not self.max_grad_norm >= 0:
+            raise ValueError(
+                f"optimizer.max_grad_norm must be at least 0 (0: no clipping), got {self.max_grad_norm}"
+            )
+        if not 0 < self.learning_rate < math.inf or not 0 <= self.final_fraction <= 1:
             raise ValueError(
                 "optimizer.learning_rate must be positive and final_fraction between 0 and 1, "
                 f"got {self.learning_rate} and {self.final_fraction}"
@@ -130,7 +143,7 @@ def clip_gradients(
 
     Args:
         parameters: all of this rank, sharded or not.
-        max_norm: of the whole model.
+        max_norm: of the whole model; 0 leaves the gradients as they are.
         pipeline_mesh: over which stages the norm is summed, if any.
     """
     trained = [parameter for parameter in parameters if parameter.grad is not None]
@@ -141,5 +154,6 @@ def clip_gradients(
         square = norm**2
         torch.distributed.all_reduce(square, group=pipeline_mesh.get_group())
         norm = square**0.5
-    nn.utils.clip_grads_with_norm_(trained, max_norm, norm)
+    if max_norm:
+        nn.utils.clip_grads_with_norm_(trained, max_norm, norm)
     return norm

@@ -1,6 +1,6 @@
 """The settings of a training run: one frozen tree, filled from YAML and flags by ``jobs/pretrain.py``."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from schemas.vocabulary import VocabularyLayout
@@ -58,7 +58,7 @@ class ModelConfig:
     def shape(self, layout: VocabularyLayout) -> LlamaConfig:
         """The model's shape with the vocabulary of the packed data."""
         base = read_config(Path(self.init_from)) if self.init_from else PRESETS[self.preset]
-        return replace(base, vocab_size=layout.padded_size)
+        return base.with_vocabulary(layout)
 
 
 @dataclass(frozen=True, kw_only=True)

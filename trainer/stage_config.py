@@ -47,6 +47,9 @@ class StageRunConfig:
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "max_epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("weight_decay", "max_grad_norm", "warmup_lr", "warmup_steps"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"run.{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.min_lr <= self.lr:
             raise ValueError(f"run.min_lr {self.min_lr} must be between 0 and run.lr {self.lr}")
 

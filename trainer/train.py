@@ -32,6 +32,7 @@ from trainer.parallelize import Meshes
 from trainer.processes import choose_device, process_group
 from trainer.run_config import TrainConfig
 from trainer.run_folder import check_run_folder
+from trainer.run_lock import run_lock
 from trainer.stop_signal import StopSignal
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,9 @@ def train(config: TrainConfig) -> TrainResult:
     with process_group(device), StopSignal() as stop:
         if device.type == "cuda":
             device = torch.device("cuda", torch.cuda.current_device())
-        return Trainer(config, device, stop).run()
+        check_run_folder(Path(config.output))
+        with run_lock(Path(config.output)):
+            return Trainer(config, device, stop).run()
 
 
 class Trainer:
@@ -76,7 +79,6 @@ class Trainer:
         self.device = device
         self._stop = stop
         self._output = Path(config.output)
-        check_run_folder(self._output)
         self._folder = PackedFolder(config.data.packed)
         self._layout = self._folder.vocabulary
         for start in filter(None, (config.model.init_from, config.model.adapter)):
@@ -84,7 +86,9 @@ class Trainer:
             check_codebook(Path(start), self._folder.footer.codebook, what)
         self._tokenizer: Any = None
         if config.exports_model and config.text_tokenizer:  # now, not after days of training
-            self._tokenizer = grown_tokenizer(Path(config.text_tokenizer), self._layout)
+            self._tokenizer = grown_tokenizer(
+                Path(config.text_tokenizer), self._layout, self._folder.footer.tokenizer
+            )
         self._validation = self._open_validation()
         self._meshes = Meshes.build(config.parallel, device.type)
         self._store, newest = self._open_store()
@@ -157,6 +161,9 @@ class Trainer:
             self._log_passes()
         try:
             is_stopped = self._loop(loader, writer)
+        except Exception as error:
+            self._store.rescue(waits_for_all=isinstance(error, NonFiniteError))
+            raise
         finally:
             loader.close()
             if writer is not None:
@@ -179,9 +186,7 @@ class Trainer:
         assert newest is not None
         group = dist.new_group(backend="gloo", timeout=_EXPORT_TIMEOUT)
         if dist.get_rank() == 0:
-            export_checkpoint(newest, self._output / "model")
-            if self._tokenizer is not None:
-                self._tokenizer.save_pretrained(self._output / "model")
+            export_checkpoint(newest, self._output / "model", tokenizer=self._tokenizer)
         dist.barrier(group=group)
 
     def _loop(self, loader: PackedLoader, writer: MetricsWriter | None) -> bool:

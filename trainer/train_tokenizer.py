@@ -26,6 +26,7 @@ from trainer.contrastive_run import WEIGHTS_NAME as STAGE1_WEIGHTS
 from trainer.contrastive_run import ThumbnailConfig, fit_components, load_contrastive, run_contrastive
 from trainer.pixels_run import run_pixels
 from trainer.processes import choose_device, process_group
+from trainer.run_lock import run_lock
 from trainer.stage_config import StageRunConfig
 from trainer.stage_data import Batches, HeldOut
 
@@ -94,7 +95,7 @@ def run_stage(
         InterruptedError: SIGTERM or SIGINT ended it early; it goes on when called again.
         ValueError: its checkpoint is of other data or settings.
     """
-    with process_group(choose_device(config.device)):
+    with process_group(choose_device(config.device)), run_lock(config.output / config.stage):
         settings = settings_of_stage(config) | {"data": data or {}}
         return _run_stage(config, batches, held_out, train_captions, settings)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from schemas.packed_shard import TextTokenizerIdentity
 from schemas.vocabulary import VocabularyLayout
 from tests.schemas.packed_rows import make_sequences, write_packed
 from tokenizer.checkpoint import load_tokenizer
@@ -25,6 +26,8 @@ from trainer.run_config import DataConfig, ModelConfig, TrainConfig
 from trainer.train import TrainResult, train
 
 TEXT_TOKENIZER = Path(__file__).resolve().parents[2] / "samples" / "text_tokenizer"
+_SAMPLE = TextTokenizer(TEXT_TOKENIZER)
+TEXT_IDENTITY = TextTokenizerIdentity("samples", _SAMPLE.sha256, _SAMPLE.bos_id, _SAMPLE.eos_id)
 LAYOUT = VocabularyLayout(base_size=300)
 SHAPE = LlamaConfig(
     width=32, num_layers=4, num_heads=4, num_kv_heads=2, head_width=8, mlp_width=64, max_length=128
@@ -68,6 +71,7 @@ def trained_export(folder: Path, text_tokenizer: str = str(TEXT_TOKENIZER), **fo
     layout = footer.setdefault("vocabulary", TextTokenizer(TEXT_TOKENIZER).layout)
     footer.setdefault("codebooks", {"coyo": load_tokenizer("sample").codebook_hex})
     footer.setdefault("num_codes", 1024)
+    footer.setdefault("tokenizer", TEXT_IDENTITY)
     (folder / "packed").mkdir()
     write_packed(folder / "packed" / "packed-00000.parquet", make_sequences(8, 0, layout), **footer)
     config = run_config(folder / "packed", folder / "run", num_steps=2, exports_model=True)

@@ -59,6 +59,31 @@ def logits_of(model: Llama) -> torch.Tensor:
     return model.eval()(ids(), positions([50]), bounds([50]))[..., : LAYOUT.size]
 
 
+def other_base(folder: Path, seed: int) -> str:
+    """A model of the same shape in a folder."""
+    shape = replace(SHAPE, vocab_size=LAYOUT.padded_size)
+    model = Llama(shape)
+    fill_parameters(model, random_weights(shape, seed))
+    export_model(folder, model.named_parameters(), shape, LAYOUT, torch.float32, max_shard_size="300KB")
+    return str(folder)
+
+
+def test_another_frozen_base_is_refused(run: TrainConfig, tmp_path: Path) -> None:
+    """On resume and when exported; the base may have moved and be divided into other files."""
+    config = replace(run, output=str(tmp_path / "run"), num_steps=1)
+    run_alone(config)
+    moved = ModelConfig(init_from=other_base(tmp_path / "moved", 3))
+    assert run_alone(replace(config, num_steps=2, model=moved)).first_step == 1
+
+    for model in (ModelConfig(init_from=other_base(tmp_path / "other", 4)), ModelConfig(preset="test")):
+        with pytest.raises(ValueError, match=r"of .*moved \(\w+\), model.init_from is now .*; resume on"):
+            run_alone(replace(config, num_steps=3, model=model))
+
+    other_base(tmp_path / "moved", 4)
+    with pytest.raises(ValueError, match=r"belong to .*moved \(\w+\), where a model with other weights lies"):
+        load_checkpoint(newest(config))
+
+
 def test_projections_are_frozen_and_all_else_learns(run: TrainConfig) -> None:
     assert losses_of(run)[-1] < losses_of(run)[0] - 0.3
     trained, _, _ = load_checkpoint(newest(run))

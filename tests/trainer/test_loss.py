@@ -12,20 +12,21 @@ from trainer.loss import chunk_length, cross_entropy_by_id
 @pytest.mark.parametrize(
     ("dtype", "atol", "gradient_rtol"), [(torch.float32, 1e-5, 1e-6), (torch.bfloat16, 0.07, 1e-2)]
 )
-@pytest.mark.parametrize("chunk_ids", [7, 64, 1000])
+@pytest.mark.parametrize(("chunk_ids", "num_ids"), [(7, None), (64, None), (1000, None), (64, 990)])
 def test_equals_float64_cross_entropy(
-    dtype: torch.dtype, atol: float, gradient_rtol: float, chunk_ids: int
+    dtype: torch.dtype, atol: float, gradient_rtol: float, chunk_ids: int, num_ids: int | None
 ) -> None:
+    """``num_ids``: the rows of the head behind them are padding."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(2, 100, 16, generator=generator).to(dtype).requires_grad_()
     weight = torch.randn(999, 16, generator=generator).to(dtype).requires_grad_()
-    labels = torch.randint(0, 999, (2, 100), generator=generator)
+    labels = torch.randint(0, 999, (2, 100), generator=generator) % (num_ids or 999)
     labels[0, ::3] = IGNORED_LABEL
-    losses = cross_entropy_by_id(hidden, weight, labels, chunk_ids)
+    losses = cross_entropy_by_id(hidden, weight, labels, chunk_ids, num_ids)
     losses.sum().backward()
 
     exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
-    logits = (exact[0] @ exact[1].T).flatten(0, 1)
+    logits = (exact[0] @ exact[1][:num_ids].T).flatten(0, 1)
     expected = F.cross_entropy(logits, labels.flatten(), reduction="none").view(2, 100)
     expected.sum().backward()
 
@@ -35,6 +36,7 @@ def test_equals_float64_cross_entropy(
     for ours, theirs in zip((hidden, weight), exact, strict=True):
         error = (ours.grad.double() - theirs.grad).norm() / theirs.grad.norm()
         assert error < gradient_rtol
+    assert num_ids is None or not weight.grad[num_ids:].any()
 
 
 def test_bf16_total_is_not_accumulated_in_bf16() -> None:
@@ -57,12 +59,12 @@ def test_only_a_sum_of_all_losses_has_gradients() -> None:
 
 def test_gradients_are_right_when_asked_twice() -> None:
     """As zero-bubble schedules do: for the hidden states first, for the head later."""
-    hidden, weight = torch.randn(1, 20, 4, requires_grad=True), torch.randn(16, 4, requires_grad=True)
+    hidden, weight = torch.randn(1, 20, 4, requires_grad=True), torch.randn(19, 4, requires_grad=True)
     labels = torch.randint(0, 16, (1, 20))
-    total = cross_entropy_by_id(hidden, weight, labels).sum() / 20
+    total = cross_entropy_by_id(hidden, weight, labels, num_ids=16).sum() / 20
     first = torch.autograd.grad(total, (hidden, weight), retain_graph=True)
     first = [gradient.clone() for gradient in first]
-    expected = torch.autograd.grad(F.cross_entropy((hidden @ weight.T)[0], labels[0]), (hidden, weight))
+    expected = torch.autograd.grad(F.cross_entropy((hidden @ weight[:16].T)[0], labels[0]), (hidden, weight))
     for gradients in (first, torch.autograd.grad(total, (hidden, weight))):
         torch.testing.assert_close(gradients[0], expected[0])
         torch.testing.assert_close(gradients[1], expected[1])
@@ -80,24 +82,28 @@ def test_chunks_are_measured_in_bytes() -> None:
     assert chunk_length(10**9, "cpu") == 8
 
 
-def sharded_errors() -> list[float]:
-    """Of loss and gradients of a head sharded over two ranks in bf16, 256 chunks, against float64."""
+def sharded_errors(num_ids: int) -> list[float]:
+    """Of loss and gradients of a head sharded over two ranks in bf16, 256 chunks, against float64.
+
+    Rows from ``num_ids`` on, of 64, are padding.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
     generator = torch.Generator().manual_seed(0)
     plain = [torch.randn(shape, generator=generator).bfloat16() for shape in ((2, 1024, 16), (64, 16))]
-    labels = torch.randint(0, 64, (2, 1024), generator=generator)
+    labels = torch.randint(0, num_ids, (2, 1024), generator=generator)
     labels[0, ::3] = IGNORED_LABEL
     mesh = init_device_mesh("cpu", (2,))
     leaves = [
         distribute_tensor(tensor, mesh, [placement]).requires_grad_()
         for tensor, placement in zip(plain, (Replicate(), Shard(0)), strict=True)
     ]
-    losses = cross_entropy_by_id(*leaves, labels, chunk_ids=8)
+    losses = cross_entropy_by_id(*leaves, labels, 8, num_ids)
     losses.sum().backward()
     exact = [tensor.double().requires_grad_() for tensor in plain]
-    expected = F.cross_entropy((exact[0] @ exact[1].T).flatten(0, 1), labels.flatten(), reduction="sum")
+    logits = (exact[0] @ exact[1][:num_ids].T).flatten(0, 1)
+    expected = F.cross_entropy(logits, labels.flatten(), reduction="sum")
     expected.backward()
     errors = [float((losses.detach().double().sum() - expected.detach()).abs() / expected.detach())]
     for ours, theirs in zip(leaves, exact, strict=True):
@@ -106,9 +112,10 @@ def sharded_errors() -> list[float]:
     return errors
 
 
-def test_a_sharded_head_sums_its_gradient_in_fp32() -> None:
+@pytest.mark.parametrize("num_ids", [64, 50, 30])
+def test_a_sharded_head_sums_its_gradient_in_fp32(num_ids: int) -> None:
     """A sum of 256 chunks in bf16 would be off by more than one part in a hundred."""
-    for loss_error, hidden_error, head_error in run_in_processes(sharded_errors, 2):
+    for loss_error, hidden_error, head_error in run_in_processes(sharded_errors, 2, num_ids):
         assert loss_error < 1e-3
         assert hidden_error < 1e-2
         assert head_error < 4e-3

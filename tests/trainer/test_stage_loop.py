@@ -283,7 +283,9 @@ def test_replaced_rows_lose_their_moments(tmp_path: Path) -> None:
     assert moments[[0, 2, 3, 4]].all()
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"min_lr": 1.0}, {"batch_size": 0}], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"min_lr": 1.0}, {"batch_size": 0}, {"max_grad_norm": -1.0}], ids=str
+)
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         StageRunConfig(**wrong)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from torch.distributed.checkpoint import FileSystemWriter
 
 from schemas.packed_folder import PackedFolder
 from schemas.packed_order import stored_index
@@ -21,13 +23,16 @@ from schemas.vocabulary import VocabularyLayout
 from tests.schemas.packed_rows import make_sequences, write_packed
 from tests.trainer.runs import LAYOUT, SHAPE, losses_of, metrics_of, packed_folder, run_alone, run_config
 from trainer.checkpoint import CheckpointConfig, complete_checkpoints
-from trainer.export import load_checkpoint
-from trainer.huggingface import config_fields, export_model
+from trainer.evaluation.language_model import language_losses
+from trainer.export import export_checkpoint, load_checkpoint
+from trainer.huggingface import export_model
 from trainer.llama import Llama
+from trainer.load_model import load_model
 from trainer.lora import LoraConfig
 from trainer.metrics import MetricsConfig, read_metrics
 from trainer.non_finite import NonFiniteError
 from trainer.optimizer import OptimizerConfig, rate_fraction
+from trainer.packed_data import StepData
 from trainer.parallelize import ParallelConfig
 from trainer.processes import process_group
 from trainer.run_config import DataConfig, ModelConfig, TrainConfig
@@ -90,20 +95,27 @@ def their_losses(config: TrainConfig, weights: Path) -> list[float]:
 
 
 def test_losses_equal_an_independent_loop(whole_run: TrainConfig, tmp_path: Path) -> None:
-    """Their model keeps all rows of the table here, so that both softmax over the same ids."""
-    shape = replace(SHAPE, vocab_size=LAYOUT.padded_size)
+    """Their model has no padding rows; ours are outside of the softmax."""
+    shape = SHAPE.with_vocabulary(LAYOUT)
     model = Llama(shape)
     fill_parameters(model, random_weights(shape, whole_run.seed))
     export_model(tmp_path, model.named_parameters(), shape, LAYOUT, torch.float32)
-    fields = config_fields(shape, LAYOUT, torch.float32) | {"vocab_size": shape.vocab_size}
-    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields))
-    theirs.load_state_dict(
-        {n if n.startswith("lm_head") else f"model.{n}": p for n, p in model.named_parameters()}
-    )
-    theirs.save_pretrained(tmp_path / "theirs")
-    expected = their_losses(whole_run, tmp_path / "theirs")
+    expected = their_losses(whole_run, tmp_path)
     assert losses_of(whole_run) == pytest.approx(expected, abs=2e-5)
     assert losses_of(whole_run)[-1] < losses_of(whole_run)[0] - 0.5
+
+
+def test_checkpoint_and_export_have_the_same_loss(whole_run: TrainConfig, tmp_path: Path) -> None:
+    """Padding rows are trained weights in the one and zeros in the other."""
+    checkpoint = complete_checkpoints(Path(whole_run.output) / "checkpoints")[-1]
+    export_checkpoint(checkpoint, tmp_path, torch.float32)
+    (trained, _), (exported, _) = load_model(checkpoint), load_model(tmp_path)
+    folder = PackedFolder(whole_run.data.packed)
+    losses = [language_losses(model, folder, 24)["loss"] for model in (trained, exported)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    ids, places = torch.arange(20)[None], torch.arange(20)[None]
+    bounds = torch.tensor([[0, 20]], dtype=torch.int32)
+    assert exported(ids, places, bounds).shape == (1, 20, LAYOUT.size)
 
 
 def test_micro_batches_do_not_change_the_loss(whole_run: TrainConfig, tmp_path: Path) -> None:
@@ -164,6 +176,35 @@ def test_overflow_stops_before_the_step_and_names_the_rows(packed: Path, tmp_pat
     assert f"packed-00000.parquet row {chosen} (from tokens/" in message
     assert message.count("packed-00000.parquet") == 1
     assert not complete_checkpoints(tmp_path / "run" / "checkpoints")
+
+
+@pytest.mark.parametrize("is_overflow", [True, False])
+def test_a_checkpoint_under_way_is_completed_before_an_error_ends_the_run(
+    is_overflow: bool, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An overflow or a failing disk in step 6, while the checkpoint of step 5 is being written."""
+    take_step, write = Trainer._step, FileSystemWriter.write_data
+
+    def fail(trainer: Trainer, data: StepData) -> Any:
+        if trainer.progress.step == 5:
+            if not is_overflow:
+                raise OSError("the packed shards are gone")
+            with torch.no_grad():
+                next(trainer._parts.parts[0].parameters()).fill_(math.inf)
+        return take_step(trainer, data)
+
+    def write_slowly(*arguments: Any) -> Any:
+        time.sleep(1)
+        return write(*arguments)
+
+    monkeypatch.setattr(Trainer, "_step", fail)
+    monkeypatch.setattr(FileSystemWriter, "write_data", write_slowly)
+    config = run_config(packed, tmp_path / "run", checkpoint=CheckpointConfig(every_steps=5))
+    with pytest.raises(NonFiniteError if is_overflow else OSError):
+        run_alone(config)
+    (saved,) = complete_checkpoints(tmp_path / "run" / "checkpoints")
+    assert saved.name == "step-00000005"
+    load_checkpoint(saved)
 
 
 def test_another_data_set_is_refused_on_resume(packed: Path, tmp_path: Path) -> None:
@@ -338,11 +379,29 @@ def test_learning_rate_warms_up_then_falls_to_the_floor() -> None:
         ({"kind": "sgd"}, "kind must be 'adamw' or 'muon'"),
         ({"warmup_steps": -1}, "warmup_steps must be at least 0"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"learning_rate": math.nan}, "learning_rate must be positive"),
+        ({"max_grad_norm": -1.0}, r"max_grad_norm must be at least 0 \(0: no clipping\), got -1"),
+        ({"muon_learning_rate": 0.0}, "muon_learning_rate must be positive"),
+        ({"epsilon": 0.0}, "epsilon must be positive"),
+        ({"beta1": 1.0}, r"beta1 must be in \[0, 1\), got 1"),
+        ({"beta2": -0.1}, r"beta2 must be in \[0, 1\)"),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
     ],
 )
 def test_optimizer_settings_that_cannot_work_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         OptimizerConfig(**fields)
+
+
+def test_a_largest_norm_of_0_clips_nothing(packed: Path, tmp_path: Path) -> None:
+    losses = []
+    for max_norm in (0.0, 1e9):
+        config = run_config(packed, tmp_path / str(max_norm))
+        config = replace(config, optimizer=replace(config.optimizer, max_grad_norm=max_norm))
+        run_alone(config)
+        losses.append(losses_of(config))
+    assert losses[0] == losses[1]
+    assert losses[0][-1] < losses[0][0] - 0.3
 
 
 def test_muon_trains(packed: Path, tmp_path: Path) -> None:
