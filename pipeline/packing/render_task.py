@@ -76,17 +76,24 @@ class Renderer:
             groups = [items] if num_buckets == 1 else _deal(items, task.epoch_range)
         write_items(task.output, groups, dict(counts), schema)
 
+    def keys(self, chunk: Chunk, epoch: int) -> NDArray[np.uint64]:
+        """(num_rows,) the key of each row in an epoch."""
+        name = self.mixture.files[chunk.source][chunk.file]
+        stream = stable_hash(self.mixture.config.seed, self.sources[chunk.source].name, name, epoch)
+        return row_keys(stream, chunk.first_row, chunk.num_rows)
+
+    def _path(self, chunk: Chunk) -> Path:
+        return self.mixture.path(self.mixture.files[chunk.source][chunk.file])
+
     def _render_chunk(self, task: RenderTask, counts: Counter[str]) -> Iterator[Items]:
         chunk, rules = task.chunk, self.sources[task.chunk.source]
-        name = self.mixture.files[chunk.source][chunk.file]
-        stream = stable_hash(self.mixture.config.seed, rules.name, name, task.epoch_range.epoch)
-        keys = row_keys(stream, chunk.first_row, chunk.num_rows)
+        keys = self.keys(chunk, task.epoch_range.epoch)
         is_wanted = task.epoch_range.buckets(keys) >= 0
         duplicates = DuplicateList(task.duplicates).rows(chunk) if task.duplicates else set[int]()
         counts["documents_in"] += int(np.count_nonzero(is_wanted))
         if (
             rules.is_plain_pair
-            and (pairs := read_pair_columns(self.mixture.path(name), chunk.row_groups)) is not None
+            and (pairs := read_pair_columns(self._path(chunk), chunk.row_groups)) is not None
         ):
             yield from self._render_pairs(pairs, is_wanted, keys, duplicates, task, counts)
             return

@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.packing.cli import EXIT_FAILED, EXIT_USAGE, main, spell_refusals
@@ -12,9 +14,10 @@ from pipeline.packing.forecast import forecast
 from pipeline.packing.html_report import write_html_report
 from pipeline.packing.mixture_file import load_mixture
 from schemas import __version__
+from schemas.document import Document, TextSegment
 from schemas.packed_folder import PackedFolder
 from tests.html_reader import ATTACKS, HtmlPage
-from tests.packing.corpus import mixture_text, write_corpus
+from tests.packing.corpus import mixture_text, write_corpus, write_token_shard
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,41 @@ def test_plan_agrees_with_the_build(corpus: Path, capsys: pytest.CaptureFixture[
     assert f"{result.steps(10)} steps of 10" in printed
     for source, built in zip(result.sources, report["sources"], strict=True):
         assert source.ids == pytest.approx(built["ids"], rel=0.05)
+
+
+def test_plan_is_exact_where_it_looks_at_everything(corpus: Path, tmp_path: Path) -> None:
+    """Prompts of different lengths are drawn; the forecast draws what the build does."""
+    sources = """
+  - {name: prose, paths: [prose.jsonl], format: jsonl, epochs: 1, template: text}
+  - {name: pairs, paths: [pairs/00000.parquet], epochs: 1, template: instruct_pair}"""
+    (corpus / "small.yaml").write_text(mixture_text(output="", sources=sources))
+    assert run("build", corpus / "small.yaml", "--output", tmp_path / "packed") == 0
+    report = json.loads((tmp_path / "packed" / "report.json").read_bytes())
+    result = forecast(load_mixture(corpus / "small.yaml"), 1000)
+    assert all(source.is_certain for source in result.sources)
+    assert [round(source.ids) for source in result.sources] == [row["ids"] for row in report["sources"]]
+    assert result.sequences == pytest.approx(report["sequences"], abs=2)
+
+
+@pytest.mark.parametrize("task_rows", [100, 10_000])
+@pytest.mark.parametrize("kind", ["token_shards", "jsonl", "parquet"])
+def test_plan_looks_all_over_sorted_files(kind: str, task_rows: int, tmp_path: Path) -> None:
+    """Short documents first, long ones behind: what a head says of them is wrong."""
+    texts = [f"text {index} " * (1 + index // 500) for index in range(3000)]
+    if kind == "token_shards":
+        documents = [Document(str(i), (TextSegment(text),), None) for i, text in enumerate(texts)]
+        write_token_shard(tmp_path / "a.parquet", documents)
+    elif kind == "jsonl":
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    else:
+        pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=700)
+    path = "a.jsonl" if kind == "jsonl" else "a.parquet"
+    source = f"\n  - {{name: a, paths: [{path}], format: {kind}, epochs: 1, template: text}}"
+    packing = f"{{task_rows: {task_rows}}}"
+    (tmp_path / "m.yaml").write_text(mixture_text(output="", sources=source, packing=packing))
+    (sampled,), (whole,) = (forecast(load_mixture(tmp_path / "m.yaml"), size).sources for size in (256, 3000))
+    assert (sampled.num_sampled, whole.num_sampled) == (256, 3000)
+    assert sampled.ids == pytest.approx(whole.ids, rel=0.03)
 
 
 def test_plan_says_why_nothing_is_left(
