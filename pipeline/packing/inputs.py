@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,16 +87,31 @@ def read_chunk(mixture: Mixture, chunk: Chunk, rows: NDArray[np.int64] | None = 
     """Documents of a chunk, in order; only some ``rows``, which increase from 0, if they are given.
 
     Raises:
-        MixtureError: naming file and row, if a row is not what the source says it is.
+        MixtureError: naming file and row, if a row is not what the source says it is, or the file is damaged.
     """
     config = mixture.config.sources[chunk.source]
     path = mixture.path(mixture.files[chunk.source][chunk.file])
-    if config.format == "token_shards":
-        yield from read_documents(path, row_groups=chunk.row_groups, rows=rows)
-    elif config.format == "parquet":
-        yield from _read_text_parquet(path, chunk, config, rows)
-    else:
-        yield from _read_text_lines(path, chunk, config, rows)
+    with damage_explained(path):
+        if config.format == "token_shards":
+            yield from read_documents(path, row_groups=chunk.row_groups, rows=rows)
+        elif config.format == "parquet":
+            yield from _read_text_parquet(path, chunk, config, rows)
+        else:
+            yield from _read_text_lines(path, chunk, config, rows)
+
+
+@contextmanager
+def damage_explained(path: Path) -> Iterator[None]:
+    """Turn what a damaged file raises while it is read into MixtureError with the remedy."""
+    try:
+        yield
+    except TokenShardError as error:
+        raise MixtureError(
+            f"{error}; delete this token shard and run the command that made it again, which tokenizes only"
+            " what is missing"
+        ) from error
+    except (OSError, pa.ArrowException) as error:
+        raise MixtureError(f"{path}: {error}; bring this file again, or take it out of `paths`") from error
 
 
 def _read_text_parquet(

@@ -1,5 +1,6 @@
 """What users get wrong in sources: each is named in one line, with file, place and remedy."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.packing.build import Build
+from pipeline.packing.cli import main
+from pipeline.packing.epoch_range import WHOLE_EPOCH, EpochRange
 from pipeline.packing.forecast import forecast
+from pipeline.packing.inputs import Chunk
 from pipeline.packing.mixture_file import Mixture, load_mixture
+from pipeline.packing.render_task import Renderer, RenderTask
 from pipeline.packing.run_tasks import TaskFailedError
 from schemas.document import Document, TextSegment
 from schemas.mixture import MixtureError
@@ -62,6 +67,34 @@ def test_plan_and_build_name_what_is_wrong(paths: str, message: str, folder: Pat
     for act in (forecast, lambda mixture: Build(mixture, tmp_path / "out").run()):
         with pytest.raises((MixtureError, TaskFailedError), match=message):
             act(mixture_of(folder, f"paths: {paths}, epochs: 1, template: text"))
+
+
+@pytest.mark.parametrize("template", ["pair", "instruct_pair"])
+def test_damage_is_named_with_the_remedy(
+    template: str, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both ways of reading; in one line of ``plan`` and of ``build``."""
+    data = bytearray((folder / "pairs" / "0.parquet").read_bytes())
+    metadata = pq.read_metadata(folder / "pairs" / "0.parquet").row_group(0)
+    (texts,) = (
+        index for index in range(metadata.num_columns) if "texts" in metadata.column(index).path_in_schema
+    )
+    chunk = metadata.column(texts)
+    data[chunk.data_page_offset + chunk.total_compressed_size - 20] ^= 1
+    (tmp_path / "0.parquet").write_bytes(data)
+    mixture_of(tmp_path, f"paths: [0.parquet], epochs: 1, template: {template}")
+    path = str(tmp_path / "mixture.yaml")
+    renderer = Renderer(load_mixture(tmp_path / "mixture.yaml"))
+    task = RenderTask(Chunk(0, 0, 0, 40, (0,)), EpochRange(0, 0, WHOLE_EPOCH, 1), tmp_path / "items.arrow")
+    with pytest.raises(MixtureError, match="delete this token shard"):
+        renderer.render(task)
+    for command in (["plan", path], ["build", path, "--output", str(tmp_path / "out")]):
+        caplog.clear()
+        with pytest.raises(SystemExit):
+            main(command)
+        message = caplog.records[-1].getMessage()
+        assert re.search(r"0\.parquet: .*page integrity.*; delete this token shard and run", message)
+        assert "\n" not in message
 
 
 @pytest.mark.parametrize(("amount", "output"), [("weight: 1", "{ids: 5000000}"), ("epochs: 1", "")])
