@@ -23,7 +23,6 @@ from pipeline.packing.duplicates import (
     PartitionTask,
     find_duplicates,
 )
-from pipeline.packing.epoch_range import WHOLE_EPOCH
 from pipeline.packing.inputs import Chunk, Codebooks, check_codebooks, list_chunks
 from pipeline.packing.mix import SourceRanDryError, Supply, WindowPlan, plan_windows
 from pipeline.packing.mixture_file import Mixture
@@ -136,7 +135,7 @@ class Build:
         """What is rendered so far of a source."""
         config = self.mixture.config.sources[source]
         counts, items = rendered.counts(source), rendered.items(source)
-        if not len(items) and rendered.ranges[source][-1].stop == WHOLE_EPOCH:
+        if not len(items) and (counts := rendered.counts_of_one_epoch(source)):
             refused = ", ".join(
                 f"{name.removeprefix('refused:')} {count}"
                 for name, count in counts.items()

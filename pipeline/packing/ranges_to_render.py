@@ -43,10 +43,10 @@ def epochs_needed(config: MixtureConfig, estimates: Sequence[SourceEstimate]) ->
 def first_ranges(config: MixtureConfig, estimates: Sequence[SourceEstimate], source: int) -> list[EpochRange]:
     """What certainly, or by the estimate, is needed of a source."""
     passes = epochs_needed(config, estimates)[source]
-    if config.is_weighted:
+    estimate = estimates[source]
+    if config.is_weighted and estimate.num_ids:
         passes *= RENDERED_PER_ESTIMATED
     whole, rest = int(passes), round((passes - int(passes)) * WHOLE_EPOCH)
-    estimate = estimates[source]
     ranges = [EpochRange(epoch, 0, WHOLE_EPOCH, estimate.num_buckets) for epoch in range(whole)]
     if rest or not ranges:
         ranges.append(_make_range(whole, 0, max(rest, 1), estimate))

@@ -97,7 +97,9 @@ def test_damage_is_named_with_the_remedy(
         assert "\n" not in message
 
 
-@pytest.mark.parametrize(("amount", "output"), [("weight: 1", "{ids: 5000000}"), ("epochs: 1", "")])
+@pytest.mark.parametrize(
+    ("amount", "output"), [("weight: 1", "{ids: 5000000}"), ("epochs: 1", ""), ("epochs: 2.5", "")]
+)
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
@@ -106,15 +108,26 @@ def test_damage_is_named_with_the_remedy(
     ],
 )
 def test_a_source_of_which_nothing_is_left(
-    source: str, reason: str, amount: str, output: str, folder: Path, tmp_path: Path
+    source: str,
+    reason: str,
+    amount: str,
+    output: str,
+    folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Found in one pass, however many epochs its weight would ask for."""
+    """Found in one pass, however many epochs its weight would ask for, and counted once."""
+    caplog.set_level("INFO")
     mixture = mixture_of(folder, f"{source}, {amount}", output=output)
     assert forecast(mixture).sources[0].refused[0][0] == reason
     with pytest.raises(
-        MixtureError, match=rf"s: no document is left .*{reason}.*template, filters and text_field"
-    ):
+        MixtureError,
+        match=rf"s: no document is left of (\d+) \({reason} \1\).*template, filters and text_field",
+    ) as error:
         Build(mixture, tmp_path / "out").run()
+    num_documents = 40 if "pairs" in source else 1
+    assert f"left of {num_documents} " in str(error.value)
+    assert caplog.text.count("stage=render") == 1
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers(folder: Path, tmp_path: Path) -> None:
