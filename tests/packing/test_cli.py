@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from schemas.document import Document, TextSegment
 from schemas.packed_folder import PackedFolder
 from tests.html_reader import ATTACKS, HtmlPage
 from tests.packing.corpus import mixture_text, write_corpus, write_token_shard
+from tests.packing.golden_inputs import SAMPLE_TOKENIZER
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +167,29 @@ def test_validate_finds_damage(corpus: Path, tmp_path: Path, capsys: pytest.Capt
         r"packed-00001\.parquet: .*page integrity.*; it was damaged after it was written", printed
     )
     assert "3 of 4 packed shards are sound" in printed
+
+
+def test_show_from_elsewhere_names_the_root(
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With nothing printed before the error."""
+    shutil.copytree(SAMPLE_TOKENIZER, tmp_path / "at" / "words")
+    source = "\n  - {name: prose, paths: [prose.jsonl], format: jsonl, epochs: 1, template: text}"
+    shutil.copy(corpus / "prose.jsonl", tmp_path / "at")
+    text = mixture_text(output="", sources=source, text_tokenizer="{path: words}")
+    (tmp_path / "at" / "m.yaml").write_text(text)
+    assert run("build", tmp_path / "at" / "m.yaml", "--output", tmp_path / "packed") == 0
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path)
+    assert run("show", "packed") == EXIT_USAGE
+    assert not capsys.readouterr().out
+    assert "--root FOLDER-OF-THE-MIXTURE-FILE" in caplog.text
+    assert run("show", "packed", "--root", "at") == 0
+    assert "[prose] <s>" in capsys.readouterr().out
 
 
 def test_show_emphasises_what_is_learned(
