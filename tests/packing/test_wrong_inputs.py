@@ -45,6 +45,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "other.jsonl").write_text('{"body": "a text"}\n')
     pq.write_table(pa.table({"text": [1, 2]}), folder / "numbers.parquet")
     pq.write_table(pa.table({"text": [b"a", b"b"]}), folder / "bytes.parquet")
+    long_text = np.random.default_rng(0).bytes(1 << 20).hex()  # more than is hashed whole
+    pq.write_table(pa.table({"text": [long_text]}), folder / "footer.parquet")
+    data = bytearray((folder / "footer.parquet").read_bytes())
+    data[-8 - int.from_bytes(data[-8:-4], "little")] = 0xFF
+    (folder / "footer.parquet").write_bytes(data)
     return folder
 
 
@@ -53,6 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("[none]", r"source s: no document in none/0\.parquet"),
         ("[cut]", r"source s: .*cut/0\.parquet: .*corrupted"),
+        ("[footer.parquet], format: parquet", r"source s: .*footer\.parquet: .*thrift"),
         ("[numbers.parquet]", r"source s: .*numbers\.parquet: .*not a token shard"),
         ("[latin.jsonl]", r"no token_shards file \(\*\.parquet\) at .*say format: parquet or jsonl"),
         ("[empty.jsonl], format: jsonl", r"source s: no document in empty\.jsonl"),
