@@ -252,8 +252,10 @@ def open_packed_shard(path: str, filesystem: Any = None, *, verify: bool = False
             memory_map=filesystem is None,
             page_checksum_verification=verify,
         )
-    except pa.ArrowInvalid as error:
-        raise PackedShardError(f"{path}: {error}") from error
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (ValueError, OSError, pa.ArrowException) as error:  # bad Thrift is OSError, a bad name ValueError
+        raise PackedShardError(f"{path}: {' '.join(str(error).split())}") from error
 
 
 def read_checked_footer(path: str, file: pq.ParquetFile) -> PackedShardFooter:

@@ -183,12 +183,11 @@ class TestBreaches:
             check_packed_shard(path)
 
     def test_a_flipped_bit_is_found(self, tmp_path: Path) -> None:
-        """Wherever it is in the pages, or it changes nothing that is read."""
+        """Wherever it is, pages or footer, or it changes nothing that is read."""
         path = write_packed(tmp_path / "packed-00000.parquet", make_sequences(70))
         sound, table = path.read_bytes(), pq.read_table(path)
-        footer_length = int.from_bytes(sound[-8:-4], "little")
         rng, num_found = np.random.default_rng(0), 0
-        for place in rng.integers(4, len(sound) - 8 - footer_length, 200).tolist():
+        for place in rng.integers(len(sound), size=400).tolist():
             data = bytearray(sound)
             data[place] ^= 1 << int(rng.integers(8))
             path.write_bytes(data)
@@ -197,7 +196,7 @@ class TestBreaches:
                 assert pq.read_table(path).equals(table), place
             except PackedShardError:
                 num_found += 1
-        assert num_found > 180
+        assert num_found > 350
 
     def test_a_reader_finds_damaged_lists(self, tmp_path: Path) -> None:
         path = write_packed(tmp_path / "packed-00000.parquet", make_sequences(70))
