@@ -20,12 +20,12 @@ from schemas.vocabulary import CODES_PER_IMAGE, VocabularyLayout
 
 
 def check_packed_shard(path: str | Path) -> PackedShardFooter:
-    """Read every row of one packed shard and hold it against the contract and the footer.
+    """Read every row of one packed shard and hold it against checksums, the contract and the footer.
 
     Raises:
         PackedShardError: naming the file, the row and the first thing that is wrong.
     """
-    with open_packed_shard(str(path)) as file:
+    with open_packed_shard(str(path), verify=True) as file:
         footer = read_checked_footer(str(path), file)
         counts = np.zeros((len(footer.sources), 4), np.int64)
         row_number = 0
@@ -51,7 +51,9 @@ def _batches(path: str | Path, file: pq.ParquetFile) -> Iterator[pa.RecordBatch]
     try:
         yield from file.iter_batches(ROWS_PER_GROUP)
     except (OSError, pa.ArrowException) as error:
-        raise PackedShardError(f"{path}: {error}") from error
+        raise PackedShardError(
+            f"{path}: {error}; it was damaged after it was written: build the set again in another folder"
+        ) from error
 
 
 def _count_row(

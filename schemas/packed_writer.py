@@ -30,6 +30,7 @@ _PARQUET_OPTIONS: dict[str, Any] = {
     "use_dictionary": ["shards.list.element", "epochs.list.element", "parts.list.element"],
     "write_statistics": False,
     "data_page_size": 1 << 30,  # one page per row group and column
+    "write_page_checksum": True,
     "store_schema": True,
 }
 

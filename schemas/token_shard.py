@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from schemas.document import Document, ImageSegment, Role, Segment, TextSegment
 from schemas.token_shard_footer import FORMAT_VERSION, QuarantineFile, ShardCounts, TokenShardFooter
@@ -26,6 +27,7 @@ __all__ = [
     "BYTES_PER_GROUP", "FOOTER_KEY", "FORMAT_VERSION", "KIND_IMAGE", "KIND_TEXT", "ROLES", "ROWS_PER_GROUP",
     "SCHEMA", "QuarantineFile", "ShardCounts", "TokenShardError", "TokenShardFooter", "TokenShardWriter",
     "check_token_shard", "errors_named", "read_documents", "read_footer",
+    "rows_within",
 ]  # fmt: skip
 
 FOOTER_KEY = b"seed_shards.token_shard"
@@ -204,9 +206,12 @@ def read_documents(
     *,
     batch_rows: int = 1024,
     row_groups: Sequence[int] | None = None,
+    rows: NDArray[np.int64] | None = None,
     filesystem: Any = None,
 ) -> Iterator[Document]:
     """Documents of a token shard, or of some of its row groups, in order, ``batch_rows`` at a time in memory.
+
+    Of ``rows``, increasing and counted from the first row of these row groups, if they are given.
 
     Page checksums are verified: bit damage is an error, not another caption.
 
@@ -221,12 +226,20 @@ def read_documents(
         if not file.schema_arrow.equals(SCHEMA):
             raise TokenShardError(f"{source}: columns differ from format version {FORMAT_VERSION}")
         groups = range(file.num_row_groups) if row_groups is None else row_groups
-        num_missing = sum(file.metadata.row_group(group).num_rows for group in groups)
+        num_read, num_missing = 0, sum(file.metadata.row_group(group).num_rows for group in groups)
         for batch in file.iter_batches(batch_rows, row_groups=list(groups)):
             num_missing -= batch.num_rows
-            yield from _from_batch(batch, str(source))
+            wanted = batch if rows is None else batch.take(rows_within(rows, num_read, batch.num_rows))
+            num_read += batch.num_rows
+            yield from _from_batch(wanted, str(source))
         if num_missing:  # a damaged page header can end a column early without an error
             raise TokenShardError(f"{source}: {num_missing} rows fewer than its footer says")
+
+
+def rows_within(rows: NDArray[np.int64], start: int, num_rows: int) -> NDArray[np.int64]:
+    """Those of ``rows``, which increase, among the ``num_rows`` from ``start``, counted from there."""
+    first, last = np.searchsorted(rows, [start, start + num_rows])
+    return rows[first:last] - start
 
 
 def _from_batch(batch: pa.RecordBatch, name: str) -> Iterator[Document]:

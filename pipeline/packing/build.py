@@ -23,7 +23,6 @@ from pipeline.packing.duplicates import (
     PartitionTask,
     find_duplicates,
 )
-from pipeline.packing.epoch_range import WHOLE_EPOCH
 from pipeline.packing.inputs import Chunk, Codebooks, check_codebooks, list_chunks
 from pipeline.packing.mix import SourceRanDryError, Supply, WindowPlan, plan_windows
 from pipeline.packing.mixture_file import Mixture
@@ -143,15 +142,18 @@ class Build:
                 f"source {config.name}: epochs: {config.epochs} of its {num_documents:,} documents is not one"
                 " document; ask for more, or leave the source out"
             )
-        is_all_rendered = config.epochs is not None or rendered.ranges[source][-1].stop == WHOLE_EPOCH
-        if not len(items) and is_all_rendered:
+        if config.epochs is not None:
+            all_counts = rendered.counts_of_one_epoch(source) or counts
+        else:
+            all_counts = rendered.counts_of_one_epoch(source)  # empty while there is more to render
+        if not len(items) and all_counts:
             refused = ", ".join(
                 f"{name.removeprefix('refused:')} {count}"
-                for name, count in counts.items()
+                for name, count in all_counts.items()
                 if name.startswith("refused:")
             )
             raise MixtureError(
-                f"source {config.name}: no document is left of {counts['documents_in']}"
+                f"source {config.name}: no document is left of {all_counts['documents_in']}"
                 f" ({refused}); check its template, filters and text_field"
             )
         if config.weight is not None:

@@ -162,11 +162,12 @@ def show(
         root: folder of the mixture file, which names of input files are relative to.
     """
     packed = PackedFolder(_check_is_packed(folder))
+    spelling = None if trace else _tokenizer_of(packed, text_tokenizer, root)
     emphasise = in_bold if sys.stdout.isatty() or os.environ.get("FORCE_COLOR") else in_stars
     for index in range(row, max(min(row + limit, len(packed)), row + 1)):
         sequence, traces = packed[index], trace_row(packed, index, root)
         print(f"--- row {index}: {len(traces)} documents, {sequence.num_ids} ids")
-        if trace:
+        if spelling is None:
             for item in traces:
                 part = f" part {item.part}" if item.part else ""
                 print(
@@ -174,7 +175,6 @@ def show(
                     f"\t{item.num_ids} ids, {item.num_learned} learned"
                 )
             continue
-        spelling = _tokenizer_of(packed, text_tokenizer, root)
         texts = spell_row(sequence, packed, spelling, traces, emphasise=emphasise)
         for item, text in zip(traces, texts, strict=True):
             print(f"[{item.source}] {text}")

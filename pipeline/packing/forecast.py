@@ -108,8 +108,11 @@ def simulate_window(
         return 0.0, 0.0
     num_documents = min(config.packing.window_documents, max(1, int(documents.sum())))
     lengths = np.concatenate(
-        [
-            rng.choice(estimates[index].lengths, max(1, round(num_documents * count / documents.sum())))
+        [  # in turns, so that whole epochs of a small source are what they are
+            np.resize(
+                rng.permutation(estimates[index].lengths),
+                max(1, round(num_documents * count / documents.sum())),
+            )
             for index, count in zip(usable, documents, strict=True)
         ]
     )

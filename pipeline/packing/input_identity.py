@@ -40,7 +40,7 @@ def _places(path: Path, size: int) -> Iterator[tuple[int, int]]:
     if path.suffix == ".parquet":
         try:
             metadata = pq.read_metadata(path)
-        except pa.ArrowException:  # no Parquet: whoever reads it says so, with the name of its source
+        except (pa.ArrowException, OSError):  # no Parquet: its reader says so, with the name of its source
             return
         for group in range(metadata.num_row_groups):
             for column in range(metadata.num_columns):

@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipeline.packing.lone_surrogates import without_lone_surrogates
 from pipeline.packing.metadata_filter import field_names
@@ -14,7 +17,7 @@ from pipeline.packing.mixture_file import Mixture
 from schemas.document import Document, TextSegment
 from schemas.fingerprint import Fingerprint
 from schemas.mixture import MixtureError, SourceConfig
-from schemas.token_shard import TokenShardError, read_documents, read_footer
+from schemas.token_shard import TokenShardError, read_documents, read_footer, rows_within
 from schemas.vocabulary import CODEBOOK_SIZE
 
 
@@ -81,23 +84,40 @@ def _json_chunks(path: Path, source: int, file: int, task_rows: int) -> Iterator
         yield Chunk(source, file, first_row, num_rows, byte_offset=start)
 
 
-def read_chunk(mixture: Mixture, chunk: Chunk) -> Iterator[Document]:
-    """Documents of a chunk, in order.
+def read_chunk(mixture: Mixture, chunk: Chunk, rows: NDArray[np.int64] | None = None) -> Iterator[Document]:
+    """Documents of a chunk, in order; only some ``rows``, which increase from 0, if they are given.
 
     Raises:
-        MixtureError: naming file and row, if a row is not what the source says it is.
+        MixtureError: naming file and row, if a row is not what the source says it is, or the file is damaged.
     """
     config = mixture.config.sources[chunk.source]
     path = mixture.path(mixture.files[chunk.source][chunk.file])
-    if config.format == "token_shards":
-        yield from read_documents(path, row_groups=chunk.row_groups)
-    elif config.format == "parquet":
-        yield from _read_text_parquet(path, chunk, config)
-    else:
-        yield from _read_text_lines(path, chunk, config)
+    with damage_explained(path):
+        if config.format == "token_shards":
+            yield from read_documents(path, row_groups=chunk.row_groups, rows=rows)
+        elif config.format == "parquet":
+            yield from _read_text_parquet(path, chunk, config, rows)
+        else:
+            yield from _read_text_lines(path, chunk, config, rows)
 
 
-def _read_text_parquet(path: Path, chunk: Chunk, config: SourceConfig) -> Iterator[Document]:
+@contextmanager
+def damage_explained(path: Path) -> Iterator[None]:
+    """Turn what a damaged file raises while it is read into MixtureError with the remedy."""
+    try:
+        yield
+    except TokenShardError as error:
+        raise MixtureError(
+            f"{error}; delete this token shard and run the command that made it again, which tokenizes only"
+            " what is missing"
+        ) from error
+    except (OSError, pa.ArrowException) as error:
+        raise MixtureError(f"{path}: {error}; bring this file again, or take it out of `paths`") from error
+
+
+def _read_text_parquet(
+    path: Path, chunk: Chunk, config: SourceConfig, wanted: NDArray[np.int64] | None
+) -> Iterator[Document]:
     """Texts of a column; columns that ``filters.where`` names are their metadata, as in JSON lines."""
     names = sorted(field_names(config.filters.where) - {config.text_field}) if config.filters.where else []
     with pq.ParquetFile(path) as file:
@@ -111,15 +131,20 @@ def _read_text_parquet(path: Path, chunk: Chunk, config: SourceConfig) -> Iterat
         text_type = file.schema_arrow.field(config.text_field).type
         if not _is_text(text_type):
             raise MixtureError(f"{path}: column {config.text_field!r} (text_field) is {text_type}, not text")
-        row = chunk.first_row
-        for batch in file.iter_batches(
+        first_row = chunk.first_row
+        for whole in file.iter_batches(
             1024, row_groups=chunk.row_groups, columns=[config.text_field, *names]
         ):
+            places = np.arange(whole.num_rows)
+            if wanted is not None:
+                places = rows_within(wanted, first_row - chunk.first_row, whole.num_rows)
+            batch = whole.take(places)
             texts, rows = batch.column(config.text_field).to_pylist(), batch.select(names).to_pylist()
-            for text, fields in zip(texts, rows if names else [{}] * len(texts), strict=True):
+            fields_of = rows if names else [{}] * len(texts)
+            for place, text, fields in zip(places.tolist(), texts, fields_of, strict=True):
                 metadata = json.dumps(fields, default=str) if fields else None
-                yield Document(str(row), (TextSegment(text or ""),), metadata)
-                row += 1
+                yield Document(str(first_row + place), (TextSegment(text or ""),), metadata)
+            first_row += whole.num_rows
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -130,11 +155,16 @@ def _is_text(kind: pa.DataType) -> bool:
     )
 
 
-def _read_text_lines(path: Path, chunk: Chunk, config: SourceConfig) -> Iterator[Document]:
+def _read_text_lines(
+    path: Path, chunk: Chunk, config: SourceConfig, wanted: NDArray[np.int64] | None
+) -> Iterator[Document]:
+    rows = None if wanted is None else set((wanted + chunk.first_row).tolist())
     with path.open("rb") as lines:
         lines.seek(chunk.byte_offset)
         for row in range(chunk.first_row, chunk.first_row + chunk.num_rows):
             line = lines.readline()
+            if rows is not None and row not in rows:
+                continue
             try:
                 fields = json.loads(line) if line.strip() else {}
             except (ValueError, RecursionError) as error:

@@ -138,10 +138,11 @@ def find_files(source: SourceConfig, root: Path) -> tuple[str, ...]:
             if item.is_file() and item.suffix in suffixes and not _is_hidden(item, path, source.format)
         }
         if not matching:
+            relative = "" if Path(pattern).is_absolute() else " (paths are relative to the mixture file)"
             hint = "; for plain text say format: parquet or jsonl" if source.format == "token_shards" else ""
             raise MixtureError(
                 f"source {source.name}: no {source.format} file (*{', *'.join(suffixes)}) at"
-                f" {path.absolute()}{hint}"
+                f" {path.absolute()}{relative}{hint}"
             )
         found |= matching
     return tuple(sorted(found))

@@ -51,7 +51,8 @@ def first_ranges(config: MixtureConfig, estimates: Sequence[SourceEstimate], sou
         MixtureError: if these are more epochs than can be told apart.
     """
     passes = epochs_needed(config, estimates)[source]
-    if config.is_weighted:
+    estimate = estimates[source]
+    if config.is_weighted and estimate.num_ids:
         passes *= RENDERED_PER_ESTIMATED
     if passes > MAX_EPOCHS:
         raise MixtureError(
@@ -60,7 +61,6 @@ def first_ranges(config: MixtureConfig, estimates: Sequence[SourceEstimate], sou
             f" {'weight' if config.is_weighted else 'epochs'}"
         )
     whole, rest = int(passes), round((passes - int(passes)) * WHOLE_EPOCH)
-    estimate = estimates[source]
     ranges = [EpochRange(epoch, 0, WHOLE_EPOCH, estimate.num_buckets) for epoch in range(whole)]
     if rest or not ranges:
         ranges.append(_make_range(whole, 0, max(rest, 1), estimate))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.packing.draws import DocumentDraws, row_keys, stable_hash
 from pipeline.packing.duplicates import DigestTask, DuplicateList, write_digests
 from pipeline.packing.epoch_range import EpochRange
-from pipeline.packing.inputs import Chunk, read_chunk
+from pipeline.packing.inputs import Chunk, damage_explained, read_chunk
 from pipeline.packing.metadata_filter import parse_expression, read_metadata
 from pipeline.packing.mixture_file import Mixture, template_settings
 from pipeline.packing.pair_columns import PairColumns, is_plain, read_pair_columns, render_pairs
@@ -78,18 +78,27 @@ class Renderer:
             groups = [items] if num_buckets == 1 else _deal(items, task.epoch_range)
         write_items(task.output, groups, dict(counts), schema)
 
+    def keys(self, chunk: Chunk, epoch: int) -> NDArray[np.uint64]:
+        """(num_rows,) the key of each row in an epoch."""
+        name = self.mixture.files[chunk.source][chunk.file]
+        stream = stable_hash(self.mixture.config.seed, self.sources[chunk.source].name, name, epoch)
+        return row_keys(stream, chunk.first_row, chunk.num_rows)
+
+    def _read_pairs(self, chunk: Chunk) -> PairColumns | None:
+        """The chunk as plain pairs, if its source and all that it holds are such."""
+        if not self.sources[chunk.source].is_plain_pair:
+            return None
+        path = self.mixture.path(self.mixture.files[chunk.source][chunk.file])
+        with damage_explained(path):
+            return read_pair_columns(path, chunk.row_groups)
+
     def _render_chunk(self, task: RenderTask, counts: Counter[str]) -> Iterator[Items]:
         chunk, rules = task.chunk, self.sources[task.chunk.source]
-        name = self.mixture.files[chunk.source][chunk.file]
-        stream = stable_hash(self.mixture.config.seed, rules.name, name, task.epoch_range.epoch)
-        keys = row_keys(stream, chunk.first_row, chunk.num_rows)
+        keys = self.keys(chunk, task.epoch_range.epoch)
         is_wanted = task.epoch_range.buckets(keys) >= 0
         duplicates = DuplicateList(task.duplicates).rows(chunk) if task.duplicates else set[int]()
         counts["documents_in"] += int(np.count_nonzero(is_wanted))
-        if (
-            rules.is_plain_pair
-            and (pairs := read_pair_columns(self.mixture.path(name), chunk.row_groups)) is not None
-        ):
+        if (pairs := self._read_pairs(chunk)) is not None:
             yield from self._render_pairs(pairs, is_wanted, keys, duplicates, task, counts)
             return
         pieces, rows, num_pieces = list[list[Piece]](), list[int](), 0

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.packing.build_report import read_counts
-from pipeline.packing.epoch_range import EpochRange
+from pipeline.packing.epoch_range import WHOLE_EPOCH, EpochRange
 from pipeline.packing.inputs import Chunk
 from pipeline.packing.mixture_file import Mixture
 from pipeline.packing.render_task import Renderer, RenderTask
@@ -60,8 +60,16 @@ class RenderedSources:
 
     def counts(self, source: int) -> Counter[str]:
         """What became of the documents of a source."""
+        return self._counts(source, self.ranges[source])
+
+    def counts_of_one_epoch(self, source: int) -> Counter[str]:
+        """The same of its first epoch alone; empty unless that is rendered to its end."""
+        first = [one for one in self.ranges[source] if one.epoch == 0]
+        return self._counts(source, first) if first[-1].stop == WHOLE_EPOCH else Counter()
+
+    def _counts(self, source: int, ranges: Sequence[EpochRange]) -> Counter[str]:
         total: Counter[str] = Counter()
-        for one in self.ranges[source]:
+        for one in ranges:
             total.update(json.loads((self._folder_of(source, one) / COUNTS_NAME).read_bytes()))
         return total
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.packing.draws import DocumentDraws, stable_hash
 from pipeline.packing.inputs import Chunk, read_chunk
@@ -14,10 +15,13 @@ from pipeline.packing.mixture_file import Mixture
 from pipeline.packing.render import Piece, render
 from pipeline.packing.render_task import Renderer
 from schemas.document import Document
+from schemas.token_shard import rows_within
 
 SAMPLED_CHUNKS = 4
 SAMPLED_DOCUMENTS = 64
 """Documents of each sampled chunk. A build goes by these two: others would give other buckets and bytes."""
+SPREAD_CHUNKS = 16
+"""Chunks at least that a forecast looks into, where a source has so many."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def estimate_sources(
     Args:
         mixture: whose sources.
         chunks: of each source.
-        sample_size: None for the sample that a build goes by.
+        sample_size: None for the sample that a build goes by; a forecast's is spread over the whole source.
     """
     renderer = Renderer(mixture)
     return [
@@ -70,15 +74,20 @@ def estimate_sources(
 def estimate_source(
     renderer: Renderer, source: int, chunks: Sequence[Chunk], sample_size: int | None
 ) -> SourceEstimate:
-    """Render some documents of some chunks, spread evenly over the source."""
-    rules, seed = renderer.sources[source], renderer.mixture.config.seed
+    """Render some documents of some chunks."""
+    rules = renderer.sources[source]
     pieces, refused, num_images = list[list[Piece]](), Counter[str](), 0
     where = renderer.mixture.config.sources[source].filters.where
     absent = field_names(where) if where else set()
-    for number, document in enumerate(_sample(renderer.mixture, chunks, sample_size)):
+    sample = (
+        _head_sample(renderer, chunks)
+        if sample_size is None
+        else _spread_sample(renderer, source, chunks, sample_size)
+    )
+    for document, draws in sample:
         if absent:
             absent -= read_metadata(document.metadata).keys()
-        result = rules.apply(document, DocumentDraws(stable_hash(seed, number)))
+        result = rules.apply(document, draws)
         if isinstance(result, str):
             refused[result] += 1
         else:
@@ -102,12 +111,49 @@ def estimate_source(
     )
 
 
-def _sample(mixture: Mixture, chunks: Sequence[Chunk], sample_size: int | None) -> Iterator[Document]:
+def _head_sample(renderer: Renderer, chunks: Sequence[Chunk]) -> Iterator[tuple[Document, DocumentDraws]]:
+    """The sample that a build goes by: the first documents of some chunks."""
     if not chunks:
         return
-    num_places, num_each = SAMPLED_CHUNKS, SAMPLED_DOCUMENTS
-    if sample_size is not None:
-        num_places = min(len(chunks), -(-sample_size // SAMPLED_DOCUMENTS))
-        num_each = -(-sample_size // num_places)
-    for place in np.unique(np.linspace(0, len(chunks) - 1, num_places).astype(int)):
-        yield from islice(read_chunk(mixture, chunks[place]), num_each)
+    number, seed = 0, renderer.mixture.config.seed
+    for place in np.unique(np.linspace(0, len(chunks) - 1, SAMPLED_CHUNKS).astype(int)):
+        for document in islice(read_chunk(renderer.mixture, chunks[place]), SAMPLED_DOCUMENTS):
+            yield document, DocumentDraws(stable_hash(seed, number))
+            number += 1
+
+
+def _spread_sample(
+    renderer: Renderer, source: int, chunks: Sequence[Chunk], sample_size: int
+) -> Iterator[tuple[Document, DocumentDraws]]:
+    """Documents from all over the source, each with what it draws in its first epoch."""
+    rng = np.random.default_rng([renderer.mixture.config.seed, source])
+    for chunk, rows in spread_rows(chunks, sample_size, rng):
+        keys = renderer.keys(chunk, 0)[rows]
+        for document, key in zip(read_chunk(renderer.mixture, chunk, rows), keys.tolist(), strict=True):
+            yield document, DocumentDraws(key)
+
+
+def spread_rows(
+    chunks: Sequence[Chunk], sample_size: int, rng: np.random.Generator
+) -> Iterator[tuple[Chunk, NDArray[np.int64]]]:
+    """``sample_size`` rows spread over the chunks, one at random of each stretch; all if there are no more.
+
+    Of many chunks only some are read, which lie evenly among the rows. A head would not do: shards are often
+    sorted.
+
+    Yields:
+        A chunk, and the rows of it, increasing from 0.
+    """
+    num_places = max(SPREAD_CHUNKS, -(-sample_size // SAMPLED_DOCUMENTS))
+    total = sum(chunk.num_rows for chunk in chunks)
+    if total > sample_size and len(chunks) > num_places:
+        stops = np.cumsum([chunk.num_rows for chunk in chunks])
+        middles = (2 * np.arange(num_places) + 1) * total // (2 * num_places)
+        chunks = [chunks[place] for place in np.unique(np.searchsorted(stops, middles, "right"))]
+        total = sum(chunk.num_rows for chunk in chunks)
+    bounds = np.arange(min(sample_size, total) + 1) * total // max(min(sample_size, total), 1)
+    rows, start = rng.integers(bounds[:-1], bounds[1:]), 0
+    for chunk in chunks:
+        if len(within := rows_within(rows, start, chunk.num_rows)):
+            yield chunk, within
+        start += chunk.num_rows

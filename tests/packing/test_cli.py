@@ -2,9 +2,12 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.packing.cli import EXIT_FAILED, EXIT_USAGE, main, spell_refusals
@@ -16,6 +19,7 @@ from schemas.document import Document, Role, TextSegment
 from schemas.packed_folder import PackedFolder
 from tests.html_reader import ATTACKS, HtmlPage
 from tests.packing.corpus import mixture_text, write_corpus, write_token_shard
+from tests.packing.golden_inputs import SAMPLE_TOKENIZER
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +49,41 @@ def test_plan_agrees_with_the_build(corpus: Path, capsys: pytest.CaptureFixture[
     assert f"{result.steps(10)} steps of 10" in printed
     for source, built in zip(result.sources, report["sources"], strict=True):
         assert source.ids == pytest.approx(built["ids"], rel=0.05)
+
+
+def test_plan_is_exact_where_it_looks_at_everything(corpus: Path, tmp_path: Path) -> None:
+    """Prompts of different lengths are drawn; the forecast draws what the build does."""
+    sources = """
+  - {name: prose, paths: [prose.jsonl], format: jsonl, epochs: 1, template: text}
+  - {name: pairs, paths: [pairs/00000.parquet], epochs: 1, template: instruct_pair}"""
+    (corpus / "small.yaml").write_text(mixture_text(output="", sources=sources))
+    assert run("build", corpus / "small.yaml", "--output", tmp_path / "packed") == 0
+    report = json.loads((tmp_path / "packed" / "report.json").read_bytes())
+    result = forecast(load_mixture(corpus / "small.yaml"), 1000)
+    assert all(source.is_certain for source in result.sources)
+    assert [round(source.ids) for source in result.sources] == [row["ids"] for row in report["sources"]]
+    assert result.sequences == pytest.approx(report["sequences"], abs=2)
+
+
+@pytest.mark.parametrize("task_rows", [100, 10_000])
+@pytest.mark.parametrize("kind", ["token_shards", "jsonl", "parquet"])
+def test_plan_looks_all_over_sorted_files(kind: str, task_rows: int, tmp_path: Path) -> None:
+    """Short documents first, long ones behind: what a head says of them is wrong."""
+    texts = [f"text {index} " * (1 + index // 500) for index in range(3000)]
+    if kind == "token_shards":
+        documents = [Document(str(i), (TextSegment(text),), None) for i, text in enumerate(texts)]
+        write_token_shard(tmp_path / "a.parquet", documents)
+    elif kind == "jsonl":
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    else:
+        pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=700)
+    path = "a.jsonl" if kind == "jsonl" else "a.parquet"
+    source = f"\n  - {{name: a, paths: [{path}], format: {kind}, epochs: 1, template: text}}"
+    packing = f"{{task_rows: {task_rows}}}"
+    (tmp_path / "m.yaml").write_text(mixture_text(output="", sources=source, packing=packing))
+    (sampled,), (whole,) = (forecast(load_mixture(tmp_path / "m.yaml"), size).sources for size in (256, 3000))
+    assert (sampled.num_sampled, whole.num_sampled) == (256, 3000)
+    assert sampled.ids == pytest.approx(whole.ids, rel=0.03)
 
 
 def test_plan_says_why_nothing_is_left(
@@ -93,7 +132,7 @@ def test_what_filters_leave_out_is_not_called_refused(
         "1,203 left out by filters: filter_where 1,200, filter_text_too_long 3; 1 refused: template_no_text 1"
     )
     source = """
-  - {name: pairs, paths: [pairs], epochs: 1, template: pair, filters: {max_text_characters: 40}}"""
+  - {name: pairs, paths: [pairs], epochs: 1, template: pair, filters: {max_text_characters: 60}}"""
     (corpus / "short.yaml").write_text(mixture_text(output="", sources=source))
     assert run("build", corpus / "short.yaml", "--output", tmp_path / "packed") == 0
     printed = capsys.readouterr().out
@@ -120,12 +159,37 @@ def test_validate_finds_damage(corpus: Path, tmp_path: Path, capsys: pytest.Capt
                 PackedFolder(corpus / "packed").footers[0].num_sequences
             ]
             start = bytes(data).index(first_ids.ids.tobytes())
-            data[start : start + 2] = b"\xff\xff"
+            data[start] ^= 1  # another id of the vocabulary
         (tmp_path / path.name).write_bytes(data)
     assert run("validate", tmp_path) == EXIT_FAILED
     printed = capsys.readouterr().out
-    assert "packed-00001.parquet: row 0: id 65535 is outside the vocabulary" in printed
+    assert re.search(
+        r"packed-00001\.parquet: .*page integrity.*; it was damaged after it was written", printed
+    )
     assert "3 of 4 packed shards are sound" in printed
+
+
+def test_show_from_elsewhere_names_the_root(
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With nothing printed before the error."""
+    shutil.copytree(SAMPLE_TOKENIZER, tmp_path / "at" / "words")
+    source = "\n  - {name: prose, paths: [prose.jsonl], format: jsonl, epochs: 1, template: text}"
+    shutil.copy(corpus / "prose.jsonl", tmp_path / "at")
+    text = mixture_text(output="", sources=source, text_tokenizer="{path: words}")
+    (tmp_path / "at" / "m.yaml").write_text(text)
+    assert run("build", tmp_path / "at" / "m.yaml", "--output", tmp_path / "packed") == 0
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path)
+    assert run("show", "packed") == EXIT_USAGE
+    assert not capsys.readouterr().out
+    assert "--root FOLDER-OF-THE-MIXTURE-FILE" in caplog.text
+    assert run("show", "packed", "--root", "at") == 0
+    assert "[prose] <s>" in capsys.readouterr().out
 
 
 def test_show_emphasises_what_is_learned(

@@ -1,5 +1,6 @@
 """What users get wrong in sources: each is named in one line, with file, place and remedy."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.packing.build import Build
+from pipeline.packing.cli import main
+from pipeline.packing.epoch_range import WHOLE_EPOCH, EpochRange
 from pipeline.packing.forecast import forecast
+from pipeline.packing.inputs import Chunk
 from pipeline.packing.mixture_file import Mixture, load_mixture
 from pipeline.packing.render import RenderedBatch
-from pipeline.packing.render_task import refuse_endless
+from pipeline.packing.render_task import Renderer, RenderTask, refuse_endless
 from pipeline.packing.run_tasks import TaskFailedError
 from schemas.document import Document, TextSegment
 from schemas.mixture import MixtureError
@@ -43,6 +47,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "other.jsonl").write_text('{"body": "a text"}\n')
     pq.write_table(pa.table({"text": [1, 2]}), folder / "numbers.parquet")
     pq.write_table(pa.table({"text": [b"a", b"b"]}), folder / "bytes.parquet")
+    long_text = np.random.default_rng(0).bytes(1 << 20).hex()  # more than is hashed whole
+    pq.write_table(pa.table({"text": [long_text]}), folder / "footer.parquet")
+    data = bytearray((folder / "footer.parquet").read_bytes())
+    data[-8 - int.from_bytes(data[-8:-4], "little")] = 0xFF
+    (folder / "footer.parquet").write_bytes(data)
     return folder
 
 
@@ -51,6 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("[none]", r"source s: no document in none/0\.parquet"),
         ("[cut]", r"source s: .*cut/0\.parquet: .*corrupted"),
+        ("[footer.parquet], format: parquet", r"source s: .*footer\.parquet: .*thrift"),
         ("[numbers.parquet]", r"source s: .*numbers\.parquet: .*not a token shard"),
         ("[latin.jsonl]", r"no token_shards file \(\*\.parquet\) at .*say format: parquet or jsonl"),
         ("[empty.jsonl], format: jsonl", r"source s: no document in empty\.jsonl"),
@@ -67,7 +77,37 @@ def test_plan_and_build_name_what_is_wrong(paths: str, message: str, folder: Pat
             act(mixture_of(folder, f"paths: {paths}, epochs: 1, template: text"))
 
 
-@pytest.mark.parametrize(("amount", "output"), [("weight: 1", "{ids: 5000000}"), ("epochs: 1", "")])
+@pytest.mark.parametrize("template", ["pair", "instruct_pair"])
+def test_damage_is_named_with_the_remedy(
+    template: str, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both ways of reading; in one line of ``plan`` and of ``build``."""
+    data = bytearray((folder / "pairs" / "0.parquet").read_bytes())
+    metadata = pq.read_metadata(folder / "pairs" / "0.parquet").row_group(0)
+    (texts,) = (
+        index for index in range(metadata.num_columns) if "texts" in metadata.column(index).path_in_schema
+    )
+    chunk = metadata.column(texts)
+    data[chunk.data_page_offset + chunk.total_compressed_size - 20] ^= 1
+    (tmp_path / "0.parquet").write_bytes(data)
+    mixture_of(tmp_path, f"paths: [0.parquet], epochs: 1, template: {template}")
+    path = str(tmp_path / "mixture.yaml")
+    renderer = Renderer(load_mixture(tmp_path / "mixture.yaml"))
+    task = RenderTask(Chunk(0, 0, 0, 40, (0,)), EpochRange(0, 0, WHOLE_EPOCH, 1), tmp_path / "items.arrow")
+    with pytest.raises(MixtureError, match="delete this token shard"):
+        renderer.render(task)
+    for command in (["plan", path], ["build", path, "--output", str(tmp_path / "out")]):
+        caplog.clear()
+        with pytest.raises(SystemExit):
+            main(command)
+        message = caplog.records[-1].getMessage()
+        assert re.search(r"0\.parquet: .*page integrity.*; delete this token shard and run", message)
+        assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("amount", "output"), [("weight: 1", "{ids: 5000000}"), ("epochs: 1", ""), ("epochs: 2.5", "")]
+)
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
@@ -76,15 +116,26 @@ def test_plan_and_build_name_what_is_wrong(paths: str, message: str, folder: Pat
     ],
 )
 def test_a_source_of_which_nothing_is_left(
-    source: str, reason: str, amount: str, output: str, folder: Path, tmp_path: Path
+    source: str,
+    reason: str,
+    amount: str,
+    output: str,
+    folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Found in one pass, however many epochs its weight would ask for."""
+    """Found in one pass, however many epochs its weight would ask for, and counted once."""
+    caplog.set_level("INFO")
     mixture = mixture_of(folder, f"{source}, {amount}", output=output)
     assert forecast(mixture).sources[0].refused[0][0] == reason
     with pytest.raises(
-        MixtureError, match=rf"s: no document is left .*{reason}.*template, filters and text_field"
-    ):
+        MixtureError,
+        match=rf"s: no document is left of (\d+) \({reason} \1\).*template, filters and text_field",
+    ) as error:
         Build(mixture, tmp_path / "out").run()
+    num_documents = 40 if "pairs" in source else 1
+    assert f"left of {num_documents} " in str(error.value)
+    assert caplog.text.count("stage=render") == 1
 
 
 def test_epochs_that_are_less_than_a_document(folder: Path, tmp_path: Path) -> None:

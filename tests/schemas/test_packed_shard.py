@@ -182,6 +182,36 @@ class TestBreaches:
         with pytest.raises(PackedShardError, match=f"packed-00000.parquet: .*{message}"):
             check_packed_shard(path)
 
+    def test_a_flipped_bit_is_found(self, tmp_path: Path) -> None:
+        """Wherever it is, pages or footer, or it changes nothing that is read."""
+        path = write_packed(tmp_path / "packed-00000.parquet", make_sequences(70))
+        sound, table = path.read_bytes(), pq.read_table(path)
+        rng, num_found = np.random.default_rng(0), 0
+        for place in rng.integers(len(sound), size=400).tolist():
+            data = bytearray(sound)
+            data[place] ^= 1 << int(rng.integers(8))
+            path.write_bytes(data)
+            try:
+                check_packed_shard(path)
+                assert pq.read_table(path).equals(table), place
+            except PackedShardError:
+                num_found += 1
+        assert num_found > 350
+
+    def test_a_reader_finds_damaged_lists(self, tmp_path: Path) -> None:
+        path = write_packed(tmp_path / "packed-00000.parquet", make_sequences(70))
+        group, data = pq.read_metadata(path).row_group(1), bytearray(path.read_bytes())
+        for index in range(1, group.num_columns):
+            chunk = group.column(index)
+            data[chunk.data_page_offset + chunk.total_compressed_size - 1] ^= 1
+        path.write_bytes(data)
+        folder = PackedFolder(tmp_path)
+        assert folder.with_origins(0).num_ids
+        with pytest.raises(
+            PackedShardError, match=r"packed-00000\.parquet: row group 1: .*seed-pack validate"
+        ):
+            folder[64]
+
     @pytest.mark.parametrize("column", ["ids", "shards.list.element"])
     def test_a_page_that_arrow_cannot_read(self, column: str, tmp_path: Path) -> None:
         path = write_packed(tmp_path / "packed-00000.parquet", make_sequences(3))
