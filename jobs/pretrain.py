@@ -81,9 +81,7 @@ def summarize(output: Path, result: TrainResult, num_steps: int) -> None:
             " a larger --num-steps goes on, another --output begins anew"
         )
     records = read_metrics(output / "metrics.jsonl")
-    losses = [record["loss"] for record in records if "loss" in record]
-    course = f", loss {losses[0]:.2f} at first and {losses[-1]:.2f} at the end" if losses else ""
-    print(f"{'finished' if result.is_finished else 'stopped'} after {result.step:,} steps{course}")
+    print(f"{'finished' if result.is_finished else 'stopped'} after {result.step:,} steps{_course(records)}")
     if len(records) > 1:
         print(f"  curves       {write_curves(output)}")
     if (output / "checkpoints").exists():
@@ -92,6 +90,13 @@ def summarize(output: Path, result: TrainResult, num_steps: int) -> None:
         print(f"  model        {output / 'model'}")
     if not result.is_finished:
         print("  the same command goes on from there")
+
+
+def _course(records: list[dict[str, float]]) -> str:
+    """First and last recorded loss, with their steps; a resumed run's first is that of its beginning."""
+    losses = [f"{record['loss']:.2f} at step {record['step']:,}" for record in records if "loss" in record]
+    ends = dict.fromkeys([*losses[:1], *losses[-1:]])
+    return f", loss {', '.join(ends)}" if losses else ""
 
 
 def launch(config: PretrainConfig) -> TrainResult:

@@ -192,7 +192,8 @@ class Trainer:
             with self._profiler():
                 record, is_stopped = self._step(data)
             step = self.progress.step
-            if writer is not None and step % self.config.metrics.every_steps == 0:
+            is_last = is_stopped or step == self.config.num_steps
+            if writer is not None and (is_last or step == 1 or step % self.config.metrics.every_steps == 0):
                 writer.write(record | self._speed.flush())
             elif writer is not None and step == first_step:  # a slow machine shows early that it works
                 logger.info(log_line(record))
