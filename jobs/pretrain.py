@@ -24,6 +24,7 @@ from trainer.curves_page import write_curves
 from trainer.metrics import read_metrics
 from trainer.non_finite import NonFiniteError
 from trainer.run_config import TrainConfig
+from trainer.run_folder import check_run_folder
 from trainer.train import TrainResult, train
 
 
@@ -107,6 +108,7 @@ def launch(config: PretrainConfig) -> TrainResult:
         return train(config)
     from jobs.ray_training import train_on_ray
 
+    check_run_folder(Path(config.output))  # before Ray writes into it
     return train_on_ray(
         config,
         num_workers=config.ray.num_workers,

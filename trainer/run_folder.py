@@ -3,10 +3,15 @@
 import json
 from pathlib import Path
 
+from schemas.atomic_write import TEMPORARY_PREFIX
+
+_BEFORE_A_RUN = (".lock", "ray")
+"""What may be there before a run has written its configuration: our lock, and what Ray Train keeps."""
+
 
 def check_run_folder(output: Path) -> None:
-    """Raise ValueError if ``output`` has a ``config.json`` or ``metrics.jsonl`` that no run of ours wrote."""
-    config, metrics = output / "config.json", output / "metrics.jsonl"
+    """Raise ValueError if ``output`` holds anything that no run of ours wrote."""
+    config = output / "config.json"
     if config.is_file():
         try:
             fields = json.loads(config.read_text(encoding="utf-8"))
@@ -16,5 +21,23 @@ def check_run_folder(output: Path) -> None:
             raise ValueError(
                 f"--output {output}: its config.json is not a training run's; give another folder"
             )
-    elif metrics.is_file():
-        raise ValueError(f"--output {output}: its metrics.jsonl is not a training run's; give another folder")
+    elif foreign := _foreign(output):
+        more = f" (one of {len(foreign):,})" if len(foreign) > 1 else ""
+        raise ValueError(
+            f"--output {output}: its {foreign[0]}{more} is not a training run's; give another folder, a new "
+            "or empty one"
+        )
+
+
+def _foreign(output: Path) -> list[str]:
+    """Names in a folder without a configuration, but for those of a run about to begin."""
+    if not output.is_dir():
+        return []
+    return sorted(path.name for path in output.iterdir() if not _is_of_a_run(path))
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Ours, or checkpoints that were copied to go on from them."""
+    if path.name == "checkpoints":
+        return any(path.glob("step-*/progress.json"))
+    return path.name in _BEFORE_A_RUN or path.name.startswith(TEMPORARY_PREFIX)

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from schemas.atomic_write import write_atomically
 from schemas.packed_folder import PackedFolder
 from trainer.checkpoint import CheckpointStore, Progress, TrainingState
 from trainer.export import check_same_run, describe_model, export_checkpoint
@@ -141,9 +142,9 @@ class Trainer:
         """Train until the last step or a signal; save, and export when finished."""
         writer = None
         if dist.get_rank() == 0:
+            resolved = json.dumps(asdict(self.config), indent=1)  # first: it says whose folder this is
+            write_atomically(self._output / "config.json", resolved.encode() + b"\n")
             writer = MetricsWriter(self._output, self.progress.step, self.config.metrics)
-            resolved = json.dumps(asdict(self.config), indent=1)
-            (self._output / "config.json").write_text(resolved + "\n", encoding="utf-8")
         loader = PackedLoader(
             self._folder,
             self.config.seed,

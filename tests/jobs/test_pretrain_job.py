@@ -69,6 +69,11 @@ def test_a_stop_between_two_records_is_recorded(
     assert capsys.readouterr().out.startswith(f"finished after 5 steps, {course}")
 
 
+def test_no_name_is_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert pretrain.main(["--data.packed", "packed", "--output", ""]) == 2
+    assert "--output is empty: name the folder of the run" in capsys.readouterr().err
+
+
 def test_wrong_settings_leave_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     packed, output = packed_folder(tmp_path / "packed"), tmp_path / "run"
     flags = ["--data.packed", str(packed), "--output", str(output), "--model.preset", "test"]
