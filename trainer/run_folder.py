@@ -1,6 +1,7 @@
 """The folder of a training run is its own: nothing of a model or of another program is written over."""
 
 import json
+import tempfile
 from pathlib import Path
 
 from schemas.atomic_write import TEMPORARY_PREFIX
@@ -10,7 +11,12 @@ _BEFORE_A_RUN = (".lock", "ray")
 
 
 def check_run_folder(output: Path) -> None:
-    """Raise ValueError if ``output`` holds anything that no run of ours wrote."""
+    """Raise ValueError if ``output`` holds anything that no run of ours wrote, or cannot be written."""
+    try:
+        _probe(output)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"--output {output}: cannot be written: {reason}; choose another folder") from error
     config = output / "config.json"
     if config.is_file():
         try:
@@ -27,6 +33,13 @@ def check_run_folder(output: Path) -> None:
             f"--output {output}: its {foreign[0]}{more} is not a training run's; give another folder, a new "
             "or empty one"
         )
+
+
+def _probe(output: Path) -> None:
+    """Make and remove a folder in ``output``, or where that will be made."""
+    place = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=place):
+        pass
 
 
 def _foreign(output: Path) -> list[str]:

@@ -74,6 +74,21 @@ def test_no_name_is_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--output is empty: name the folder of the run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("output", "reason"), [("/proc/run", "No such file or directory"), ("file/run", "Not a directory")]
+)
+def test_a_folder_that_cannot_be_written_ends_in_one_line(
+    output: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    place = tmp_path / output
+    packed = packed_folder(tmp_path / "packed")
+    flags = ["--data.packed", str(packed), "--model.preset", "test", "--device", "cpu"]
+    assert pretrain.main([*flags, "--output", str(place)]) == 2
+    printed = capsys.readouterr().err
+    assert printed == f"error: --output {place}: cannot be written: {reason}; choose another folder\n"
+
+
 def test_wrong_settings_leave_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     packed, output = packed_folder(tmp_path / "packed"), tmp_path / "run"
     flags = ["--data.packed", str(packed), "--output", str(output), "--model.preset", "test"]
