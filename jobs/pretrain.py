@@ -76,13 +76,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def summarize(output: Path, result: TrainResult, num_steps: int) -> None:
     """Print how the run ended; ``curves.html`` beside the metrics, where they are enough for a line."""
+    records = read_metrics(output / "metrics.jsonl")
     if result.first_step >= num_steps:
         print(
             f"nothing was to be done: {output} holds step {result.first_step:,}, num_steps is {num_steps:,};"
             " a larger --num-steps goes on, another --output begins anew"
         )
-    records = read_metrics(output / "metrics.jsonl")
-    print(f"{'finished' if result.is_finished else 'stopped'} after {result.step:,} steps{_course(records)}")
+    else:
+        ending = "finished" if result.is_finished else "stopped"
+        print(f"{ending} after {result.step:,} steps{_course(records)}")
     if len(records) > 1:
         print(f"  curves       {write_curves(output)}")
     if (output / "checkpoints").exists():

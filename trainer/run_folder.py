@@ -2,9 +2,12 @@
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from schemas.atomic_write import TEMPORARY_PREFIX
+from schemas.differences import flatten
 
 _BEFORE_A_RUN = (".lock", "ray")
 """What may be there before a run has written its configuration: our lock, and what Ray Train keeps."""
@@ -33,6 +36,25 @@ def check_run_folder(output: Path) -> None:
             f"--output {output}: its {foreign[0]}{more} is not a training run's; give another folder, a new "
             "or empty one"
         )
+
+
+def changed_settings(output: Path, config: Mapping[str, Any]) -> list[str]:
+    """What a run that goes on in ``output`` does differently from its last start, a line for each setting.
+
+    Args:
+        output: holds the former configuration, unless it was lost.
+        config: of the run now. A setting that only one of both releases has is no change.
+    """
+    path = output / "config.json"
+    if not path.is_file():
+        return []
+    before = flatten(json.loads(path.read_text(encoding="utf-8")))
+    now = flatten(json.loads(json.dumps(config)))
+    return [
+        f"{name}: {now[name]!r} instead of {before[name]!r}"
+        for name in now
+        if name in before and name != "output" and now[name] != before[name]
+    ]
 
 
 def _probe(output: Path) -> None:

@@ -32,7 +32,7 @@ from trainer.packed_data import PackedBatch, PackedLoader, StepData, read_valida
 from trainer.parallelize import Meshes
 from trainer.processes import choose_device, process_group
 from trainer.run_config import TrainConfig
-from trainer.run_folder import check_run_folder
+from trainer.run_folder import changed_settings, check_run_folder
 from trainer.stop_signal import StopSignal
 
 logger = logging.getLogger(__name__)
@@ -142,8 +142,7 @@ class Trainer:
         """Train until the last step or a signal; save, and export when finished."""
         writer = None
         if dist.get_rank() == 0:
-            resolved = json.dumps(asdict(self.config), indent=1)  # first: it says whose folder this is
-            write_atomically(self._output / "config.json", resolved.encode() + b"\n")
+            self._write_config()  # first: it says whose folder this is
             writer = MetricsWriter(self._output, self.progress.step, self.config.metrics)
         loader = PackedLoader(
             self._folder,
@@ -168,6 +167,16 @@ class Trainer:
             self._export()
         assert is_finished or is_stopped
         return TrainResult(self.progress.step, is_finished, first_step)
+
+    def _write_config(self) -> None:
+        """Write the settings as resolved, and log those that change; not of a start that takes no step."""
+        path, done = self._output / "config.json", self.progress.step
+        if path.exists() and done >= self.config.num_steps:
+            return
+        settings = asdict(self.config)
+        for change in changed_settings(self._output, settings) if done else ():
+            logger.info("%s from step %d on", change, done + 1)
+        write_atomically(path, json.dumps(settings, indent=1).encode() + b"\n")
 
     def _log_passes(self) -> None:
         """Say how often the run goes over its data, where that is so often that it learns them by heart."""

@@ -29,6 +29,8 @@ def test_the_end_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert pretrain.main(flags) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"nothing was to be done: {output} holds step 4, num_steps is 2; a larger")
+    assert "finished" not in printed
+    assert '"num_steps": 4' in (output / "config.json").read_text(), "what was trained with"
 
 
 def test_a_run_that_was_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,6 +69,26 @@ def test_a_stop_between_two_records_is_recorded(
     assert all("ids_per_s" in record for record in records)
     course = f"loss {losses[1]:.2f} at step 1, {records[-1]['loss']:.2f} at step 5\n"
     assert capsys.readouterr().out.startswith(f"finished after 5 steps, {course}")
+
+
+def test_settings_that_change_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    flags = ["--data.packed", str(packed_folder(tmp_path / "packed")), "--model.preset", "test"]
+    flags += ["--device", "cpu", "--no-exports-model", "--output", str(tmp_path / "run"), "--num-steps"]
+    caplog.set_level("INFO")
+    assert pretrain.main([*flags, "2"]) == 0
+    assert not any("instead of" in message for message in caplog.messages)
+    changed = ["--data.global-batch", "4", "--optimizer.learning-rate", "1e-3"]
+    assert pretrain.main([*flags, "3", *changed]) == 0
+    assert [message for message in caplog.messages if "instead of" in message] == [
+        "num_steps: 3 instead of 2 from step 3 on",
+        "data.global_batch: 4 instead of 8 from step 3 on",
+        "optimizer.learning_rate: 0.001 instead of 0.00015 from step 3 on",
+    ]
+    caplog.clear()
+    assert pretrain.main([*flags, "4", *changed]) == 0
+    assert [message for message in caplog.messages if "instead of" in message] == [
+        "num_steps: 4 instead of 3 from step 4 on"
+    ]
 
 
 def test_no_name_is_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
