@@ -95,7 +95,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
             is_compiled=options.compiled,
         ),
         checkpoint=CheckpointConfig(every_steps=0),
-        metrics=MetricsConfig(every_steps=options.steps // 2),
+        metrics=MetricsConfig(every_steps=-(-options.steps // 2)),
         exports_model=False,
     )
     train(config)

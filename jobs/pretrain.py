@@ -24,6 +24,7 @@ from trainer.curves_page import write_curves
 from trainer.metrics import read_metrics
 from trainer.non_finite import NonFiniteError
 from trainer.run_config import TrainConfig
+from trainer.run_folder import check_run_folder
 from trainer.train import TrainResult, train
 
 
@@ -75,15 +76,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def summarize(output: Path, result: TrainResult, num_steps: int) -> None:
     """Print how the run ended; ``curves.html`` beside the metrics, where they are enough for a line."""
+    records = read_metrics(output / "metrics.jsonl")
     if result.first_step >= num_steps:
         print(
             f"nothing was to be done: {output} holds step {result.first_step:,}, num_steps is {num_steps:,};"
             " a larger --num-steps goes on, another --output begins anew"
         )
-    records = read_metrics(output / "metrics.jsonl")
-    losses = [record["loss"] for record in records if "loss" in record]
-    course = f", loss {losses[0]:.2f} at first and {losses[-1]:.2f} at the end" if losses else ""
-    print(f"{'finished' if result.is_finished else 'stopped'} after {result.step:,} steps{course}")
+    else:
+        ending = "finished" if result.is_finished else "stopped"
+        print(f"{ending} after {result.step:,} steps{_course(records)}")
     if len(records) > 1:
         print(f"  curves       {write_curves(output)}")
     if (output / "checkpoints").exists():
@@ -94,6 +95,13 @@ def summarize(output: Path, result: TrainResult, num_steps: int) -> None:
         print("  the same command goes on from there")
 
 
+def _course(records: list[dict[str, float]]) -> str:
+    """First and last recorded loss, with their steps; a resumed run's first is that of its beginning."""
+    losses = [f"{record['loss']:.2f} at step {record['step']:,}" for record in records if "loss" in record]
+    ends = dict.fromkeys([*losses[:1], *losses[-1:]])
+    return f", loss {', '.join(ends)}" if losses else ""
+
+
 def launch(config: PretrainConfig) -> TrainResult:
     """Train here, or in workers of Ray."""
     if not config.data.packed:
@@ -102,6 +110,7 @@ def launch(config: PretrainConfig) -> TrainResult:
         return train(config)
     from jobs.ray_training import train_on_ray
 
+    check_run_folder(Path(config.output))  # before Ray writes into it
     return train_on_ray(
         config,
         num_workers=config.ray.num_workers,

@@ -17,6 +17,8 @@ WIDTH, HEIGHT = 560, 264
 LEFT, RIGHT, TOP, BOTTOM = 74, 16, 38, 50
 MAX_POINTS = 600
 """Points drawn of a line; more than the pixels of a chart show nothing."""
+DIGIT_WIDTH = 12.0
+"""Of the largest text of a chart, that of phones; so much room labels are given everywhere."""
 MAX_VALUES = 120
 """Places with values under the pointer, and rows of the table."""
 
@@ -78,9 +80,8 @@ def line_chart(
     y_ticks = ticks(*(y_range or (min(ys), max(ys))))
     first, last = min(xs), max(xs)
     axes = _Axes(first, last if last > first else first + 1, y_ticks[0], y_ticks[-1])
-    x_ticks = [tick for tick in ticks(axes.low_x, axes.high_x) if axes.low_x <= tick <= axes.high_x]
-    step = x_ticks[1] - x_ticks[0] if len(x_ticks) > 1 else 1.0
-    parts = [_frame(axes, y_ticks, [(tick, number_text(tick, step)) for tick in x_ticks], x_label, y_label)]
+    x_ticks = _x_ticks(axes, is_whole=all(float(value).is_integer() for value in xs))
+    parts = [_frame(axes, y_ticks, x_ticks, x_label, y_label)]
     parts += [_line(axes, line) for line in series]
     parts.append(_values_under_pointer(axes, series, x_label))
     legend = _legend(series) if len(series) > 1 or series[0].note else ""
@@ -136,13 +137,21 @@ def share_chart(title: str, shares: Sequence[tuple[str, float, float]]) -> Html:
     )
 
 
-def ticks(low: float, high: float, number: int = 5) -> list[float]:
-    """Round values from at or below ``low`` to at or above ``high``, about ``number`` of them."""
+def ticks(low: float, high: float, number: int = 5, is_whole: bool = False) -> list[float]:
+    """Round values from at or below ``low`` to at or above ``high``, about ``number`` of them.
+
+    Args:
+        low: of the values.
+        high: of the values.
+        number: wanted.
+        is_whole: what is counted has no fractions, so the ticks have none.
+    """
     if high - low <= 1e-9 * max(abs(low), abs(high), 1e-300):
         high = low + (abs(low) * 0.1 or 1.0)
-    rough = (high - low) / number
+    rough = max((high - low) / number, 1.0 if is_whole else 0.0)
     scale = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * scale for factor in (1, 2, 2.5, 5, 10) if factor * scale >= rough * 0.999)
+    steps = [factor * scale for factor in (1, 2, 2.5, 5, 10)]
+    step = next(s for s in steps if s >= rough * 0.999 and (s.is_integer() or not is_whole))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [index * step for index in range(first, last + 1)]
 
@@ -169,6 +178,20 @@ def smoothed(values: Sequence[float], smoothing: float) -> list[float]:
     return result
 
 
+def _x_ticks(axes: _Axes, is_whole: bool) -> list[tuple[float, str]]:
+    """Ticks within the axis and their labels, as many as have room side by side."""
+    found: list[tuple[float, str]] = []
+    for number in (5, 4, 3, 2):
+        values = ticks(axes.low_x, axes.high_x, number, is_whole)
+        step = values[1] - values[0]
+        found = [(x, number_text(x, step)) for x in values if axes.low_x <= x <= axes.high_x]
+        # One and a half: the outer labels end or begin at their ticks, the others stand around them.
+        room = 1.5 * DIGIT_WIDTH * max((len(text) for _, text in found), default=0)
+        if axes.x(axes.low_x + step) - LEFT >= room:
+            break
+    return found
+
+
 def _frame(
     axes: _Axes,
     y_ticks: Sequence[float],
@@ -188,7 +211,9 @@ def _frame(
         )
     for tick, text in x_ticks:
         x = axes.x(tick)
-        anchor = "end" if x > right - 12 else "middle"
+        half = DIGIT_WIDTH * len(text) / 2
+        # Left of the axis stands the lowest label of y.
+        anchor = "start" if x - half < LEFT - 4 else "end" if x + half > WIDTH else "middle"
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 5}"/>')
         parts.append(f'<text x="{x:.1f}" y="{bottom + 20}" text-anchor="{anchor}">{escape(text)}</text>')
     middle = (LEFT + right) / 2

@@ -149,7 +149,7 @@ class MetricsConfig:
     """What is reported when."""
 
     every_steps: int = 10
-    """Steps between records."""
+    """Steps between records; the first step, the last, and that of a stop have theirs as well."""
     uses_tensorboard: bool = False
     """Also write TensorBoard's files."""
     profile_step: int = 0

@@ -66,7 +66,7 @@ class TrainConfig:
     """One training run."""
 
     output: str = "out/pretrain"
-    """Folder of checkpoints, metrics and the final export."""
+    """Folder of checkpoints, metrics and the final export: a new or empty one, or that of the run itself."""
     num_steps: int = 100
     """Optimizer steps of the whole run, those before a resume included."""
     seed: int = 0
@@ -86,6 +86,8 @@ class TrainConfig:
     """Folder of the text tokenizer of the mixture; goes into ``model`` with names for the added ids."""
 
     def __post_init__(self) -> None:
+        if not self.output.strip():
+            raise ValueError("--output is empty: name the folder of the run")
         if self.num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
         if self.device not in ("auto", "cpu", "cuda"):

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from schemas.atomic_write import write_atomically
 from schemas.packed_folder import PackedFolder
 from trainer.checkpoint import CheckpointStore, Progress, TrainingState
 from trainer.export import check_same_run, describe_model, export_checkpoint
@@ -31,7 +32,7 @@ from trainer.packed_data import PackedBatch, PackedLoader, StepData, read_valida
 from trainer.parallelize import Meshes
 from trainer.processes import choose_device, process_group
 from trainer.run_config import TrainConfig
-from trainer.run_folder import check_run_folder
+from trainer.run_folder import changed_settings, check_run_folder
 from trainer.run_lock import run_lock
 from trainer.stop_signal import StopSignal
 
@@ -145,9 +146,8 @@ class Trainer:
         """Train until the last step or a signal; save, and export when finished."""
         writer = None
         if dist.get_rank() == 0:
+            self._write_config()  # first: it says whose folder this is
             writer = MetricsWriter(self._output, self.progress.step, self.config.metrics)
-            resolved = json.dumps(asdict(self.config), indent=1)
-            (self._output / "config.json").write_text(resolved + "\n", encoding="utf-8")
         loader = PackedLoader(
             self._folder,
             self.config.seed,
@@ -175,6 +175,16 @@ class Trainer:
         assert is_finished or is_stopped
         return TrainResult(self.progress.step, is_finished, first_step)
 
+    def _write_config(self) -> None:
+        """Write the settings as resolved, and log those that change; not of a start that takes no step."""
+        path, done = self._output / "config.json", self.progress.step
+        if path.exists() and done >= self.config.num_steps:
+            return
+        settings = asdict(self.config)
+        for change in changed_settings(self._output, settings) if done else ():
+            logger.info("%s from step %d on", change, done + 1)
+        write_atomically(path, json.dumps(settings, indent=1).encode() + b"\n")
+
     def _log_passes(self) -> None:
         """Say how often the run goes over its data, where that is so often that it learns them by heart."""
         passes = self.config.num_steps * self.config.data.global_batch / len(self._folder)
@@ -197,7 +207,8 @@ class Trainer:
             with self._profiler():
                 record, is_stopped = self._step(data)
             step = self.progress.step
-            if writer is not None and step % self.config.metrics.every_steps == 0:
+            is_last = is_stopped or step == self.config.num_steps
+            if writer is not None and (is_last or step == 1 or step % self.config.metrics.every_steps == 0):
                 writer.write(record | self._speed.flush())
             elif writer is not None and step == first_step:  # a slow machine shows early that it works
                 logger.info(log_line(record))

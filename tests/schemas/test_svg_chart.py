@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from schemas.html_page import Html, markup, table
 from schemas.html_style import NUM_SERIES_COLOURS, STYLE
-from schemas.svg_chart import number_text, smoothed, spread, ticks
+from schemas.svg_chart import DIGIT_WIDTH, LEFT, Series, line_chart, number_text, smoothed, spread, ticks
 
 NUMBERS = st.floats(-1e9, 1e9, allow_subnormal=False)
 
@@ -40,6 +40,30 @@ def test_ticks_surround_the_values(low: float, high: float) -> None:
 def test_ticks_are_round(low: float, high: float, texts: str) -> None:
     found = ticks(low, high)
     assert " ".join(number_text(tick, found[1] - found[0]) for tick in found) == texts
+
+
+def x_labels(chart: str) -> list[tuple[float, float, str]]:
+    """(left, right, text) of each label below the x axis, in the largest text there is."""
+    found = re.findall(r'<text x="([\d.]+)" y="234" text-anchor="(\w+)">([^<]*)</text>', chart)
+    shares = {"start": 0.0, "middle": 0.5, "end": 1.0}
+    labels = []
+    for x, anchor, text in found:
+        left = float(x) - shares[anchor] * DIGIT_WIDTH * len(text)
+        labels.append((left, left + DIGIT_WIDTH * len(text), text))
+    return labels
+
+
+@pytest.mark.parametrize("end", [11, 15, 20, 23, 60, 137, 5_000, 12_345, 100_000, 900_000, 3_000_000])
+@pytest.mark.parametrize("begin", [0, 1, 10])
+def test_labels_of_steps_are_whole_and_apart(begin: int, end: int) -> None:
+    """Also from the lowest label of y, which ends eight units left of the axis."""
+    chart = line_chart("t", [Series("loss", [begin, end], [9.0, 2.0])], x_label="step", y_label="nats")
+    labels = x_labels(chart)
+    assert len(labels) >= 2
+    assert all("." not in text or text.endswith("M") for _, _, text in labels)
+    assert labels[0][0] >= LEFT - 4
+    assert labels[-1][1] <= 560
+    assert all(one[1] + 4 <= other[0] for one, other in pairwise(labels))
 
 
 @given(st.integers(1, 5000), st.integers(2, 300))

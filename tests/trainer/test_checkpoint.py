@@ -69,11 +69,10 @@ def test_unfinished_writes_are_invisible_and_removed(tmp_path: Path) -> None:
 
 
 def test_a_run_that_saves_nothing_writes_no_checkpoint(tmp_path: Path) -> None:
-    config = run_config(
-        packed_folder(tmp_path / "packed"), tmp_path, checkpoint=CheckpointConfig(every_steps=0)
-    )
+    checkpoint = CheckpointConfig(every_steps=0)
+    config = run_config(packed_folder(tmp_path / "packed"), tmp_path / "run", checkpoint=checkpoint)
     assert run_alone(replace(config, num_steps=2)).is_finished
-    assert not complete_checkpoints(tmp_path / "checkpoints")
+    assert not (tmp_path / "run" / "checkpoints").exists()
     with pytest.raises(ValueError, match="saves nothing to export"):
         replace(config, exports_model=True)
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -335,6 +336,23 @@ def test_a_folder_of_something_else_is_refused(name: str, packed: Path, tmp_path
     with pytest.raises(ValueError, match=f"{name} is not a training run's; give another folder"):
         run_alone(run_config(packed, tmp_path, num_steps=1))
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_folder_of_token_shards_is_refused(packed: Path, tmp_path: Path) -> None:
+    for name in ("manifest.json", "0000.parquet", "checkpoints/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"its 0000\.parquet \(one of 3\) is not .*; give another"):
+        run_alone(run_config(packed, tmp_path, num_steps=1))
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_checkpoints_that_were_copied_go_on(packed: Path, tmp_path: Path) -> None:
+    """Also beside what Ray Train has left there before the run could write its configuration."""
+    run_alone(run_config(packed, tmp_path / "first", num_steps=1))
+    shutil.copytree(tmp_path / "first" / "checkpoints", tmp_path / "second" / "checkpoints")
+    (tmp_path / "second" / "ray").mkdir()
+    assert run_alone(run_config(packed, tmp_path / "second", num_steps=2)).first_step == 1
 
 
 def test_another_codebook_is_refused(packed: Path, tmp_path: Path) -> None:
