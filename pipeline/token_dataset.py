@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from pipeline.shard_task import TOKEN_SHARD_SUFFIX, ShardFailure, ShardTask, ledger_name, ledger_owner
+from pipeline.source_identity import SourceIdentity, identities_now
 from pipeline.storage import Folder, LocalFolder
 from schemas.differences import differences
 from schemas.fingerprint import Fingerprint
@@ -179,7 +180,8 @@ class TokenDataset:
         """Look into some token shards that stand for tasks: they must come from those very sources.
 
         Catches a second input whose shards happen to have the names of the first (both ``00000.tar`` ...),
-        which would otherwise pass for done. A source that moved keeps its size, and is recognised by it.
+        which would otherwise pass for done. A source that moved keeps its size and both its ends, and is
+        recognised by them; of what an earlier version made, only the size is known.
 
         Raises:
             OutputMismatchError: naming a source and the one whose token shard stands in its place.
@@ -191,25 +193,23 @@ class TokenDataset:
                 footer = self.footer(task.name)
             except TokenShardError as error:
                 raise OutputMismatchError(f"{error}; remove it and run the same command again") from error
-            if task.source_bytes is None or footer.source_bytes is None:
+            (now,) = identities_now([(task.source, task.source_bytes)])
+            difference = SourceIdentity(footer.source_bytes, footer.source_hash).difference(now)
+            if difference is None:
                 continue
-            if footer.source_bytes != task.source_bytes:
-                if footer.source == task.source:
-                    raise OutputMismatchError(
-                        f"output {self.folder.url}: {changed_source(footer.source_bytes, task)}"
-                    )
-                raise OutputMismatchError(
-                    f"output {self.folder.url}: {task.name}{TOKEN_SHARD_SUFFIX} was made from "
-                    f"{footer.source} ({footer.source_bytes} bytes), not from {task.source} "
-                    f"({task.source_bytes} bytes): give this input a folder of its own, or --overwrite"
-                )
+            if footer.source == task.source:
+                raise OutputMismatchError(f"output {self.folder.url}: {changed_source(difference, task)}")
+            raise OutputMismatchError(
+                f"output {self.folder.url}: {task.name}{TOKEN_SHARD_SUFFIX} was made from {footer.source}, "
+                f"not from {task.source} ({difference}): give this input a folder of its own, or --overwrite"
+            )
 
 
-def changed_source(num_bytes_then: int, task: ShardTask) -> str:
-    """What to say where a source shard has another size than when it was tokenized."""
+def changed_source(difference: str, task: ShardTask) -> str:
+    """What to say where a source shard is no longer what it was when it was tokenized."""
     return (
-        f"{task.source} had {num_bytes_then} bytes when {task.name}{TOKEN_SHARD_SUFFIX} was made of it, and "
-        f"has {task.source_bytes} now: remove that token shard, to have it made again, or --overwrite all"
+        f"{task.source} changed since {task.name}{TOKEN_SHARD_SUFFIX} was made of it ({difference}): remove "
+        "that token shard, to have it made again, or --overwrite all"
     )
 
 

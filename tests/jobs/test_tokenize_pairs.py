@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tests.pipeline.tiny_shards import (
     job_command,
     job_environment,
     leftovers,
+    pair_members,
     png,
     run_job,
     token_files,
@@ -277,14 +279,45 @@ class TestRefusals:
         line = refused("--input", str(other), "--output", str(tmp_path / "out"))
         assert f"was made from {shards}/00000.tar" in line
 
+    def test_another_input_with_the_same_names_and_sizes(self, tmp_path: Path) -> None:
+        """Tars are padded: others often have the very size. The same shards elsewhere are the same input."""
+        a, b = (
+            write_tar(tmp_path / name / "0.tar", pair_members("x", seed)) for seed, name in enumerate("ab")
+        )
+        assert a.stat().st_size == b.stat().st_size
+        output = tmp_path / "out"
+        assert not run(a.parent, output, num_actors=0).problems(strict=False)
+        with pytest.raises(OutputMismatchError, match=f"was made from {a}, not from {b}"):
+            run(b.parent, output, num_actors=0)
+        moved = a.parent.rename(tmp_path / "moved")
+        assert not run(moved, output, num_actors=0).problems(strict=False)
+        shutil.copy(b, moved / "0.tar")
+        with pytest.raises(OutputMismatchError, match="other content"):
+            run(moved, output, num_actors=0)
+
+    def test_a_source_that_changed_since_and_kept_its_size(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Not among those looked at first, it is named at the end."""
+        shards, output = write_shards(tmp_path / "in", 2, 3), tmp_path / "out"
+        run(shards, output, num_actors=0)
+        data = (shards / "00001.tar").read_bytes()
+        (shards / "00001.tar").write_bytes(data.replace(b"caption 4", b"caption X"))
+        monkeypatch.setattr("pipeline.token_dataset.NUM_SOURCES_PROBED", 1)
+        (problem,) = run(shards, output, num_actors=0).problems(strict=False)
+        assert (
+            f"00001.tar changed since 00001.parquet was made of it ({len(data)} bytes then and now" in problem
+        )
+
     def test_a_source_that_changed_since(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """At the beginning where it is among those looked at, otherwise at the end; never passed over."""
         shards, output = write_shards(tmp_path / "in", 2, 3), tmp_path / "out"
         assert not run(shards, output, num_actors=0).problems(strict=False)
         before = (shards / "00001.tar").stat().st_size
         write_tar(shards / "00001.tar", [(f"{i}.png", png(i)) for i in range(40)])
-        message = f"00001.tar had {before} bytes when 00001.parquet was made of it"
-        with pytest.raises(OutputMismatchError, match=message):
+        now = (shards / "00001.tar").stat().st_size
+        message = f"00001.tar changed since 00001.parquet was made of it ({before} bytes then, {now} now)"
+        with pytest.raises(OutputMismatchError, match=re.escape(message)):
             run(shards, output, num_actors=0)
         monkeypatch.setattr("pipeline.token_dataset.NUM_SOURCES_PROBED", 1)  # the first
         (problem,) = run(shards, output, num_actors=0).problems(strict=False)
