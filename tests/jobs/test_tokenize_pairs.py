@@ -189,6 +189,19 @@ def test_a_run_that_could_use_nothing_says_so_in_a_folder_with_results_too(tmp_p
     assert run_job("--input", str(tmp_path / "in"), str(sound), *output).returncode == 0
 
 
+def test_metadata_fields_that_no_sample_has_are_named(tmp_path: Path) -> None:
+    members = [*pair_members("a", 1), ("a.json", b'{"url": "u", "width": 3, "score": null}')]
+    write_tar(tmp_path / "in" / "0.tar", members)
+    flags = ["--input", str(tmp_path / "in"), "--num-actors", "0", "--decode-workers", "0"]
+    output = ["--output", str(tmp_path / "out"), "--pairs.metadata-fields", "url", "urls", "score"]
+    result = run_job(*flags, *output)
+    assert result.returncode == 0, result.stderr
+    line = "warning: --pairs.metadata-fields: none of one document has urls, score; they have url, width"
+    assert line in result.stdout.splitlines()
+    result = run_job(*flags, "--output", str(tmp_path / "all"), "--pairs.metadata-fields", "url")
+    assert "warning" not in result.stdout
+
+
 def test_clips_given_to_the_pairs_job_are_shown_the_job_for_them(tmp_path: Path) -> None:
     write_tar(tmp_path / "in" / "x.tar", [("a.mp4", b"clip"), ("a.txt", b"one")])
     result = run_job("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
