@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+from pipeline.counted import counted
 from pipeline.shard_task import TOKEN_SHARD_SUFFIX, ShardFailure, ShardTask, ledger_name, ledger_owner
 from pipeline.source_identity import SourceIdentity, identities_now
 from pipeline.storage import Folder, LocalFolder
@@ -105,7 +106,7 @@ class TokenDataset:
         """Take a folder for this run: make its manifest, or check that the one there is the same.
 
         Raises:
-            OutputMismatchError: saying what differs, or that the folder holds Parquet files of someone else.
+            OutputMismatchError: saying what differs, or that the folder holds files of someone else.
         """
         if not folder.exists(MANIFEST_NAME):
             _refuse_foreign_files(folder)
@@ -244,9 +245,13 @@ def check_same(folder: Folder, wanted: DatasetManifest, existing: DatasetManifes
 
 
 def _refuse_foreign_files(folder: Folder) -> None:
-    foreign = [name for name in folder.names() if name.endswith(TOKEN_SHARD_SUFFIX)]
-    if foreign:
+    """A folder of someone else must not get our files among its own; hidden ones may be there (`.git`)."""
+    names = folder.names()
+    foreign = [
+        name for name in names if not is_bookkeeping(name) and not any(p[:1] == "." for p in name.split("/"))
+    ]
+    if foreign and MANIFEST_NAME not in names:  # another run may just have made it
         raise OutputMismatchError(
-            f"output {folder.url}: holds {len(foreign)} Parquet files ({foreign[0]}, ...) but no "
-            f"{MANIFEST_NAME}: choose an empty folder"
+            f"output {folder.url}: holds {counted(len(foreign), 'other file')} ({foreign[0]}, ...) but no "
+            f"{MANIFEST_NAME}: choose an empty folder, or a name that is not there yet"
         )

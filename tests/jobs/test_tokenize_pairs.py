@@ -279,12 +279,20 @@ class TestRefusals:
         assert "weights" in refused(*flags, "--tokenizer", "sample")
         assert token_files(tmp_path / "out") == before
 
-    def test_an_output_with_foreign_parquet_files(self, shards: Path, tmp_path: Path) -> None:
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "mine.parquet").write_bytes(b"precious")
-        line = refused("--input", str(shards), "--output", str(tmp_path / "out"))
-        assert "mine.parquet" in line
-        assert "choose an empty folder" in line
+    @pytest.mark.parametrize("name", ["mine.parquet", "photo.jpg", "below/photo.jpg"])
+    def test_an_output_with_foreign_files(self, name: str, shards: Path, tmp_path: Path) -> None:
+        foreign = tmp_path / "out" / name
+        foreign.parent.mkdir(parents=True)
+        foreign.write_bytes(b"precious")
+        with pytest.raises(OutputMismatchError, match=f"1 other file .{name}, .*choose an empty folder"):
+            run(shards, tmp_path / "out", num_actors=0)
+        assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [foreign]
+        foreign.rename(foreign.with_name(".hidden"))
+        assert not run(shards, tmp_path / "out", num_actors=0).problems(strict=False)
+
+    def test_an_output_without_a_name(self, shards: Path) -> None:
+        with pytest.raises(ValueError, match="the folder is empty; name a folder"):
+            run(shards, "", num_actors=0)
 
     def test_another_input_with_the_same_names(self, shards: Path, tmp_path: Path) -> None:
         assert run_job("--input", str(shards), "--output", str(tmp_path / "out")).returncode == 0
