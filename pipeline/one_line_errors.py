@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 _RULE = re.compile(r"^ *(?:─{3,}|-{3,}) *$", re.MULTILINE)
 """Between the parts of a message."""
+_SUGGESTED_FLAG = re.compile(r"^(\W*?)(--?\w[\w.-]*)", re.MULTILINE)
+"""Its help text stands below, further to the right."""
 
 
 @contextlib.contextmanager
@@ -37,4 +39,8 @@ def _without_box(text: str) -> str:
     if not framed and len(parts) > 1:  # a terminal of ASCII: there is no frame, and the title is a part
         del parts[0]
     said = "; ".join(part for part in parts if part and not part.startswith("For full"))
-    return re.sub(r"^Error parsing \w+: ", "", said)
+    said = re.sub(r"^Error parsing \w+: ", "", said)
+    before, suggests, _ = said.partition("; Perhaps you meant: ")
+    found = _SUGGESTED_FLAG.findall(text.partition("Perhaps you meant:")[2])
+    flags = [flag for indent, flag in found if indent == found[0][0]]
+    return f"{before}; did you mean {' or '.join(flags)}?" if suggests and flags else said

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.config_file import parse_config
+from jobs.tokenize_pairs import PairsJobConfig
 from pipeline.inspect_shards import main as seed_shards
 from pipeline.token_dataset import OutputMismatchError
 from schemas.token_shard import read_documents, read_footer
@@ -238,6 +240,11 @@ class TestRefusals:
         for flags in (["--presicion", "bf16"], ["--filter", "cubic"], ["--batch-size", "many"]):
             assert flags[0] in refused("--input", str(shards), "--output", str(tmp_path / "out"), *flags)
         assert not (tmp_path / "out").exists()
+
+    def test_a_mistyped_flag(self) -> None:
+        """The nearest flag alone, without its help text."""
+        with pytest.raises(ValueError, match=r"--tokenzier, x; did you mean --tokenizer\?$"):
+            parse_config(PairsJobConfig, ["--tokenzier", "x", "--input", "a", "--output", "b"])
 
     @pytest.mark.parametrize(
         ("flags", "message"),

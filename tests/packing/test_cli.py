@@ -229,7 +229,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["plna", "mixture.yaml"], "error: plna: unknown command; did you mean 'plan'?"),
         (
             ["plan", "mixture.yaml", "--global-bathc", "3"],
-            "Unrecognized options: --global-bathc, 3; Perhaps you meant: --global-batch",
+            "Unrecognized options: --global-bathc, 3; did you mean --global-batch?",
         ),
         (["build", "mixture.yaml"], "error: Missing from seed-pack build: --output"),
         ([], "error: Expected one of {plan, build, "),
