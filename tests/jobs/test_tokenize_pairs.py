@@ -179,6 +179,12 @@ def test_a_run_that_could_use_nothing_says_so(tmp_path: Path) -> None:
     assert again.returncode == 1, "a folder without documents does not become right by itself"
 
 
+def test_what_a_ledger_begins_with_is_cut_between_words(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in" / "x.tar", [(f"a.word{number:02}", b"x") for number in range(40)])
+    (problem,) = run(tmp_path / "in", tmp_path / "out", num_actors=0).problems(strict=False)
+    assert re.search(r"\(members: .*\.word\d\d, …\): ", problem)
+
+
 def test_a_run_that_could_use_nothing_says_so_in_a_folder_with_results_too(tmp_path: Path) -> None:
     """What earlier runs made of other inputs does not excuse this one's; the same command says it again."""
     sound, output = write_shards(tmp_path / "sound", 1, 3), ["--output", str(tmp_path / "out")]
