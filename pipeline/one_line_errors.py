@@ -5,6 +5,8 @@ import io
 import re
 from collections.abc import Iterator
 
+from pipeline.closed_pipe import until_reader_leaves
+
 _RULE = re.compile(r"^ *(?:─{3,}|-{3,}) *$", re.MULTILINE)
 """Between the parts of a message."""
 _SUGGESTED_FLAG = re.compile(r"^(\W*?)(--?\w[\w.-]*)", re.MULTILINE)
@@ -23,13 +25,14 @@ def in_one_line(where: str = "") -> Iterator[None]:
         ValueError: a flag or a value is wrong.
     """
     complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            yield
-    except SystemExit as end:
-        if end.code in (0, None):
-            raise
-        raise ValueError(where + _without_box(complaint.getvalue())) from None
+    with until_reader_leaves():  # `--help | head`
+        try:
+            with contextlib.redirect_stderr(complaint):
+                yield
+        except SystemExit as end:
+            if end.code in (0, None):
+                raise
+            raise ValueError(where + _without_box(complaint.getvalue())) from None
 
 
 def _without_box(text: str) -> str:
