@@ -7,11 +7,14 @@ same source.
 """
 
 import hashlib
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from pipeline.source_stream import filesystem_of, is_local
+from fsspec import AbstractFileSystem
+
+from pipeline.source_stream import PERMANENT_ERRORS, SourceStreamConfig, filesystem_of, is_local
 
 END_BYTES = 1 << 16
 SOURCES_AT_A_TIME = 64
@@ -43,8 +46,21 @@ def source_hash(url: str, num_bytes: int | None) -> str | None:
     filesystem, path = filesystem_of(url)
     for begin, end in ((0, min(END_BYTES, num_bytes)), (end_begins, num_bytes)):
         if begin < end:
-            state.update(filesystem.cat_file(path, start=begin, end=end))
+            state.update(_part(filesystem, path, begin, end))
     return state.hexdigest()
+
+
+def _part(filesystem: AbstractFileSystem, path: str, begin: int, end: int) -> bytes:
+    """Bytes of a remote file; a store that fails is asked again, as `source_stream` does."""
+    config = SourceStreamConfig()
+    for attempt in range(config.max_retries):
+        try:
+            return bytes(filesystem.cat_file(path, start=begin, end=end))
+        except PERMANENT_ERRORS:
+            raise
+        except Exception:  # stores raise what they like: botocore, aiohttp, OSError
+            time.sleep(config.retry_delay_s * 2**attempt)
+    return bytes(filesystem.cat_file(path, start=begin, end=end))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,5 +89,5 @@ def identities_now(sources: Iterable[tuple[str, int | None]]) -> list[SourceIden
 def _identity(url: str, num_bytes: int | None) -> SourceIdentity:
     try:
         return SourceIdentity(num_bytes, source_hash(url, num_bytes))
-    except OSError:
+    except Exception:  # stores raise what they like; whoever reads it says what is wrong
         return SourceIdentity(num_bytes, None)

@@ -1,9 +1,11 @@
 """Which sources count as the same: by size and both ends, from any storage."""
 
+import hashlib
 from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.source_identity import END_BYTES, SourceIdentity, source_hash
 
@@ -21,6 +23,21 @@ def test_the_same_bytes_have_the_same_hash_wherever_they_lie(size: int, tmp_path
         changed[place] ^= 1
         (tmp_path / "a.tar").write_bytes(changed)
         assert source_hash(str(tmp_path / "a.tar"), size) != local
+
+
+def test_a_store_that_fails_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fsspec.open("memory://identity/flaky.tar", "wb") as file:
+        file.write(b"12345")
+    answer, failures = MemoryFileSystem.cat_file, [ConnectionResetError("gone")]
+
+    def cat_file(*arguments: object, **settings: object) -> bytes:
+        if failures:
+            raise failures.pop()
+        return answer(*arguments, **settings)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
+    assert source_hash("memory://identity/flaky.tar", 5) == hashlib.sha256(b"12345").hexdigest()
+    assert not failures
 
 
 def test_what_is_not_known_is_no_difference() -> None:
