@@ -9,6 +9,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
+from pipeline.closed_pipe import stdout_has_no_reader, until_reader_leaves
+
 EXIT_FAILED, EXIT_USAGE = 1, 2
 EXIT_STOPPED = 128 + signal.SIGTERM
 """A run that saved what it had when it was asked to end; the same command goes on."""
@@ -55,12 +57,15 @@ def run_job(main: Callable[[Sequence[str]], int], errors: tuple[type[Exception],
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
-    try:
-        return main(sys.argv[1:])
-    except errors as error:
-        return _complain(error, EXIT_FAILED)
-    except (ValueError, OSError) as error:
-        return _complain(error, EXIT_USAGE)
+    with until_reader_leaves():
+        try:
+            return main(sys.argv[1:])
+        except errors as error:
+            return _complain(error, EXIT_FAILED)
+        except (ValueError, OSError) as error:
+            if isinstance(error, BrokenPipeError) and stdout_has_no_reader():
+                raise
+            return _complain(error, EXIT_USAGE)
 
 
 def _complain(error: Exception, status: int) -> int:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 
 from jobs.command_line import EXIT_FAILED, StopSignal
+from pipeline.absent_fields import absent_fields
 from pipeline.counted import counted, were
 from pipeline.ray_cluster import travels_with_its_folder
 from pipeline.run_plan import TokenizeJob, make_plan
@@ -41,6 +42,7 @@ def _run(config: TokenizeConfig, job: TokenizeJob, stop: StopSignal) -> int:
         return 0
     outcome = run_tokenization(config, job, plan, stop.is_set)
     _print_summary(outcome)
+    _warn_of_absent_fields(outcome, job)
     if stop.is_set() and outcome.was_stopped:
         print("stopped by a signal; run the same command again to go on", file=sys.stderr)
         return stop.exit_status
@@ -69,6 +71,14 @@ def _print_summary(outcome: RunOutcome) -> None:
     damaged = _warn_of_damage(outcome)
     if progress.quarantined or damaged:
         print(f"  {plan.output}/NAME.quarantine-*.jsonl, beside each token shard, says which, where and why")
+
+
+def _warn_of_absent_fields(outcome: RunOutcome, job: TokenizeJob) -> None:
+    """Say which metadata fields no document of this run's first token shards has."""
+    done = outcome.folder.done() if outcome.progress.num_done else set()
+    tasks = [task for task in outcome.plan.to_do if task.name in done]
+    if warning := absent_fields(outcome.folder, job, tasks):
+        print(f"warning: {warning}")
 
 
 def _warn_of_damage(outcome: RunOutcome) -> bool:

@@ -27,6 +27,7 @@ from pipeline import fault_points
 from pipeline.batching_encoder import BatchingEncoder, BatchInput, EncodedFrames, Frames
 from pipeline.finish_document import OnBadImage, ShardCounter, finish_document, outcome
 from pipeline.shard_task import TOKEN_SHARD_SUFFIX, ShardReport, ShardTask, ledger_name
+from pipeline.source_identity import source_hash
 from pipeline.sources.records import RawDocument, RawImage, RawVideo
 from pipeline.storage import Folder, StagedFile
 from schemas.document import TextSegment
@@ -164,6 +165,7 @@ class _ShardRun:
         self._last_touch = time.monotonic()
 
     def run(self) -> TokenShardFooter:
+        identity = source_hash(self._task.source, self._task.source_bytes)
         with (
             closing(self._ledger),
             TokenShardWriter(self._files[0].path) as writer,
@@ -182,7 +184,7 @@ class _ShardRun:
                     self._write_oldest(writer, batches)
             while self._pending:
                 self._write_oldest(writer, batches)
-            footer = self._footer()
+            footer = self._footer(identity)
             writer.close(footer)
         return footer
 
@@ -239,7 +241,7 @@ class _ShardRun:
         if document is not None:
             writer.write(document)
 
-    def _footer(self) -> TokenShardFooter:
+    def _footer(self, identity: str | None) -> TokenShardFooter:
         settings = self._tools.settings
         return TokenShardFooter(
             kind=settings.kind,
@@ -249,6 +251,7 @@ class _ShardRun:
             fingerprint=settings.fingerprint,
             counts=self._counts.totals(),
             quarantine=self._ledger.file(),
+            source_hash=identity,
         )
 
     def _check_cancelled(self) -> None:

@@ -16,6 +16,7 @@ from fsspec import AbstractFileSystem
 from pipeline.brace_patterns import expand_braces
 from pipeline.local_listing import glob_local, list_folder, walk_folders
 from pipeline.source_stream import filesystem_of, is_local, open_source
+from pipeline.sources.other_files import remedy_for
 from pipeline.sources.tar_reader import SHARD_SUFFIXES
 from pipeline.token_dataset import RESERVED_FOLDERS
 from schemas.atomic_write import TEMPORARY_PREFIX
@@ -199,8 +200,17 @@ def _find_local(path: str, prefix: str | None) -> list[SourceShard]:
         folders = [match for match in matches if os.path.isdir(match) and not _is_shard_name(match)]
         shards += [shard for folder in folders for shard in _scan_local(folder, prefix, may_be_empty=True)]
     if not shards:
-        raise ValueError(f"--input {path}: {len(matches)} matches, none of them a tar; check the pattern")
+        raise ValueError(_no_tar(path, matches))
     return shards
+
+
+def _no_tar(pattern: str, matches: Sequence[str]) -> str:
+    """What to say of a pattern that found no tar: what reads the first match whose name tells."""
+    if not matches:
+        return f"--input {pattern}: nothing matches; check the pattern"
+    remedies = (remedy for match in matches if (remedy := remedy_for(match)))
+    remedy = next(remedies, "check the pattern")
+    return f"--input {pattern}: {len(matches):,} matched, none of them a tar; {remedy}"
 
 
 def _scan_local(folder: str, prefix: str, may_be_empty: bool = False) -> list[SourceShard]:
@@ -264,7 +274,7 @@ class _RemoteListing:
         visible = (path for path in found if "/." not in "/" + path.removeprefix(prefix))
         paths = sorted((path for path in visible if _is_shard_name(path)), key=natural_key)
         if not paths:
-            raise ValueError(f"--input {url}: {len(found)} matches, none of them a tar; check the pattern")
+            raise ValueError(_no_tar(url, sorted(found, key=natural_key)))
         return [self._shard(path, found[path], prefix) for path in paths]
 
     def _shard(self, path: str, entry: _Entry, prefix: str) -> SourceShard:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from pipeline.closed_pipe import stdout_has_no_reader, until_reader_leaves
 from pipeline.counted import counted
 from pipeline.inputs import expand_inputs
 from pipeline.report import write_report
@@ -41,15 +42,16 @@ Command = Callable[[TokenDataset, argparse.Namespace, TextIO], int]
 
 def main(arguments: Sequence[str] | None = None, output: TextIO | None = None) -> int:
     """Run one command; returns the exit status."""
-    options = make_parser().parse_args(arguments)
-    output = output or sys.stdout
-    try:
-        return COMMANDS[options.command](TokenDataset.open(open_folder(options.folder)), options, output)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # `seed-shards show DIR | head`
-        return 0
+    with until_reader_leaves():  # `seed-shards show DIR | head`
+        options = make_parser().parse_args(arguments)
+        output = output or sys.stdout
+        try:
+            return COMMANDS[options.command](TokenDataset.open(open_folder(options.folder)), options, output)
+        except (ValueError, OSError) as error:
+            if isinstance(error, BrokenPipeError) and stdout_has_no_reader():
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            return 2
 
 
 def make_parser() -> argparse.ArgumentParser:

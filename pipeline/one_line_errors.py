@@ -5,8 +5,12 @@ import io
 import re
 from collections.abc import Iterator
 
+from pipeline.closed_pipe import until_reader_leaves
+
 _RULE = re.compile(r"^ *(?:─{3,}|-{3,}) *$", re.MULTILINE)
 """Between the parts of a message."""
+_SUGGESTED_FLAG = re.compile(r"^(\W*?)(--?\w[\w.-]*)", re.MULTILINE)
+"""Its help text stands below, further to the right."""
 
 
 @contextlib.contextmanager
@@ -21,13 +25,14 @@ def in_one_line(where: str = "") -> Iterator[None]:
         ValueError: a flag or a value is wrong.
     """
     complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            yield
-    except SystemExit as end:
-        if end.code in (0, None):
-            raise
-        raise ValueError(where + _without_box(complaint.getvalue())) from None
+    with until_reader_leaves():  # `--help | head`
+        try:
+            with contextlib.redirect_stderr(complaint):
+                yield
+        except SystemExit as end:
+            if end.code in (0, None):
+                raise
+            raise ValueError(where + _without_box(complaint.getvalue())) from None
 
 
 def _without_box(text: str) -> str:
@@ -37,4 +42,8 @@ def _without_box(text: str) -> str:
     if not framed and len(parts) > 1:  # a terminal of ASCII: there is no frame, and the title is a part
         del parts[0]
     said = "; ".join(part for part in parts if part and not part.startswith("For full"))
-    return re.sub(r"^Error parsing \w+: ", "", said)
+    said = re.sub(r"^Error parsing \w+: ", "", said)
+    before, suggests, _ = said.partition("; Perhaps you meant: ")
+    found = _SUGGESTED_FLAG.findall(text.partition("Perhaps you meant:")[2])
+    flags = [flag for indent, flag in found if indent == found[0][0]]
+    return f"{before}; did you mean {' or '.join(flags)}?" if suggests and flags else said

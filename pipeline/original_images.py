@@ -14,6 +14,8 @@ from tokenizer.image_file import ImageError, open_image
 
 _SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
 _NO_LIMIT = 1 << 62
+NO_URL = "no URL"
+"""What the table says of a row whose URL is null or empty; img2dataset has an error of Python's there."""
 Resized = tuple[bytes | None, int | None, int | None, int | None, int | None, str | None]
 """What img2dataset expects of a resizer: bytes, width, height, original width and height, error."""
 
@@ -63,7 +65,7 @@ class OriginalsWriter:
 
     def write(self, data: bytes | None, key: str, caption: str | None, meta: dict[str, Any]) -> None:
         """Take one row of the list, with its picture if it came."""
-        self._rows[key] = meta
+        self._rows[key] = meta if meta.get("url") else meta | {"error_message": NO_URL}
         if data is not None:
             self._places[key] = (self._spool.tell(), len(data))
             self._spool.write(data)

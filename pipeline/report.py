@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pipeline.report_page import render_page
 from pipeline.shard_task import TOKEN_SHARD_SUFFIX, ledger_name
 from pipeline.source_pictures import PictureFolders, find_pictures
+from pipeline.sources.json_lines import JSON_SUFFIXES
 from pipeline.token_dataset import LOGS_FOLDER, TokenDataset
 from schemas.atomic_write import write_atomically
 from schemas.document import Document
@@ -46,6 +47,12 @@ class ShardLine:
     name: str
     footer: TokenShardFooter
     num_bytes: int
+
+    @property
+    def counts_pictures(self) -> bool:
+        """Whether the source's bytes are those of its pictures, too; Parquet and JSON only name them."""
+        is_list = self.footer.source.partition("?")[0].lower().endswith((".parquet", *JSON_SUFFIXES))
+        return not (is_list and self.footer.counts.images_read)
 
 
 @dataclass
@@ -112,6 +119,11 @@ class Report:
     @property
     def num_bytes(self) -> int:
         return sum(shard.num_bytes for shard in self.shards)
+
+    @property
+    def counts_pictures(self) -> bool:
+        """Whether the bytes of the source shards are those of all pictures, too."""
+        return all(shard.counts_pictures for shard in self.shards)
 
     @property
     def source_bytes(self) -> int | None:

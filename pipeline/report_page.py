@@ -53,6 +53,8 @@ def _head(report: "Report") -> str:
     images = counts.images_written
     tokenizer = dict(report.fingerprint.components)
     settings = json.dumps({"tokenizer": tokenizer, "settings": report.settings}, indent=1)
+    share = _share(report.num_bytes, source_bytes), "of the source bytes"
+    in_shards = "in source shards" if report.counts_pictures else "in source shards, without their pictures"
     code = f"<code>{escape(report.fingerprint.hex)}</code>"
     return (
         heading(report.url, Html(f"Token shards, kind {escape(report.kind)}, tokenizer {code}"))
@@ -63,8 +65,8 @@ def _head(report: "Report") -> str:
                 (f"{images:,}", f"images of {counts.images_read:,}"),
                 (f"{counts.num_quarantined:,}", "samples quarantined"),
                 (bytes_text(report.num_bytes), "in token shards"),
-                (bytes_text(source_bytes), "in source shards"),
-                (_share(report.num_bytes, source_bytes), "of the source bytes"),
+                (bytes_text(source_bytes), in_shards),
+                *([share] if report.counts_pictures else []),
                 (f"{report.num_bytes / images:,.1f} B" if images else "-", f"an image, {PER_IMAGE}"),
             ]
         )
@@ -80,7 +82,8 @@ def _shard_table(report: "Report") -> str:
     rows = [_shard_row(shard) for shard in report.shards[:MAX_SHARDS_LISTED]]
     more = len(report.shards) - MAX_SHARDS_LISTED
     note = f'<p class="soft">and {more:,} more; the sums are of all</p>' if more > 0 else ""
-    total = ["Sum", *_figures(report.counts, report.num_bytes, report.source_bytes)]
+    figures = _figures(report.counts, report.num_bytes, report.source_bytes, report.counts_pictures)
+    total = ["Sum", *figures]
     return table(head, rows, total=total) + note
 
 
@@ -88,10 +91,13 @@ def _shard_row(shard: "ShardLine") -> list[str]:
     footer = shard.footer
     damage = "" if footer.source_complete else ' <span class="warn">source damaged</span>'
     name = f'{escape(shard.name)}{damage}<br><span class="soft code">{escape(footer.source)}</span>'
-    return [Html(name), *_figures(footer.counts, shard.num_bytes, footer.source_bytes)]
+    return [Html(name), *_figures(footer.counts, shard.num_bytes, footer.source_bytes, shard.counts_pictures)]
 
 
-def _figures(counts: "ShardCounts", num_bytes: int, source_bytes: int | None) -> list[str]:
+def _figures(
+    counts: "ShardCounts", num_bytes: int, source_bytes: int | None, counts_pictures: bool
+) -> list[str]:
+    """Cells of a row; the share only where the source bytes are those of its pictures, too."""
     return [
         f"{counts.samples_read:,}",
         f"{counts.documents_written:,}",
@@ -100,7 +106,7 @@ def _figures(counts: "ShardCounts", num_bytes: int, source_bytes: int | None) ->
         f"{sum(counts.images_dropped.values()):,}",
         bytes_text(num_bytes),
         bytes_text(source_bytes),
-        _share(num_bytes, source_bytes),
+        _share(num_bytes, source_bytes) if counts_pictures else "-",
     ]
 
 

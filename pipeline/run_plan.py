@@ -32,6 +32,11 @@ class TokenizeJob:
     video_options: str = ""
     """Which frames of a clip: `video_frames.FrameSampling` as JSON."""
 
+    @property
+    def settings_section(self) -> str:
+        """Under which the flags of the source's settings stand: ``pairs`` in ``--pairs.caption-field``."""
+        return next(iter(self.settings), self.kind)
+
 
 @dataclass(frozen=True)
 class RunPlan:

@@ -293,8 +293,10 @@ def open_folder(url: str) -> Folder:
     """The folder at a local path, ``file://`` URL or fsspec URL (``s3://bucket/prefix``); nothing is made.
 
     Raises:
-        ValueError: if no installed file system speaks the URL's protocol.
+        ValueError: if it is empty, or no installed file system speaks the URL's protocol.
     """
+    if not url.strip():
+        raise ValueError("the name of the folder is empty; name a folder, or . for the current one")
     protocol, separator, rest = url.partition("://")
     if not separator or protocol == "file":
         path = Path(rest if separator else url)

@@ -19,7 +19,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+from pipeline.counted import counted
 from pipeline.shard_task import TOKEN_SHARD_SUFFIX, ShardFailure, ShardTask, ledger_name, ledger_owner
+from pipeline.source_identity import SourceIdentity, identities_now
 from pipeline.storage import Folder, LocalFolder
 from schemas.differences import differences
 from schemas.fingerprint import Fingerprint
@@ -104,7 +106,7 @@ class TokenDataset:
         """Take a folder for this run: make its manifest, or check that the one there is the same.
 
         Raises:
-            OutputMismatchError: saying what differs, or that the folder holds Parquet files of someone else.
+            OutputMismatchError: saying what differs, or that the folder holds files of someone else.
         """
         if not folder.exists(MANIFEST_NAME):
             _refuse_foreign_files(folder)
@@ -179,7 +181,8 @@ class TokenDataset:
         """Look into some token shards that stand for tasks: they must come from those very sources.
 
         Catches a second input whose shards happen to have the names of the first (both ``00000.tar`` ...),
-        which would otherwise pass for done. A source that moved keeps its size, and is recognised by it.
+        which would otherwise pass for done. A source that moved keeps its size and both its ends, and is
+        recognised by them; of what an earlier version made, only the size is known.
 
         Raises:
             OutputMismatchError: naming a source and the one whose token shard stands in its place.
@@ -191,25 +194,23 @@ class TokenDataset:
                 footer = self.footer(task.name)
             except TokenShardError as error:
                 raise OutputMismatchError(f"{error}; remove it and run the same command again") from error
-            if task.source_bytes is None or footer.source_bytes is None:
+            (now,) = identities_now([(task.source, task.source_bytes)])
+            difference = SourceIdentity(footer.source_bytes, footer.source_hash).difference(now)
+            if difference is None:
                 continue
-            if footer.source_bytes != task.source_bytes:
-                if footer.source == task.source:
-                    raise OutputMismatchError(
-                        f"output {self.folder.url}: {changed_source(footer.source_bytes, task)}"
-                    )
-                raise OutputMismatchError(
-                    f"output {self.folder.url}: {task.name}{TOKEN_SHARD_SUFFIX} was made from "
-                    f"{footer.source} ({footer.source_bytes} bytes), not from {task.source} "
-                    f"({task.source_bytes} bytes): give this input a folder of its own, or --overwrite"
-                )
+            if footer.source == task.source:
+                raise OutputMismatchError(f"output {self.folder.url}: {changed_source(difference, task)}")
+            raise OutputMismatchError(
+                f"output {self.folder.url}: {task.name}{TOKEN_SHARD_SUFFIX} was made from {footer.source}, "
+                f"not from {task.source} ({difference}): give this input a folder of its own, or --overwrite"
+            )
 
 
-def changed_source(num_bytes_then: int, task: ShardTask) -> str:
-    """What to say where a source shard has another size than when it was tokenized."""
+def changed_source(difference: str, task: ShardTask) -> str:
+    """What to say where a source shard is no longer what it was when it was tokenized."""
     return (
-        f"{task.source} had {num_bytes_then} bytes when {task.name}{TOKEN_SHARD_SUFFIX} was made of it, and "
-        f"has {task.source_bytes} now: remove that token shard, to have it made again, or --overwrite all"
+        f"{task.source} changed since {task.name}{TOKEN_SHARD_SUFFIX} was made of it ({difference}): remove "
+        "that token shard, to have it made again, or --overwrite all"
     )
 
 
@@ -244,9 +245,13 @@ def check_same(folder: Folder, wanted: DatasetManifest, existing: DatasetManifes
 
 
 def _refuse_foreign_files(folder: Folder) -> None:
-    foreign = [name for name in folder.names() if name.endswith(TOKEN_SHARD_SUFFIX)]
-    if foreign:
+    """A folder of someone else must not get our files among its own; hidden ones may be there (`.git`)."""
+    names = folder.names()
+    foreign = [
+        name for name in names if not is_bookkeeping(name) and not any(p[:1] == "." for p in name.split("/"))
+    ]
+    if foreign and MANIFEST_NAME not in names:  # another run may just have made it
         raise OutputMismatchError(
-            f"output {folder.url}: holds {len(foreign)} Parquet files ({foreign[0]}, ...) but no "
-            f"{MANIFEST_NAME}: choose an empty folder"
+            f"output {folder.url}: holds {counted(len(foreign), 'other file')} ({foreign[0]}, ...) but no "
+            f"{MANIFEST_NAME}: choose an empty folder, or a name that is not there yet"
         )

@@ -22,6 +22,7 @@ from pipeline.shard_driver import FatalShardError, RunListener, ShardDriver, Wor
 from pipeline.shard_schedule import ShardSchedule
 from pipeline.shard_task import ShardFailure, ShardReport
 from pipeline.shard_worker import fatal_message, is_fatal
+from pipeline.source_identity import identities_now
 from pipeline.storage import open_folder
 from pipeline.token_dataset import LOGS_FOLDER, REPORT_NAME, TokenDataset, changed_source
 from pipeline.tokenize_config import TokenizeConfig
@@ -70,7 +71,7 @@ class RunOutcome:
         """Whether this input, done now or before, has a document; the rest of the folder does not count."""
         if not self.plan.tasks or self.dataset is None:
             return True
-        with_documents = self.dataset.source_bytes.keys() - self.dataset.empty
+        with_documents = self.dataset.sources.keys() - self.dataset.empty
         return any(task.name in with_documents for task in self.plan.tasks)
 
     def damaged(self) -> list[str]:
@@ -89,12 +90,16 @@ class RunOutcome:
         return f"{name} ({record.detail})" if record is not None and record.detail else name
 
     def changed(self) -> list[str]:
-        """One line for each source shard that has another size than when it was tokenized."""
-        then = self.dataset.source_bytes if self.dataset else {}
+        """One line for each source shard that is not what it was when an earlier run tokenized it."""
+        then = self.dataset.sources if self.dataset else {}
+        new = {task.name for task in self.plan.to_do}
+        before = [task for task in self.plan.tasks if task.name in then and task.name not in new]
+        now = identities_now((task.source, task.source_bytes) for task in before)
+        differences = [then[task.name].difference(its_now) for task, its_now in zip(before, now, strict=True)]
         return [
-            changed_source(num_bytes, task)
-            for task in self.plan.tasks
-            if (num_bytes := then.get(task.name)) is not None and task.source_bytes not in (None, num_bytes)
+            changed_source(difference, task)
+            for task, difference in zip(before, differences, strict=True)
+            if difference is not None
         ]
 
     def report(self) -> dict[str, Any]:

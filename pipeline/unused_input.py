@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import textwrap
 from collections.abc import Iterable
 
 from pipeline.shard_task import ledger_name
@@ -21,7 +22,7 @@ def why_unused(dataset: TokenDataset, names: Iterable[str]) -> str:
     for name in itertools.islice(names, NUM_PROBED):
         ledger, record = first_refusal(dataset, name)
         if record is not None:
-            detail = f" ({record.detail[:_DETAIL_CHARS]})" if record.detail else ""
+            detail = f" ({_shortened(record.detail)})" if record.detail else ""
             return f"{ledger} begins with {record.reason}{detail}: {_remedy(dataset.manifest.kind, record)}"
     return "nothing was refused either: the shards hold no sample, or failed"
 
@@ -40,6 +41,12 @@ def first_refusal(
         return "", None
     wanted = (record for record in records if record.unit is (unit or Unit.SAMPLE))
     return ledger, next(wanted, records[0] if records else None)
+
+
+def _shortened(detail: str) -> str:
+    """Whole words of it, and a mark where some are left out."""
+    words = textwrap.shorten(detail, _DETAIL_CHARS, placeholder=" …")
+    return words if words.strip(" …") else f"{detail[:_DETAIL_CHARS]}…"
 
 
 def _remedy(kind: str, record: QuarantineRecord) -> str:

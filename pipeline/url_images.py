@@ -34,7 +34,7 @@ def build_index(folder: Path) -> Path:
 
     The folder holds ``NNNNN.parquet`` (columns url, key, status, error_message), and beside each either
     ``NNNNN.tar`` or, as img2dataset's format ``files`` has it, a folder ``NNNNN/``. Of rows with the same URL
-    the first with a picture counts.
+    the first with a picture counts; those without a URL are passed over.
 
     Raises:
         ValueError: naming the folder, if there is nothing of this kind in it.
@@ -99,6 +99,8 @@ def _rows_of(table: Path) -> Iterator[_Row]:
         batches = pq.ParquetFile(table).iter_batches(columns=["url", "key", "status", "error_message"])
         for batch in batches:
             for row in batch.to_pylist():
+                if row["url"] is None:
+                    continue
                 if row["status"] == "success" and row["key"] in places:
                     yield row["url"], *places[row["key"]]
                 else:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.shard_task import TOKEN_SHARD_SUFFIX, is_unread, ledger_name
+from pipeline.source_identity import SourceIdentity
 from pipeline.token_dataset import TokenDataset
 from schemas.quarantine import Unit, parse_records
 from schemas.token_shard import (
@@ -44,8 +45,8 @@ class DatasetSummary:
     unread: list[str] = field(default_factory=list)
     """Those of them of which no sample came."""
     unreadable: list[str] = field(default_factory=list)
-    source_bytes: dict[str, int | None] = field(default_factory=dict)
-    """Size of each source shard when it was tokenized, by name of the token shard."""
+    sources: dict[str, SourceIdentity] = field(default_factory=dict)
+    """Each source shard as it was when it was tokenized, by name of the token shard."""
     empty: set[str] = field(default_factory=set)
     """Token shards without a document."""
 
@@ -74,7 +75,7 @@ def summarize(dataset: TokenDataset) -> DatasetSummary:
         if isinstance(footer, TokenShardError):
             summary.unreadable.append(str(footer))
             continue
-        summary.source_bytes[name] = footer.source_bytes
+        summary.sources[name] = SourceIdentity(footer.source_bytes, footer.source_hash)
         summary.num_shards += 1
         summary.num_bytes += files[name + TOKEN_SHARD_SUFFIX]
         summary.counts += footer.counts

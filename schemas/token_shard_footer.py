@@ -80,6 +80,9 @@ class TokenShardFooter:
     fingerprint: Fingerprint
     counts: ShardCounts
     quarantine: QuarantineFile | None = None
+    source_hash: str | None = None
+    """SHA-256 of the source shard's first and last 64 KiB; None, and then not written, where its size is not
+    known or an earlier version wrote the footer."""
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -91,6 +94,8 @@ class TokenShardFooter:
             "fingerprint": self.fingerprint.hex,
             "fingerprint_components": dict(self.fingerprint.components),
         }
+        if self.source_hash is None:
+            del fields["source_hash"]
         return json.dumps(fields, sort_keys=True, ensure_ascii=True)
 
     @classmethod
@@ -129,6 +134,7 @@ _FIELD_TYPES: Mapping[str, tuple[type, ...]] = {
     "kind": (str,),
     "source": (str,),
     "source_bytes": (int, NoneType),
+    "source_hash": (str,),
     "source_complete": (bool,),
     "fingerprint": (str,),
     "fingerprint_components": (dict,),

@@ -47,7 +47,8 @@ def claim_folder(output: Path, mixture: Mixture) -> None:
     """Begin a build of this mixture here, or go on with one.
 
     Raises:
-        BuildError: if the folder is none, or holds something else, or the beginning of another build.
+        BuildError: if the folder is none, cannot be written, or holds something else or the beginning of
+            another build.
     """
     if output.exists() and not output.is_dir():
         raise BuildError(f"{output}: is no folder; name another output")
@@ -65,7 +66,11 @@ def claim_folder(output: Path, mixture: Mixture) -> None:
             f"{output}: holds {len(foreign)} other files ({', '.join(foreign[:3])}); packed shards want a "
             "folder of their own"
         )
-    write_atomically(marker, json.dumps(components, indent=1).encode())
+    try:
+        write_atomically(marker, json.dumps(components, indent=1).encode())
+    except OSError as error:
+        reason = error.strerror or error
+        raise BuildError(f"--output {output}: cannot be written: {reason}; choose another folder") from error
 
 
 def _differences(output: Path, before: Any, now: Any) -> str:

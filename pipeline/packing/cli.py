@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import tyro
 
+from pipeline.closed_pipe import until_reader_leaves
 from pipeline.one_line_errors import in_one_line
 from pipeline.packing.build import Build
 from pipeline.packing.build_folder import BuildError
@@ -330,7 +331,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"seed-pack {__version__}")
         sys.exit(0)
     try:
-        status = read_command(sys.argv[1:] if arguments is None else arguments)()
+        with until_reader_leaves():
+            status = read_command(sys.argv[1:] if arguments is None else arguments)()
     except (
         MixtureError,
         TextTokenizerError,

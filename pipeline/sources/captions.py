@@ -13,13 +13,16 @@ _UTF8_BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
 
-def decode_caption(data: bytes, max_bytes: int, on_bad_encoding: OnBadEncoding) -> str:
+def decode_caption(
+    data: bytes, max_bytes: int, on_bad_encoding: OnBadEncoding, section: str = "pairs"
+) -> str:
     """The caption in ``data``.
 
     Args:
         data: UTF-8, with or without byte order mark.
         max_bytes: longest caption, in bytes before decoding.
         on_bad_encoding: ``"replace"`` puts U+FFFD for what is no UTF-8, and for NUL.
+        section: under which the flags of these settings stand, for the detail of a refusal.
 
     Raises:
         RefusedError: ``caption_too_long``; ``caption_bad_encoding`` for anything but strict UTF-8 (lone
@@ -28,7 +31,7 @@ def decode_caption(data: bytes, max_bytes: int, on_bad_encoding: OnBadEncoding) 
     """
     if len(data) > max_bytes:
         raise RefusedError(
-            Reason.CAPTION_TOO_LONG, f"{len(data)} bytes, limit {max_bytes} (max_caption_bytes)"
+            Reason.CAPTION_TOO_LONG, f"{len(data)} bytes, limit {max_bytes} (--{section}.max-caption-bytes)"
         )
     try:
         text = data.removeprefix(_UTF8_BOM).decode("utf-8")
@@ -39,7 +42,7 @@ def decode_caption(data: bytes, max_bytes: int, on_bad_encoding: OnBadEncoding) 
         fault = f"{kind}: byte {data[error.start]:#04x} at {error.start}: {error.reason}"
     if fault:
         if on_bad_encoding == "quarantine":
-            remedy = "write it as UTF-8, or take U+FFFD for it (on_bad_encoding: replace)"
+            remedy = f"write it as UTF-8, or take U+FFFD for it (--{section}.on-bad-encoding replace)"
             raise RefusedError(Reason.CAPTION_BAD_ENCODING, f"{fault}; {remedy}")
         text = text.replace("\0", "\ufffd")
     text = text.strip()

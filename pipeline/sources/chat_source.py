@@ -83,5 +83,5 @@ def _whole(stream: io.BufferedReader, source: str, max_bytes: int) -> Iterator[T
     if len(data) <= max_bytes:
         yield TarSample(key, {"json": data.lstrip(_BLANKS)}, 0)
     else:
-        detail = f"an object of more than {max_bytes} bytes (max_document_bytes)"
+        detail = f"an object of more than {max_bytes} bytes (--chats.max-document-bytes)"
         yield QuarantineRecord(source, key, Unit.SAMPLE, Reason.METADATA_TOO_LARGE, detail, len(data))

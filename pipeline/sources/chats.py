@@ -52,10 +52,10 @@ class ChatsConfig:
 
     def __post_init__(self) -> None:
         if self.max_document_bytes <= 0:
-            raise ValueError(f"chats.max_document_bytes must be positive, got {self.max_document_bytes}")
+            raise ValueError(f"--chats.max-document-bytes must be positive, got {self.max_document_bytes}")
         if self.on_bad_encoding not in ("quarantine", "replace"):
             raise ValueError(
-                f"chats.on_bad_encoding must be quarantine or replace, got {self.on_bad_encoding!r}"
+                f"--chats.on-bad-encoding must be quarantine or replace, got {self.on_bad_encoding!r}"
             )
 
 
@@ -86,13 +86,13 @@ def read_chats(
 
 
 def _read_chat(sample: TarSample, config: ChatsConfig, pictures: ChatPictures) -> RawDocument:
-    value = parse_json_member(sample, config.max_document_bytes)
+    value = parse_json_member(sample, config.max_document_bytes, "chats")
     segments: list[RawSegment] = []
     for role, content in _turns(value, pictures):
         if isinstance(content, RawImage):
             segments.append(RawImage(content.data, content.suffix, role))
         elif content.strip():
-            segments.append(TextSegment(clean_text(content, config.on_bad_encoding), role))
+            segments.append(TextSegment(clean_text(content, config.on_bad_encoding, "chats"), role))
     _check_turns(segments)
     metadata = {name: entry for name, entry in value.items() if name not in CONTENT_FIELDS}
     text = dump_fields(metadata, config.metadata_fields)

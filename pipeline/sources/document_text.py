@@ -13,8 +13,13 @@ _UNSOUND = re.compile("[\0\ud800-\udfff]")
 OnEndMarker = Literal["break", "keep"]
 
 
-def clean_text(text: str, on_bad_encoding: OnBadEncoding) -> str:
+def clean_text(text: str, on_bad_encoding: OnBadEncoding, section: str) -> str:
     """The text itself, if it can be stored as UTF-8 and holds no NUL.
+
+    Args:
+        text: as it was read.
+        on_bad_encoding: ``"replace"`` puts U+FFFD for what cannot be stored.
+        section: under which the flag of this setting stands, for the detail of a refusal.
 
     Raises:
         RefusedError: ``caption_bad_encoding``, unless ``on_bad_encoding`` is ``"replace"`` (by U+FFFD).
@@ -24,7 +29,10 @@ def clean_text(text: str, on_bad_encoding: OnBadEncoding) -> str:
     repaired = _UNSOUND.sub("\ufffd", text)
     if on_bad_encoding == "quarantine" and repaired != text:
         kind = "NUL" if "\0" in text else "a lone surrogate or a byte that is not UTF-8"
-        raise RefusedError(Reason.CAPTION_BAD_ENCODING, f"{kind} in a text of {len(text)} characters")
+        detail = (
+            f"{kind} in a text of {len(text)} characters; --{section}.on-bad-encoding replace puts U+FFFD"
+        )
+        raise RefusedError(Reason.CAPTION_BAD_ENCODING, detail)
     return repaired
 
 

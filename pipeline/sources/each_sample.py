@@ -32,8 +32,13 @@ def read_each(
             )
 
 
-def parse_json_member(sample: TarSample, max_bytes: int) -> dict[str, Any]:
+def parse_json_member(sample: TarSample, max_bytes: int, section: str) -> dict[str, Any]:
     """The object in the ``.json`` of a sample that cannot do without.
+
+    Args:
+        sample: from a tar, or a line or element of a JSON file.
+        max_bytes: the limit.
+        section: under which its flag stands, for the detail of a refusal.
 
     Raises:
         RefusedError: ``metadata_missing`` if there is none, and what ``parse_metadata`` raises.
@@ -41,4 +46,4 @@ def parse_json_member(sample: TarSample, max_bytes: int) -> dict[str, Any]:
     data = sample.members.get("json")
     if data is None:
         raise RefusedError(Reason.METADATA_MISSING, f"no .json; members: .{', .'.join(sample.members)}"[:200])
-    return parse_metadata(data, max_bytes)
+    return parse_metadata(data, max_bytes, f"--{section}.max-document-bytes")

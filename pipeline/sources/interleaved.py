@@ -45,16 +45,15 @@ class InterleavedConfig:
     def __post_init__(self) -> None:
         if self.max_document_bytes <= 0:
             raise ValueError(
-                f"interleaved.max_document_bytes must be positive, got {self.max_document_bytes}"
+                f"--interleaved.max-document-bytes must be positive, got {self.max_document_bytes}"
             )
         for name, allowed in (
             ("on_end_marker", ("break", "keep")),
             ("on_bad_encoding", ("quarantine", "replace")),
         ):
             if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"interleaved.{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}"
-                )
+                flag = f"--interleaved.{name.replace('_', '-')}"
+                raise ValueError(f"{flag} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
 
 
 def read_interleaved(
@@ -80,7 +79,7 @@ def read_interleaved(
 def _read_sample(
     sample: TarSample, source: str, config: InterleavedConfig, on_bad_image: OnBadImage
 ) -> SourceItems:
-    value = parse_json_member(sample, config.max_document_bytes)
+    value = parse_json_member(sample, config.max_document_bytes, "interleaved")
     used: set[str] = {"json"}
     if is_mmc4(value):
         nodes, metadata = read_mmc4_nodes(value)
@@ -202,5 +201,7 @@ def build_document(
 
 
 def _text_segments(text: str, config: InterleavedConfig) -> Iterator[TextSegment]:
-    for run in split_at_end_marker(clean_text(text, config.on_bad_encoding), config.on_end_marker):
+    for run in split_at_end_marker(
+        clean_text(text, config.on_bad_encoding, "interleaved"), config.on_end_marker
+    ):
         yield TextSegment(run)

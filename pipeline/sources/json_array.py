@@ -55,7 +55,7 @@ def read_json_array(
     for number, (element, offset) in enumerate(array.elements()):
         fault = None
         if len(element) > max_element_bytes:
-            limit = f"an element of more than {max_element_bytes} bytes (max_document_bytes)"
+            limit = f"an element of more than {max_element_bytes} bytes (--chats.max-document-bytes)"
             fault = Reason.METADATA_TOO_LARGE, limit
         elif array.is_cut:
             fault = Reason.METADATA_INVALID_JSON, "the file ends inside this element"

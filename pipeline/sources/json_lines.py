@@ -26,7 +26,7 @@ def read_json_lines(
     for number, line in enumerate(_bounded_lines(stream, max_line_bytes)):
         key = f"{number:09d}"
         if len(line) > max_line_bytes:
-            detail = f"a line of more than {max_line_bytes} bytes (max_document_bytes)"
+            detail = f"a line of more than {max_line_bytes} bytes (--chats.max-document-bytes)"
             yield QuarantineRecord(source, key, Unit.SAMPLE, Reason.METADATA_TOO_LARGE, detail, len(line))
         elif line.strip():
             yield TarSample(key, {"json": line.strip()}, offset)

@@ -13,19 +13,19 @@ from schemas.quarantine import Reason, RefusedError
 ALL_FIELDS = "*"
 
 
-def parse_metadata(data: bytes, max_bytes: int) -> dict[str, Any]:
+def parse_metadata(data: bytes, max_bytes: int, flag: str = "") -> dict[str, Any]:
     """The JSON object in ``data``: UTF-8, a byte order mark allowed, NaN and Infinity read as null.
 
     NaN is what img2dataset writes for a missing number of its source table. Of repeated keys the last wins.
+    ``flag`` is the one that sets the limit, for the detail of a refusal.
 
     Raises:
         RefusedError: ``metadata_too_large`` above ``max_bytes``; ``metadata_invalid_json`` for what is no
             JSON object, nested too deeply for the parser, or holds an integer of over 4300 digits.
     """
     if len(data) > max_bytes:
-        raise RefusedError(
-            Reason.METADATA_TOO_LARGE, f"{len(data)} bytes, limit {max_bytes} (max_metadata_bytes)"
-        )
+        named = f" ({flag})" if flag else ""
+        raise RefusedError(Reason.METADATA_TOO_LARGE, f"{len(data)} bytes, limit {max_bytes}{named}")
     try:
         value = json.loads(data.decode("utf-8-sig"), parse_constant=lambda _: None)
     except RecursionError:

@@ -54,7 +54,7 @@ class ObelicsParquetSource:
     def _check_metadata(self, row: dict[str, Any]) -> None:
         general = row.get("general_metadata")
         if isinstance(general, str):
-            row["general_metadata"] = clean_text(general, self.config.on_bad_encoding)
+            row["general_metadata"] = clean_text(general, self.config.on_bad_encoding, "interleaved")
 
     def _document(self, key: str, nodes: list[Node], row: dict[str, Any], source: str) -> SourceItems:
         num_bytes = sum(len(node.data) for node in nodes if isinstance(node, RawImage))

@@ -5,7 +5,7 @@ The rules are listed in `docs/inputs.md`; each has a test.
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.sources.captions import OnBadEncoding, decode_caption
 from pipeline.sources.each_sample import read_each
@@ -43,6 +43,8 @@ random, and would cost more than half of what the codes of the image cost."""
 class PairsConfig:
     """How a sample becomes an image and its caption."""
 
+    section: ClassVar[str] = "pairs"
+    """Under which the flags of these settings stand."""
     caption_field: str = "caption"
     """Field of the .json that is the caption where there is no .txt; empty to accept only .txt."""
     max_caption_bytes: int = 64 * 1024
@@ -57,9 +59,11 @@ class PairsConfig:
     def __post_init__(self) -> None:
         for name in ("max_caption_bytes", "max_metadata_bytes"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+                flag = f"--{self.section}.{name.replace('_', '-')}"
+                raise ValueError(f"{flag} must be positive, got {getattr(self, name)}")
         if self.on_bad_encoding not in ("quarantine", "replace"):
-            raise ValueError(f"on_bad_encoding must be quarantine or replace, got {self.on_bad_encoding!r}")
+            flag = f"--{self.section}.on-bad-encoding"
+            raise ValueError(f"{flag} must be quarantine or replace, got {self.on_bad_encoding!r}")
 
 
 def read_pairs(
@@ -109,7 +113,7 @@ def _read_metadata(
     if data is None:
         return {}, None, None
     try:
-        value = parse_metadata(data, config.max_metadata_bytes)
+        value = parse_metadata(data, config.max_metadata_bytes, f"--{config.section}.max-metadata-bytes")
         return value, dump_fields(value, config.metadata_fields), None
     except RefusedError as fault:
         return {}, None, fault
@@ -166,4 +170,4 @@ def _find_caption(sample: TarSample, value: dict[str, Any], config: PairsConfig)
                 Reason.CAPTION_MISSING, f"no .txt, and {found} under '{config.caption_field}' in the .json"
             )
         data = stored.encode("utf-8", "surrogatepass")  # a lone surrogate is refused with the rest
-    return decode_caption(data, config.max_caption_bytes, config.on_bad_encoding)
+    return decode_caption(data, config.max_caption_bytes, config.on_bad_encoding, config.section)

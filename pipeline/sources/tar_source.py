@@ -8,25 +8,13 @@ from pipeline.inputs import SourceShard
 from pipeline.read_shard import read_shard
 from pipeline.shard_task import ShardTask
 from pipeline.source_stream import SourceStreamConfig
+from pipeline.sources.other_files import remedy_for
 from pipeline.sources.records import SourceItems
 from pipeline.sources.tar_reader import TarReaderConfig, TarSample
 from schemas.quarantine import QuarantineRecord
 
 ReadSamples = Callable[[Iterable[TarSample | QuarantineRecord], str, Any], SourceItems]
 """A source as `records` defines it: ``(samples, source shard as named on input, config)``."""
-
-_LOOSE = "loose files become a shard by `tar cf 00000.tar --sort=name -C FOLDER .`"
-_NOT_TARS = {
-    (
-        ".parquet",
-    ): "published OBELICS is read by tokenize_obelics.py with --images FOLDER; URLs are downloaded"
-    " by jobs/ingest.py",
-    (".csv", ".tsv", ".txt"): "URLs are downloaded by jobs/ingest.py; a list of shards is named @FILE",
-    (".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz"): "chats are read by jobs/tokenize_chats.py;"
-    " other documents become WebDataset shards first",
-    (".jpg", ".jpeg", ".png", ".webp", ".gif", ".mp4", ".webm", ".mkv", ".mov"): _LOOSE,
-    (".zip", ".7z", ".rar"): f"unpack it; {_LOOSE}",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +41,5 @@ def check_are_tars(shards: Sequence[SourceShard]) -> None:
         ValueError: naming the file, and what reads it.
     """
     for shard in shards:
-        name = shard.url.partition("?")[0].lower()
-        for suffixes, remedy in _NOT_TARS.items():
-            if name.endswith(suffixes):
-                raise ValueError(f"--input {shard.url}: no tar shard; {remedy}")
+        if remedy := remedy_for(shard.url):
+            raise ValueError(f"--input {shard.url}: no tar shard; {remedy}")

@@ -6,7 +6,7 @@ The document is the sampled frames of the clip, then the caption. Which frames, 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.sources.pairs import PairsConfig, find_member, members_of, read_captioned
 from pipeline.sources.records import RawVideo, SourceItems
@@ -24,6 +24,7 @@ VIDEO_EXTENSIONS = frozenset(
 class VideosConfig(PairsConfig):
     """How a sample becomes a clip and its caption; the caption as in pairs."""
 
+    section: ClassVar[str] = "videos"
     metadata_fields: tuple[str, ...] = ("url", "license", "similarity", "clip_similarity")
     """Fields of the .json that are kept; "*" keeps all (``video_metadata`` alone exceeds the codes)."""
     max_metadata_bytes: int = 16 * 1024**2

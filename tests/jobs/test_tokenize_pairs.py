@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.config_file import parse_config
+from jobs.tokenize_pairs import PairsJobConfig
 from pipeline.inspect_shards import main as seed_shards
 from pipeline.token_dataset import OutputMismatchError
 from schemas.token_shard import read_documents, read_footer
@@ -19,6 +22,7 @@ from tests.pipeline.tiny_shards import (
     job_command,
     job_environment,
     leftovers,
+    pair_members,
     png,
     run_job,
     token_files,
@@ -175,6 +179,12 @@ def test_a_run_that_could_use_nothing_says_so(tmp_path: Path) -> None:
     assert again.returncode == 1, "a folder without documents does not become right by itself"
 
 
+def test_what_a_ledger_begins_with_is_cut_between_words(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in" / "x.tar", [(f"a.word{number:02}", b"x") for number in range(40)])
+    (problem,) = run(tmp_path / "in", tmp_path / "out", num_actors=0).problems(strict=False)
+    assert re.search(r"\(members: .*\.word\d\d, …\): ", problem)
+
+
 def test_a_run_that_could_use_nothing_says_so_in_a_folder_with_results_too(tmp_path: Path) -> None:
     """What earlier runs made of other inputs does not excuse this one's; the same command says it again."""
     sound, output = write_shards(tmp_path / "sound", 1, 3), ["--output", str(tmp_path / "out")]
@@ -185,6 +195,33 @@ def test_a_run_that_could_use_nothing_says_so_in_a_folder_with_results_too(tmp_p
         assert useless.returncode == 1
         assert "error: not one sample could be used: x.quarantine-" in useless.stderr
     assert run_job("--input", str(tmp_path / "in"), str(sound), *output).returncode == 0
+
+
+def test_metadata_fields_that_no_sample_has_are_named(tmp_path: Path) -> None:
+    members = [*pair_members("a", 1), ("a.json", b'{"url": "u", "width": 3, "score": null}')]
+    write_tar(tmp_path / "in" / "0.tar", members)
+    flags = ["--input", str(tmp_path / "in"), "--num-actors", "0", "--decode-workers", "0"]
+    output = ["--output", str(tmp_path / "out"), "--pairs.metadata-fields", "url", "urls", "score"]
+    result = run_job(*flags, *output)
+    assert result.returncode == 0, result.stderr
+    line = "warning: --pairs.metadata-fields: none of one document has urls, score; they have url, width"
+    assert line in result.stdout.splitlines()
+    result = run_job(*flags, "--output", str(tmp_path / "all"), "--pairs.metadata-fields", "url")
+    assert "warning" not in result.stdout
+
+
+def test_output_into_a_pipe_that_nobody_reads() -> None:
+    """``--help | head``: nothing is said of the write, nor of what Python flushes at its end."""
+    tools = (["jobs/tokenize_pairs.py"], ["jobs/curves.py"], ["-m", "pipeline.inspect_shards"])
+    for tool in tools:
+        reader, writer = os.pipe()
+        os.close(reader)
+        result = subprocess.run(
+            [sys.executable, *tool, "--help"], stdout=writer, stderr=subprocess.PIPE, cwd=ROOT, check=False
+        )
+        os.close(writer)
+        assert result.stderr == b""
+        assert result.returncode in (141, 0)  # argparse passes over what it cannot write
 
 
 def test_clips_given_to_the_pairs_job_are_shown_the_job_for_them(tmp_path: Path) -> None:
@@ -223,6 +260,11 @@ class TestRefusals:
         for flags in (["--presicion", "bf16"], ["--filter", "cubic"], ["--batch-size", "many"]):
             assert flags[0] in refused("--input", str(shards), "--output", str(tmp_path / "out"), *flags)
         assert not (tmp_path / "out").exists()
+
+    def test_a_mistyped_flag(self) -> None:
+        """The nearest flag alone, without its help text."""
+        with pytest.raises(ValueError, match=r"--tokenzier, x; did you mean --tokenizer\?$"):
+            parse_config(PairsJobConfig, ["--tokenzier", "x", "--input", "a", "--output", "b"])
 
     @pytest.mark.parametrize(
         ("flags", "message"),
@@ -264,12 +306,20 @@ class TestRefusals:
         assert "weights" in refused(*flags, "--tokenizer", "sample")
         assert token_files(tmp_path / "out") == before
 
-    def test_an_output_with_foreign_parquet_files(self, shards: Path, tmp_path: Path) -> None:
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "mine.parquet").write_bytes(b"precious")
-        line = refused("--input", str(shards), "--output", str(tmp_path / "out"))
-        assert "mine.parquet" in line
-        assert "choose an empty folder" in line
+    @pytest.mark.parametrize("name", ["mine.parquet", "photo.jpg", "below/photo.jpg"])
+    def test_an_output_with_foreign_files(self, name: str, shards: Path, tmp_path: Path) -> None:
+        foreign = tmp_path / "out" / name
+        foreign.parent.mkdir(parents=True)
+        foreign.write_bytes(b"precious")
+        with pytest.raises(OutputMismatchError, match=f"1 other file .{name}, .*choose an empty folder"):
+            run(shards, tmp_path / "out", num_actors=0)
+        assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [foreign]
+        foreign.rename(foreign.with_name(".hidden"))
+        assert not run(shards, tmp_path / "out", num_actors=0).problems(strict=False)
+
+    def test_an_output_without_a_name(self, shards: Path) -> None:
+        with pytest.raises(ValueError, match="the folder is empty; name a folder"):
+            run(shards, "", num_actors=0)
 
     def test_another_input_with_the_same_names(self, shards: Path, tmp_path: Path) -> None:
         assert run_job("--input", str(shards), "--output", str(tmp_path / "out")).returncode == 0
@@ -277,14 +327,45 @@ class TestRefusals:
         line = refused("--input", str(other), "--output", str(tmp_path / "out"))
         assert f"was made from {shards}/00000.tar" in line
 
+    def test_another_input_with_the_same_names_and_sizes(self, tmp_path: Path) -> None:
+        """Tars are padded: others often have the very size. The same shards elsewhere are the same input."""
+        a, b = (
+            write_tar(tmp_path / name / "0.tar", pair_members("x", seed)) for seed, name in enumerate("ab")
+        )
+        assert a.stat().st_size == b.stat().st_size
+        output = tmp_path / "out"
+        assert not run(a.parent, output, num_actors=0).problems(strict=False)
+        with pytest.raises(OutputMismatchError, match=f"was made from {a}, not from {b}"):
+            run(b.parent, output, num_actors=0)
+        moved = a.parent.rename(tmp_path / "moved")
+        assert not run(moved, output, num_actors=0).problems(strict=False)
+        shutil.copy(b, moved / "0.tar")
+        with pytest.raises(OutputMismatchError, match="other content"):
+            run(moved, output, num_actors=0)
+
+    def test_a_source_that_changed_since_and_kept_its_size(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Not among those looked at first, it is named at the end."""
+        shards, output = write_shards(tmp_path / "in", 2, 3), tmp_path / "out"
+        run(shards, output, num_actors=0)
+        data = (shards / "00001.tar").read_bytes()
+        (shards / "00001.tar").write_bytes(data.replace(b"caption 4", b"caption X"))
+        monkeypatch.setattr("pipeline.token_dataset.NUM_SOURCES_PROBED", 1)
+        (problem,) = run(shards, output, num_actors=0).problems(strict=False)
+        assert (
+            f"00001.tar changed since 00001.parquet was made of it ({len(data)} bytes then and now" in problem
+        )
+
     def test_a_source_that_changed_since(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """At the beginning where it is among those looked at, otherwise at the end; never passed over."""
         shards, output = write_shards(tmp_path / "in", 2, 3), tmp_path / "out"
         assert not run(shards, output, num_actors=0).problems(strict=False)
         before = (shards / "00001.tar").stat().st_size
         write_tar(shards / "00001.tar", [(f"{i}.png", png(i)) for i in range(40)])
-        message = f"00001.tar had {before} bytes when 00001.parquet was made of it"
-        with pytest.raises(OutputMismatchError, match=message):
+        now = (shards / "00001.tar").stat().st_size
+        message = f"00001.tar changed since 00001.parquet was made of it ({before} bytes then, {now} now)"
+        with pytest.raises(OutputMismatchError, match=re.escape(message)):
             run(shards, output, num_actors=0)
         monkeypatch.setattr("pipeline.token_dataset.NUM_SOURCES_PROBED", 1)  # the first
         (problem,) = run(shards, output, num_actors=0).problems(strict=False)

@@ -294,6 +294,16 @@ def test_wrong_input_exits_with_2(
     assert message in caplog.text
 
 
+def test_an_output_that_cannot_be_written(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("a file where a folder should be")
+    output = tmp_path / "file" / "packed"
+    assert run("build", corpus / "mixture.yaml", "--output", output) == EXIT_USAGE
+    assert f"error: --output {output}: cannot be written: " in caplog.text
+    assert "choose another folder" in caplog.text
+
+
 @pytest.mark.parametrize("command", ["show", "validate", "report"])
 def test_a_folder_that_is_no_packed_set(
     command: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -317,7 +327,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["plna", "mixture.yaml"], "error: plna: unknown command; did you mean 'plan'?"),
         (
             ["plan", "mixture.yaml", "--global-bathc", "3"],
-            "Unrecognized options: --global-bathc, 3; Perhaps you meant: --global-batch",
+            "Unrecognized options: --global-bathc, 3; did you mean --global-batch?",
         ),
         (["build", "mixture.yaml"], "error: Missing from seed-pack build: --output"),
         ([], "error: Expected one of {plan, build, "),

@@ -24,6 +24,7 @@ from pipeline.output_claim import claim_output
 from pipeline.sources.pairs import read_pairs
 from pipeline.sources.records import RawDocument
 from pipeline.sources.tar_reader import read_samples
+from pipeline.url_images import build_index
 from pipeline.url_lists import list_files
 from tests.pipeline.picture_server import PictureServer, serving
 
@@ -59,12 +60,12 @@ def _samples(output: Path) -> dict[str, dict[str, bytes]]:
     return found
 
 
-def _write_parquet(path: Path, rows: list[tuple[str, str]]) -> Path:
+def _write_parquet(path: Path, rows: list[tuple[str | None, str]]) -> Path:
     pq.write_table(pa.table({"url": [row[0] for row in rows], "caption": [row[1] for row in rows]}), path)
     return path
 
 
-def _hard_rows(server: PictureServer, inside: PictureServer) -> list[tuple[str, str]]:
+def _hard_rows(server: PictureServer, inside: PictureServer) -> list[tuple[str | None, str]]:
     name = NAMES[0]
     return [
         (f"{server.url}{name}", "a picture"),
@@ -83,11 +84,12 @@ def _hard_rows(server: PictureServer, inside: PictureServer) -> list[tuple[str, 
         (f"{server.url}/robots/nosnippet{name}", "a directive that does not concern us"),
         ("file:///etc/passwd", "a file"),
         ("no url at all", "nonsense"),
+        (None, "a row without one"),
         (f"{server.url}{NAMES[2]}", "the last one, with ünïcode and <script>"),
     ]
 
 
-COMING = {0, 1, 2, 12, 13, 16}
+COMING = {0, 1, 2, 12, 13, 17}
 
 
 def test_what_comes_and_what_does_not(tmp_path: Path) -> None:
@@ -97,6 +99,8 @@ def test_what_comes_and_what_does_not(tmp_path: Path) -> None:
         assert not inside.requests
         assert all("seed-shards" in agent for agent in server.user_agents)
     assert report.imbalance() is None
+    assert report.failures["no URL"] == 1
+    build_index(tmp_path / "out")  # which has nothing to find for that row
     assert (report.num_rows, report.num_images, report.num_shards) == (len(rows), len(COMING), 1)
     table = pq.read_table(tmp_path / "out/00000.parquet").to_pylist()
     assert [row["url"] for row in table] == [url for url, _ in rows]
@@ -105,14 +109,14 @@ def test_what_comes_and_what_does_not(tmp_path: Path) -> None:
     for number, words in {
         3: "not public", 4: "not public", 5: "404", 6: "500", 7: "image_not_an_image", 8: "exceeds",
         9: "within 3 s", 10: "X-Robots-Tag", 11: "X-Robots-Tag", 14: "unknown url type",
-        15: "unknown url type",
+        15: "unknown url type", 16: "no URL",
     }.items():  # fmt: skip
         assert words in errors[number], errors[number]
     samples = _samples(tmp_path / "out")
     assert list(samples) == [f"{number:09d}" for number in sorted(COMING)]  # in the order of the list
     original = PICTURES[NAMES[0]]
     assert samples["000000000"][suffix_of(original)] == original  # byte for byte
-    assert samples["000000016"]["txt"].decode() == rows[16][1]
+    assert samples["000000017"]["txt"].decode() == rows[17][1]
 
 
 def test_shards_are_read_as_pairs(tmp_path: Path) -> None:

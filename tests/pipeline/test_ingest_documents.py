@@ -260,6 +260,7 @@ def test_index_of_a_folder_in_the_files_layout(tmp_path: Path) -> None:
         {"url": "http://a/", "key": "000000001", "status": "failed_to_download", "error_message": "gone"},
         {"url": "http://a/", "key": "000000000", "status": "success", "error_message": None},
         {"url": "http://b/", "key": "000000002", "status": "failed_to_download", "error_message": "404"},
+        {"url": None, "key": "000000003", "status": "failed_to_download", "error_message": "no URL"},
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "00000.parquet")
     build_index(tmp_path)

@@ -77,6 +77,7 @@ def test_pictures_and_codes_of_every_kind(tmp_path: Path, job, source: str, num_
     out = tmp_path / "out"
     assert job.main(["--input", str(ROOT / "samples" / source), "--output", str(out), *FAST]) == 0
     page = _report(out, tmp_path, "--limit", "24")
+    assert ("of the source bytes" in page.text) == (source != "chats")  # of which one file is JSON
     assert len(page.pictures) == num_pictures
     for picture in page.pictures:
         assert max(Image.open(io.BytesIO(picture)).size) <= 208
@@ -136,7 +137,9 @@ def _json_array(folder: Path, pictures: list[bytes]) -> list[str]:
 def test_pictures_that_lie_in_a_folder_of_their_own(tmp_path: Path, pictures, job, make) -> None:
     out = tmp_path / "out"
     assert job.main([*make(tmp_path, pictures), "--output", str(out), *FAST]) == 0
-    shown = _report(out, tmp_path).pictures  # the log of the run says where they are
+    page = _report(out, tmp_path)
+    assert "of the source bytes" not in page.text  # which are those of the JSON alone, without the pictures
+    shown = page.pictures  # the log of the run says where they are
     assert len(shown) == 3
     for thumbnail, picture in zip(shown, pictures, strict=True):
         small = Image.open(io.BytesIO(picture)).convert("RGB")

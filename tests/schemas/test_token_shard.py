@@ -278,6 +278,7 @@ class TestRefusals:
             ({"kind": None}, "'kind' is None, not str"),
             ({"source": 5}, "'source' is 5, not str"),
             ({"source_bytes": "5"}, "'source_bytes' is '5', not int or null"),
+            ({"source_hash": 5}, "'source_hash' is 5, not str"),
             ({"source_complete": "no"}, "'source_complete' is 'no', not bool"),
             ({"counts": []}, "'counts' is"),
             ({"counts": {"samples_read": True}}, "'samples_read' is True, not int"),

@@ -11,12 +11,12 @@ ANY_CHARACTER = st.characters(exclude_categories=())
 
 
 def test_each_character_that_is_no_text_becomes_one_replacement_character() -> None:
-    assert clean_text("a\ud83d b\0 \udcffc", "replace") == "a\ufffd b\ufffd \ufffdc"
+    assert clean_text("a\ud83d b\0 \udcffc", "replace", "chats") == "a\ufffd b\ufffd \ufffdc"
 
 
 @given(st.text(ANY_CHARACTER))
 def test_replaced_text_differs_only_where_it_was_no_text(text: str) -> None:
-    repaired = clean_text(text, "replace")
+    repaired = clean_text(text, "replace", "chats")
     repaired.encode()  # can be stored
     assert len(repaired) == len(text)
     for before, after in zip(text, repaired, strict=True):
@@ -26,8 +26,8 @@ def test_replaced_text_differs_only_where_it_was_no_text(text: str) -> None:
 
 @given(st.text(ANY_CHARACTER))
 def test_text_is_refused_or_kept_as_it_is(text: str) -> None:
-    if clean_text(text, "replace") == text:
-        assert clean_text(text, "quarantine") == text
+    if clean_text(text, "replace", "chats") == text:
+        assert clean_text(text, "quarantine", "chats") == text
     else:
         with pytest.raises(RefusedError, match=f"text of {len(text)} characters"):
-            clean_text(text, "quarantine")
+            clean_text(text, "quarantine", "chats")

@@ -16,6 +16,7 @@ from pipeline.sources.metadata import dump_fields, parse_metadata
 from pipeline.sources.pairs import PairsConfig, read_pairs
 from pipeline.sources.records import RawDocument, RawImage
 from pipeline.sources.tar_reader import TarSample
+from pipeline.sources.videos import VideosConfig
 from schemas.document import TextSegment
 from schemas.quarantine import QuarantineRecord, Reason, RefusedError, Unit
 
@@ -157,6 +158,16 @@ def test_long_captions() -> None:
     with pytest.raises(RefusedError) as refusal:
         decode_caption(b"a" * 61, 60, "quarantine")
     assert refusal.value.reason is Reason.CAPTION_TOO_LONG
+    assert "--pairs.max-caption-bytes" in refusal.value.detail
+
+
+def test_a_refusal_names_the_flag_that_helps() -> None:
+    for config in (PairsConfig(), VideosConfig()):
+        with pytest.raises(RefusedError) as refusal:
+            decode_caption(b"caf\xe9", 60, config.on_bad_encoding, config.section)
+        assert f"--{config.section}.on-bad-encoding replace" in refusal.value.detail
+    with pytest.raises(ValueError, match=r"--videos\.max-caption-bytes must be positive"):
+        VideosConfig(max_caption_bytes=0)
 
 
 def test_metadata_keeps_numbers_outside_json_out() -> None:
@@ -213,7 +224,7 @@ def test_any_bytes_are_metadata_or_refused(data: bytes) -> None:
     "setting", [{"max_caption_bytes": 0}, {"max_metadata_bytes": -1}, {"on_bad_encoding": "drop"}]
 )
 def test_settings_are_checked(setting: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(setting))):
+    with pytest.raises(ValueError, match=next(iter(setting)).replace("_", "-")):
         PairsConfig(**setting)
 
 
