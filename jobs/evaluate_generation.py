@@ -160,6 +160,11 @@ class EvaluateDrawing(OnTokenShards):
         real = self._pictures({pair.key for pair in pairs})
         if self.pictures:
             pairs = [pair for pair in pairs if pair.key in real]
+            if not pairs:
+                raise ValueError(
+                    f"--pictures {' '.join(self.pictures)}: no sample has the key of a document in "
+                    f"{self.tokens}; give the shards that these token shards were made from"
+                )
         detokenizer = load_detokenizer(self.tokenizer, self.diffusion)
         tokenizer = detokenizer.tokenizer
         check_tokenizer(self.dataset, tokenizer, self.tokenizer)
@@ -198,7 +203,9 @@ class EvaluateDrawing(OnTokenShards):
             return {}
         preprocess = preprocess_of(self.dataset)
         pairs = read_training_pairs(
-            expand_inputs(self.pictures), preprocess, is_wanted=lambda key: key in wanted
+            expand_inputs(self.pictures),
+            preprocess,
+            is_wanted=lambda group: group.partition("\t")[2] in wanted,
         )
         return {pair.key: pair.image for pair in pairs}
 

@@ -119,7 +119,7 @@ def read_training_pairs(
         shards: in img2dataset layout, as tokenization reads them (``sources.pairs``).
         preprocess: how pictures become network input.
         group_pattern: as ``PairDataConfig.group_pattern``.
-        is_wanted: of a group; pairs of others are passed over undecoded.
+        is_wanted: of a group (``group_of``); pairs of others are passed over undecoded.
     """
     refused: Counter[str] = Counter()
     for shard in shards:
@@ -156,7 +156,8 @@ def decoded_pair(
 
 def group_of(shard: str, key: str, group_pattern: str) -> str:
     """The group of a sample: what is left of its key without the matches of the pattern, wherever it stands;
-    without a pattern its shard's name and its key, since every shard may count its samples from zero."""
+    without a pattern its shard's name, a tab and its key, since every shard may count its samples from zero.
+    """
     return re.sub(group_pattern, "", key) if group_pattern else f"{shard}\t{key}"
 
 

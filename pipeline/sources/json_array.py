@@ -17,12 +17,14 @@ _SHORT_FIELD = rb'"[^"\\]*"\s*:\s*(?:"(?:[^"\\]|\\.)*"|[^\s"\[\]{},]+)\s*,\s*'
 _WRAPPER = re.compile(
     rb"\{\s*(?:" + _SHORT_FIELD + rb")*\"" + _LIST_NAMES + rb'"\s*:\s*(?=\[\s*(?:[{\]]|\Z))', re.DOTALL
 )
-_INSIDE_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
+_INSIDE_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 """Up to the end of the string, that of the chunk, or a backslash that ends the chunk."""
-_STRING = rb'"(?:[^"\\]++|\\.)*+"'
-_SIGN_IN_ARRAY = re.compile(rb'(?:[^"\[\]{},]++|' + _STRING + rb')*+(["\[\]{},])', re.DOTALL)
-_SIGN_IN_ELEMENT = re.compile(rb'(?:[^"\[\]{}]++|' + _STRING + rb')*+(["\[\]{}])', re.DOTALL)
-"""The next sign that matters, behind whole strings; a quote begins a string that the chunk does not end."""
+_STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
+_TO_SIGN_IN_ARRAY = re.compile(rb'[^"\[\]{},]*(?:' + _STRING + rb'[^"\[\]{},]*){0,1000}', re.DOTALL)
+_TO_SIGN_IN_ELEMENT = re.compile(rb'[^"\[\]{}]*(?:' + _STRING + rb'[^"\[\]{}]*){0,1000}', re.DOTALL)
+"""Up to the next sign that matters, behind whole strings, so many that they need little memory. Possessive
+quantifiers would say the same in one match, but before Python 3.11.5 they match something else.
+"""
 
 
 def begins_array(head: bytes) -> bool:
@@ -129,11 +131,12 @@ class _Array:
                     self._is_string = self._is_escaped = chunk[place] == ord("\\")
                 place += 1
                 continue
-            found = (_SIGN_IN_ARRAY if self._depth == 1 else _SIGN_IN_ELEMENT).match(chunk, place)
-            if found is None:
+            to_sign = _TO_SIGN_IN_ARRAY if self._depth == 1 else _TO_SIGN_IN_ELEMENT
+            place = to_sign.match(chunk, place).end()  # type: ignore[union-attr]
+            sign = chunk[place : place + 1]
+            if not sign:
                 return
-            place = found.end()
-            sign = found[1]
+            place += 1
             self._is_string = sign == b'"'
             depth_before = self._depth
             self._depth += (sign in b"[{") - (sign in b"]}")

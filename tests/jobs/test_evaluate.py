@@ -19,7 +19,7 @@ from schemas.vocabulary import VocabularyLayout
 from tests.schemas.packed_rows import make_sequences, write_packed
 from tests.trainer.runs import TEXT_TOKENIZER, trained_export
 from tokenizer.checkpoint import load_tokenizer
-from tokenizer.text_tokenizer import TextTokenizer
+from tokenizer.text_tokenizer import TextTokenizer, text_tokenizer_hashes
 from trainer.answering import AnsweringModel
 from trainer.generate import SamplingConfig, generate
 from trainer.load_model import load_model
@@ -57,7 +57,8 @@ def test_answers(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export with its text tokenizer inside, after two steps on rows whose document marks are unusual."""
-    identity = TextTokenizerIdentity("sample", TextTokenizer(TEXT_TOKENIZER).sha256, bos_id=5, eos_id=6)
+    sha256 = text_tokenizer_hashes(str(TEXT_TOKENIZER), 5, 6)[0]
+    identity = TextTokenizerIdentity("sample", sha256, bos_id=5, eos_id=6)
     return trained_export(tmp_path_factory.mktemp("evaluated"), tokenizer=identity) / "model"
 
 
@@ -165,6 +166,15 @@ def test_drawing_of_token_shards(model: Path, tmp_path: Path) -> None:
     assert all(max(row["codes"]) < num_codes for row in rows)
     for name in ("drawn", "original"):
         assert len(list((tmp_path / "pictures" / name).glob("*.png"))) == 3
+
+
+def test_pictures_of_other_documents_are_named(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", str(model), "--tokens", str(HELD_OUT), "--output", str(tmp_path / "drawing")]
+    others = str(SAMPLES / "pairs" / "00000.tar")
+    assert main(["drawing", *flags, "--device", "cpu", "--limit", "12", "--pictures", others]) == 2
+    assert f"--pictures {others}: no sample has the key of a document" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

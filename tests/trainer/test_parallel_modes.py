@@ -244,7 +244,8 @@ def test_settings_that_cannot_work_are_refused(fields: dict[str, Any], message: 
 
 
 def test_fp8_without_its_hardware_is_refused(tmp_path: Path) -> None:
-    config = run_config(packed_folder(tmp_path / "packed"), tmp_path, parallel=ParallelConfig(is_fp8=True))
+    packed = packed_folder(tmp_path / "packed")
+    config = run_config(packed, tmp_path / "run", parallel=ParallelConfig(is_fp8=True))
     with pytest.raises(ValueError, match=r"parallel\.is_fp8 needs"):
         run_alone(config)
 
