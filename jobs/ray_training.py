@@ -67,7 +67,7 @@ def train_on_ray(
     )
     try:
         result: Any = trainer.fit()
-    except Exception:
+    except Exception:  # Ray's own wrapping of it; a worker's verdict, if there is one, says it plainly
         _raise_verdict(verdict)
         raise
     _raise_verdict(verdict)

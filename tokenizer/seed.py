@@ -147,6 +147,7 @@ class SeedTokenizer:
         self.precision = precision
         self.is_compiled = compiled
         self.batch_size = batch_size
+        self._slice_size = images_per_slice(model.config, PRECISIONS[precision], batch_size)
         self.device = _usable_device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.model.vit.patch_embed.freeze(PRECISIONS[precision])
@@ -231,8 +232,7 @@ class SeedTokenizer:
         """``model.encode_features``, a few images at a time: the same bits, and no tensor that glibc would
         map anew, for the kernel to fill with zeros page by page, at each of its uses.
         """
-        slices = images_B.split(images_per_slice(self.config, PRECISIONS[self.precision], self.batch_size))
-        return torch.cat([self.model.encode_features(images) for images in slices])
+        return torch.cat([self.model.encode_features(images) for images in images_B.split(self._slice_size)])
 
     def _checked(self, codes: npt.NDArray[np.integer] | Tensor) -> Tensor:
         """Codes as (B, N) int64 on ``device``."""

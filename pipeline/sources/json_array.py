@@ -23,7 +23,7 @@ _STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
 _TO_SIGN_IN_ARRAY = re.compile(rb'[^"\[\]{},]*(?:' + _STRING + rb'[^"\[\]{},]*){0,1000}', re.DOTALL)
 _TO_SIGN_IN_ELEMENT = re.compile(rb'[^"\[\]{}]*(?:' + _STRING + rb'[^"\[\]{}]*){0,1000}', re.DOTALL)
 """Up to the next sign that matters, behind whole strings, so many that they need little memory. Possessive
-quantifiers would say the same in one match, but before Python 3.11.5 they match something else.
+quantifiers would say the same in one match, but in Python 3.11.2 they match something else.
 """
 
 

@@ -73,7 +73,14 @@ def test_slices_on_a_cpu_fill_a_batch_and_fit_in_memory_that_is_used_again(
 def test_slices_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = TOKENIZERS["tiny"].encode_features(PICTURES)
     monkeypatch.setattr("tokenizer.seed.LARGEST_MMAP_THRESHOLD", 1)
-    assert torch.equal(TOKENIZERS["tiny"].encode_features(PICTURES), whole)
+    sliced = make_tokenizer("tiny")
+    num_slices: list[int] = []
+    encode = sliced.model.encode_features
+    monkeypatch.setattr(
+        sliced.model, "encode_features", lambda images: num_slices.append(len(images)) or encode(images)
+    )
+    assert torch.equal(sliced.encode_features(PICTURES), whole)
+    assert set(num_slices) == {1}
 
 
 def test_launch_gives_the_codes_of_encode() -> None:
